@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help run test check model evaluate docs clean
+
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+run: $(READY)  ## answer test_input.json with the embedded tiny model and print the JSON
+	@$(BIN)/python handler.py
+
+test: $(READY)  ## run all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+model: $(READY)  ## train the tiny model, or go on with it (hours)
+	$(BIN)/python -m builder.tiny_model train
+
+evaluate: $(READY)  ## measure the tiny model on held-out pictures
+	$(BIN)/python -m builder.tiny_model evaluate
+
+docs: $(READY)  ## write the generated tables and pictures of docs/
+	$(BIN)/python -m builder.docs
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,282 @@
+"""Every way in which a request can fail. Knows nothing about HTTP frameworks, jobs or torch.
+
+WorkerError
+├── InputError                  400  the body is at fault
+│   ├── InputNotObject               `input` is missing or is not an object
+│   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
+│   ├── RouteUnknown            404  no such route
+│   ├── ModelNotFound           404  another model is served
+│   └── PromptTooLong                prompt + max_tokens is more than the model holds
+├── MediaError                  400  a picture or a video is at fault
+│   ├── MediaUrlInvalid              not an address that can be fetched
+│   ├── MediaUrlForbidden            an address that must not be fetched
+│   ├── MediaFetchFailed        502  the other side did not give it
+│   ├── MediaFetchBusy          502  the other side did not give it now; try again
+│   ├── MediaFetchTimeout       504  the other side was too slow
+│   ├── MediaTooLarge           413  more bytes, or more work, than allowed
+│   ├── MediaBase64Invalid           not base64
+│   ├── MediaUnsupportedType    415  not a format that is read
+│   ├── MediaCorrupt                 broken or cut off
+│   ├── MediaDimensions              too many pixels, too long a side, frames that differ
+│   ├── MediaDecodeTimeout           decoding took too long
+│   ├── MediaTooManyItems            more pictures, videos or frames than allowed
+│   └── MediaParamInvalid            a control of a picture or video is out of range
+└── ServerError                 500  the worker is at fault
+    ├── QueueFull               429  too many requests are waiting
+    ├── OutOfMemory             503  this request did not fit in memory
+    ├── EngineStopped           503  the engine has ended; the worker must be replaced
+    ├── ResultTooLarge               the answer is too large for the platform
+    └── InternalError                a fault of our own; the log has the details
+
+A message is made of the constant text of its class, the place in the request, and our own words and numbers:
+never of the caller's data, a library's text or a path.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class WorkerError(Exception):
+    """A request that failed, with what its caller may know about it."""
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    text: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, *, where: str | None = None, detail: str | None = None) -> None:
+        self.where = where
+        self.detail = detail
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """One sentence for the caller: the place, what is wrong, the numbers."""
+        place = f"{self.where}: " if self.where else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{place}{self.text}{detail}"
+
+    def as_json(self) -> str:
+        """The error as the platform's job API carries it: an object in a string."""
+        fields = {"code": self.code, "message": self.message, "status": self.status, "retryable": self.retryable}
+        return json.dumps(fields)
+
+
+class InputError(WorkerError):
+    """The body is at fault."""
+
+    status = 400
+
+
+class InputNotObject(InputError):
+    """`input` is missing, null, a string, a list."""
+
+    code = "INPUT_NOT_OBJECT"
+    text = "the input must be a JSON object"
+
+
+class InputInvalid(InputError):
+    """A field is unknown, missing, of the wrong type or out of range."""
+
+    code = "INPUT_INVALID"
+    text = "not valid"
+
+
+class RouteUnknown(InputError):
+    """A route that this worker does not have."""
+
+    code = "ROUTE_UNKNOWN"
+    status = 404
+    text = "no such route"
+
+
+class ModelNotFound(InputError):
+    """The request names a model that is not the one served."""
+
+    code = "MODEL_NOT_FOUND"
+    status = 404
+    text = "this model is not served here"
+
+
+class PromptTooLong(InputError):
+    """The prompt, or prompt + max_tokens, can never fit."""
+
+    code = "PROMPT_TOO_LONG"
+    text = "prompt and max_tokens do not fit into the context"
+
+
+class MediaError(WorkerError):
+    """A picture or a video is at fault."""
+
+    status = 400
+
+
+class MediaUrlInvalid(MediaError):
+    """Not an http(s) address, or one with parts that are refused."""
+
+    code = "MEDIA_URL_INVALID"
+    text = "not an http or https address that can be fetched"
+
+
+class MediaUrlForbidden(MediaError):
+    """A private, local or otherwise reserved address, or a domain that is not allowed."""
+
+    code = "MEDIA_URL_FORBIDDEN"
+    text = "this address must not be fetched"
+
+
+class MediaFetchFailed(MediaError):
+    """The other side refused or has nothing there."""
+
+    code = "MEDIA_FETCH_FAILED"
+    status = 502
+    text = "the address did not give a file"
+
+
+class MediaFetchBusy(MediaFetchFailed):
+    """The other side failed in a way that may pass: 5xx, 429, DNS, connection."""
+
+    code = "MEDIA_FETCH_BUSY"
+    text = "the address did not give a file this time"
+    retryable = True
+
+
+class MediaFetchTimeout(MediaError):
+    """The other side was too slow."""
+
+    code = "MEDIA_FETCH_TIMEOUT"
+    status = 504
+    text = "fetching took too long"
+    retryable = True
+
+
+class MediaTooLarge(MediaError):
+    """More bytes than allowed, or a file made to cost more than its pixels."""
+
+    code = "MEDIA_TOO_LARGE"
+    status = 413
+    text = "too large"
+
+
+class MediaBase64Invalid(MediaError):
+    """Neither an address nor base64."""
+
+    code = "MEDIA_BASE64_INVALID"
+    text = "neither an http(s) address nor valid base64"
+
+
+class MediaUnsupportedType(MediaError):
+    """The bytes are of a format that is not read here."""
+
+    code = "MEDIA_UNSUPPORTED_TYPE"
+    status = 415
+    text = "not of a supported format"
+
+
+class MediaCorrupt(MediaError):
+    """The bytes are broken or cut off."""
+
+    code = "MEDIA_CORRUPT"
+    text = "broken or cut off"
+
+
+class MediaDimensions(MediaError):
+    """Too many pixels, too long a side, too slim, or frames that differ in size."""
+
+    code = "MEDIA_DIMENSIONS"
+    text = "sides out of bounds"
+
+
+class MediaDecodeTimeout(MediaError):
+    """Decoding took too long."""
+
+    code = "MEDIA_DECODE_TIMEOUT"
+    text = "decoding took too long"
+
+
+class MediaTooManyItems(MediaError):
+    """More pictures, videos or frames than allowed."""
+
+    code = "MEDIA_TOO_MANY_ITEMS"
+    text = "too many pictures, videos or frames"
+
+
+class MediaParamInvalid(MediaError):
+    """A control of a picture or video is out of range."""
+
+    code = "MEDIA_PARAM_INVALID"
+    text = "a media control is out of range"
+
+
+class ServerError(WorkerError):
+    """The worker is at fault."""
+
+    status = 500
+
+
+class QueueFull(ServerError):
+    """Too many requests are waiting."""
+
+    code = "QUEUE_FULL"
+    status = 429
+    text = "too many requests are waiting"
+    retryable = True
+
+
+class OutOfMemory(ServerError):
+    """This request did not fit in the device's memory."""
+
+    code = "OUT_OF_MEMORY"
+    status = 503
+    text = "the request did not fit into the device's memory"
+    retryable = True
+
+
+class EngineStopped(ServerError):
+    """The engine has ended and takes no more work."""
+
+    code = "ENGINE_STOPPED"
+    status = 503
+    text = "the engine has ended"
+    retryable = True
+
+
+class ResultTooLarge(ServerError):
+    """The answer is larger than the platform takes."""
+
+    code = "RESULT_TOO_LARGE"
+    text = "the answer is too large for the platform"
+
+
+class InternalError(ServerError):
+    """A fault of our own."""
+
+    code = "INTERNAL"
+    text = "the worker failed; its log has the details"
+    retryable = True
+
+
+def every_error() -> Iterator[type[WorkerError]]:
+    """The leaves of the tree that can be raised, in the order above."""
+
+    def walk(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
+        if "code" in vars(error):
+            yield error
+        for child in error.__subclasses__():
+            yield from walk(child)
+
+    return walk(WorkerError)
+
+
+def table() -> str:
+    """All errors as the Markdown table of docs/errors.md."""
+    rows = ["| code | status | retry | when |", "|---|---|---|---|"]
+    for error in every_error():
+        meaning = (error.__doc__ or "").strip().splitlines()[0]
+        rows.append(f"| `{error.code}` | {error.status} | {'yes' if error.retryable else 'no'} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -1,0 +1,24 @@
+"""Values that every JSON reader takes: no lone surrogates, no NaN or infinity, nothing but JSON's own types."""
+
+import math
+import re
+from typing import Any
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def safe(value: Any) -> Any:
+    """The value with surrogates as U+FFFD and non-finite numbers as null. Raises TypeError for what is not JSON."""
+    match value:
+        case None | bool() | int():
+            return value
+        case str():
+            return _SURROGATES.sub("\ufffd", value)
+        case float():
+            return value if math.isfinite(value) else None
+        case list() | tuple():
+            return [safe(item) for item in value]
+        case dict():
+            return {safe(str(key)): safe(item) for key, item in value.items()}
+        case _:
+            raise TypeError(f"{type(value).__name__} is not JSON")

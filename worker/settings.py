@@ -1,0 +1,127 @@
+"""Every environment variable and limit, read once and frozen; the only reader of os.environ.
+
+`python -m worker.settings` prints the table that docs/settings.md shows.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+EMBEDDED_MODEL = Path(__file__).parent / "tiny_model"
+MIB = 2**20
+
+Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingError(Exception):
+    """An environment variable does not parse; the message names it."""
+
+
+class Settings(BaseModel):
+    """One value for each variable; the variable's name is the field's in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_path: Path | None = Field(
+        None, description="Checkpoint folder to serve; unset serves the embedded tiny model"
+    )
+    model_name: str | None = Field(
+        None, description="Name in answers and for the OpenAI route; unset takes the folder's"
+    )
+    device: Device = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
+    )
+    max_model_len: Positive | None = Field(
+        None, description="Most tokens of prompt + answer; unset takes the model's own limit"
+    )
+    max_num_seqs: Positive = Field(16, description="Sequences decoded at once")
+    max_queue: Positive = Field(
+        256, description="Requests that may wait for the engine; more are refused with QUEUE_FULL"
+    )
+    max_tokens_default: Positive = Field(512, description="`max_tokens` where the request has none")
+    concurrency: Positive = Field(
+        48,
+        description="Jobs taken from the platform at once; more than `MAX_NUM_SEQS`, "
+        "so that media is fetched while the device works",
+    )
+    prepare_threads: Positive = Field(4, description="Threads that decode pictures and build prompts")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level that is logged"
+    )
+
+    runpod_log_level: Literal["NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"] = Field(
+        "INFO", description="The same for the platform's SDK; at DEBUG it logs inputs and answers"
+    )
+
+    max_images: Positive = Field(16, description="Pictures in a request")
+    max_videos: Positive = Field(2, description="Videos in a request")
+    max_frames: Positive = Field(256, description="Frames in a list that makes a video")
+    max_image_bytes: Positive = Field(20 * MIB, description="Bytes of a picture")
+    max_job_bytes: Positive = Field(192 * MIB, description="Bytes of all media of a request")
+    max_image_pixels: Positive = Field(50_000_000, description="Pixels of a picture before it is resized")
+    max_image_side: Positive = Field(16_384, description="Pixels of a picture's longer side")
+    max_image_tokens: Positive = Field(
+        1280, description="Tokens that a picture may become; larger ones are resized to it"
+    )
+    max_video_tokens: Positive = Field(
+        16_384, description="Tokens that a video may become; larger ones are resized to it"
+    )
+    decode_memory_bytes: Positive = Field(2048 * MIB, description="Memory of all pictures being decoded at once")
+    decode_timeout_s: Seconds = Field(10.0, description="Seconds to decode a picture")
+    connect_timeout_s: Seconds = Field(5.0, description="Seconds to connect to an address")
+    read_timeout_s: Seconds = Field(10.0, description="Seconds without a byte from an address")
+    image_timeout_s: Seconds = Field(20.0, description="Seconds to fetch a picture, all in all")
+    max_redirects: Annotated[int, Field(ge=0)] = Field(3, description="Redirects followed, each checked anew")
+    media_allowed_domains: str = Field(
+        "", description="Comma-separated domains (with their subdomains) that may be fetched; empty: any public one"
+    )
+    media_allow_loopback: bool = Field(
+        False, description="Lets pictures come from this machine, on any port: for tests and local use only"
+    )
+
+    runpod_webhook_get_job: str | None = Field(
+        None, description="Set by the platform; its presence means that jobs come from there"
+    )
+
+    @property
+    def is_on_platform(self) -> bool:
+        return self.runpod_webhook_get_job is not None
+
+    @property
+    def allowed_domains(self) -> tuple[str, ...]:
+        return tuple(domain.strip().lower() for domain in self.media_allowed_domains.split(",") if domain.strip())
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the process's environment, or from the one given. An empty variable counts as unset."""
+    source = os.environ if environment is None else environment
+    values = {name: source[name.upper()] for name in Settings.model_fields if source.get(name.upper())}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = str(first["loc"][0]).upper()
+        raise SettingError(f"the environment variable {name} does not parse: {first['msg']}") from None
+
+
+def table() -> str:
+    """All settings as the Markdown table of docs/settings.md."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, "") else f"`{_shown(field.default)}`"
+        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    print(table(), end="")
