@@ -1,0 +1,123 @@
+"""Bad bodies: each a coded error that names the place and repeats nothing of the caller's."""
+
+from typing import Any
+
+import pytest
+
+from worker.contract import MAX_TEXT_CHARS
+from worker.dialects import choose
+from worker.errors import InputError, WorkerError
+
+SECRET = "zebra-crossing-4711"
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": "hello"}], **fields}
+    return {"openai_route": "/v1/chat/completions", "openai_input": body}
+
+
+def blocks(*content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+BAD: dict[str, tuple[object, str, str]] = {
+    "missing input": (None, "INPUT_NOT_OBJECT", ""),
+    "a string": (SECRET, "INPUT_NOT_OBJECT", ""),
+    "nothing in it": ({}, "INPUT_INVALID", "input"),
+    "unknown field": ({"prompt": "x", "temprature": SECRET}, "INPUT_INVALID", "temprature"),
+    "unknown field with an odd name": ({"prompt": "x", f"{SECRET} \n": 1}, "INPUT_INVALID", "cannot be shown"),
+    "prompt of the wrong type": ({"prompt": [SECRET]}, "INPUT_INVALID", "prompt"),
+    "max_tokens as text": ({"prompt": "x", "max_tokens": "5"}, "INPUT_INVALID", "max_tokens"),
+    "max_tokens 0": ({"prompt": "x", "max_tokens": 0}, "INPUT_INVALID", "max_tokens"),
+    "max_tokens over the ceiling": ({"prompt": "x", "max_tokens": 10**9}, "INPUT_INVALID", "max_tokens"),
+    "max_tokens true": ({"prompt": "x", "max_tokens": True}, "INPUT_INVALID", "max_tokens"),
+    "NaN temperature": ({"prompt": "x", "temperature": float("nan")}, "INPUT_INVALID", "temperature"),
+    "infinite temperature": ({"prompt": "x", "temperature": float("inf")}, "INPUT_INVALID", "temperature"),
+    "negative temperature": ({"prompt": "x", "temperature": -1}, "INPUT_INVALID", "temperature"),
+    "top_p 0": ({"prompt": "x", "top_p": 0}, "INPUT_INVALID", "top_p"),
+    "top_k -1": ({"prompt": "x", "top_k": -1}, "INPUT_INVALID", "top_k"),
+    "100 stops": ({"prompt": "x", "stop": [SECRET] * 100}, "INPUT_INVALID", "stop"),
+    "an empty stop": ({"prompt": "x", "stop": [""]}, "INPUT_INVALID", "stop[0]"),
+    "a number as stop": ({"prompt": "x", "stop": 5}, "INPUT_INVALID", "stop"),
+    "a million characters": ({"prompt": "x" * 10**6}, "INPUT_INVALID", "prompt"),
+    "a million characters in a message": (
+        {"messages": [{"role": "user", "content": "x" * (MAX_TEXT_CHARS + 1)}]},
+        "INPUT_INVALID",
+        "messages[0].content",
+    ),
+    "a lone surrogate": ({"prompt": SECRET + "\ud83d"}, "INPUT_INVALID", "prompt"),
+    "a lone surrogate in a block": (blocks({"type": "text", "text": "\ud83d"}), "INPUT_INVALID", "content[0].text"),
+    "empty messages": ({"messages": []}, "INPUT_INVALID", "messages"),
+    "messages as text": ({"messages": SECRET}, "INPUT_INVALID", "messages"),
+    "messages beside a prompt": (
+        {"prompt": "x", "messages": [{"role": "user", "content": "y"}]},
+        "INPUT_INVALID",
+        "prompt",
+    ),
+    "an unknown role": ({"messages": [{"role": SECRET, "content": "x"}]}, "INPUT_INVALID", "messages[0].role"),
+    "no content": ({"messages": [{"role": "user"}]}, "INPUT_INVALID", "messages[0].content"),
+    "null content": ({"messages": [{"role": "user", "content": None}]}, "INPUT_INVALID", "messages[0].content"),
+    "no blocks": (blocks(), "INPUT_INVALID", "messages[0].content"),
+    "a block that is no object": (blocks(SECRET), "INPUT_INVALID", "messages[0].content[0]"),
+    "a block of an unknown kind": (blocks({"type": SECRET}), "INPUT_INVALID", "messages[0].content[0]"),
+    "a block without media": (blocks({"type": "image"}), "INPUT_INVALID", "messages[0].content[0].image"),
+    "a picture as number": ({"prompt": "x", "image": 7}, "INPUT_INVALID", "image"),
+    "a picture with url and base64": (
+        {"prompt": "x", "image": {"url": SECRET, "base64": SECRET}},
+        "INPUT_INVALID",
+        "image",
+    ),
+    "a video without frames": ({"prompt": "x", "video": []}, "INPUT_INVALID", "video"),
+    "fps 0": ({"prompt": "x", "video": {"frames": ["a"], "fps": 0}}, "INPUT_INVALID", "video.fps"),
+    "stream as text": ({"prompt": "x", "stream": "true"}, "INPUT_INVALID", "stream"),
+    "openai: another route": ({"openai_route": "/v1/" + SECRET}, "ROUTE_UNKNOWN", "openai_route"),
+    "openai: a route that is a list": ({"openai_route": [SECRET]}, "ROUTE_UNKNOWN", "openai_route"),
+    "openai: no input": ({"openai_route": "/v1/chat/completions"}, "INPUT_NOT_OBJECT", "openai_input"),
+    "openai: no messages": (
+        {"openai_route": "/v1/chat/completions", "openai_input": {}},
+        "INPUT_INVALID",
+        "messages",
+    ),
+    "openai: a field beside the two": ({**chat(), "prompt": SECRET}, "INPUT_INVALID", "prompt"),
+    "openai: two choices": (chat(n=2), "INPUT_INVALID", "n"),
+    "openai: tools": (chat(tools=[{"type": "function"}]), "INPUT_INVALID", "tools"),
+    "openai: JSON wanted": (chat(response_format={"type": "json_object"}), "INPUT_INVALID", "response_format"),
+    "openai: logprobs": (chat(logprobs=True), "INPUT_INVALID", "logprobs"),
+    "openai: sound": (
+        chat(messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
+        "INPUT_INVALID",
+        "messages[0].content[0]",
+    ),
+}
+
+
+@pytest.mark.parametrize("body,code,place", BAD.values(), ids=BAD.keys())  # noqa: PT006
+def test_bad_input_has_a_code_and_a_place(body: object, code: str, place: str) -> None:
+    with pytest.raises(InputError) as failure:
+        parse(body)
+    error = failure.value
+    assert error.code == code
+    assert place in (error.where or "")
+    assert SECRET not in error.message
+    assert "\ud83d" not in error.message
+    assert len(error.message) < 300
+
+
+def parse(body: object) -> object:
+    dialect, shown = choose(body)
+    return dialect.parse(shown)
+
+
+@pytest.mark.parametrize("body,code,place", BAD.values(), ids=BAD.keys())  # noqa: PT006
+def test_every_refusal_is_an_error_of_the_job(body: object, code: str, place: str) -> None:
+    try:
+        dialect, shown = choose(body)
+    except WorkerError:
+        return
+    try:
+        dialect.parse(shown)
+    except WorkerError as error:
+        [refusal] = dialect.refusal(error, shown)
+        assert isinstance(refusal, dict)
+        assert isinstance(refusal["error"], str)
+        assert code in refusal["error"]

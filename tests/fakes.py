@@ -1,0 +1,64 @@
+"""Stand-ins by interface: an engine that says what it is told, an opener that sees nothing, pictures in bytes."""
+
+import base64
+import io
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from worker.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Usage
+from worker.errors import WorkerError
+
+USAGE = Usage(prompt_tokens=20, completion_tokens=3, image_tokens=16)
+
+
+@dataclass
+class FakeEngine:
+    """Says `pieces`, then ends; or fails with `error` after them."""
+
+    pieces: Sequence[str] = ("A ", "cat.")
+    reason: FinishReason = "stop"
+    usage: Usage = USAGE
+    error: Exception | None = None
+    model_name: str = "tiny-qwen3-vl"
+    asked: list[ChatRequest] = field(default_factory=list)
+    num_closed: int = 0
+
+    async def generate(self, request: ChatRequest, media: Sequence[Opened]) -> AsyncGenerator[Event, None]:
+        self.asked.append(request)
+        try:
+            for piece in self.pieces:
+                yield Piece(text=piece)
+            if self.error is not None:
+                raise self.error
+            yield Done(reason=self.reason, usage=self.usage)
+        finally:
+            self.num_closed += 1
+
+
+@dataclass
+class FakeOpener:
+    """Opens everything as one grey picture, or fails."""
+
+    error: WorkerError | None = None
+    opened: list[Media] = field(default_factory=list)
+
+    async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
+        if self.error is not None:
+            raise self.error
+        self.opened += items
+        return tuple(Picture(np.full((8, 8, 3), 128, np.uint8)) for _ in items)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The picture as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def as_base64(image: Image.Image, form: str = "PNG", **options: Any) -> str:
+    return base64.b64encode(encoded(image, form, **options)).decode()

@@ -1,0 +1,237 @@
+"""What the bodies of all dialects share: strictness, messages in blocks, media references, error places."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
+
+from worker.contract import (
+    MAX_STOPS,
+    BoundedText,
+    Frames,
+    Inline,
+    Media,
+    Message,
+    Role,
+    StopString,
+    Text,
+    Url,
+)
+from worker.errors import InputInvalid
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+class Body(BaseModel):
+    """A part of an outside body: every field is known, of its own type, and finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class UrlForm(Body):
+    url: str = Field(repr=False)
+
+
+class Base64Form(Body):
+    base64: str = Field(repr=False)
+
+
+def _form_of_media(value: object) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    if isinstance(value, dict):
+        return "<base64>" if "base64" in value else "<url>"
+    return None
+
+
+MediaForm = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[UrlForm, Tag("<url>")] | Annotated[Base64Form, Tag("<base64>")],
+    Discriminator(
+        _form_of_media,
+        custom_error_type="media_form",
+        custom_error_message='a picture or video is a string, {"url": …} or {"base64": …}',
+    ),
+]
+
+
+class FramesForm(Body):
+    frames: list[MediaForm] = Field(min_length=1)
+    fps: float | None = Field(None, gt=0, le=240)
+
+
+def _form_of_video(value: object) -> str | None:
+    if isinstance(value, list):
+        return "<list>"
+    if isinstance(value, dict) and "frames" in value:
+        return "<frames>"
+    return _form_of_media(value)
+
+
+VideoForm = Annotated[
+    Annotated[str, Tag("<string>")]
+    | Annotated[UrlForm, Tag("<url>")]
+    | Annotated[Base64Form, Tag("<base64>")]
+    | Annotated[FramesForm, Tag("<frames>")]
+    | Annotated[Annotated[list[MediaForm], Field(min_length=1)], Tag("<list>")],
+    Discriminator(
+        _form_of_video,
+        custom_error_type="video_form",
+        custom_error_message='a video is a list of frames, {"frames": […], "fps": …}, or a form that pictures have',
+    ),
+]
+
+
+class TextBlock(Body):
+    type: Literal["text"]
+    text: BoundedText = Field(repr=False)
+
+
+class ImageBlock(Body):
+    type: Literal["image"]
+    image: MediaForm
+
+
+class VideoBlock(Body):
+    type: Literal["video"]
+    video: VideoForm
+    fps: float | None = Field(None, gt=0, le=240)
+
+
+class ImageUrl(Body):
+    url: str = Field(repr=False)
+    detail: Literal["auto"] = "auto"
+
+
+class ImageUrlBlock(Body):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class VideoUrlBlock(Body):
+    type: Literal["video_url"]
+    video_url: UrlForm
+
+
+_BLOCKS = ("text", "image", "video", "image_url", "video_url")
+
+
+def _kind_of_block(value: object) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if kind in _BLOCKS else None
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[VideoBlock, Tag("<video>")]
+    | Annotated[ImageUrlBlock, Tag("<image_url>")]
+    | Annotated[VideoUrlBlock, Tag("<video_url>")],
+    Discriminator(
+        _kind_of_block,
+        custom_error_type="block_kind",
+        custom_error_message=f"a block is an object whose type is one of {', '.join(_BLOCKS)}",
+    ),
+]
+
+Content = Annotated[
+    Annotated[BoundedText, Tag("<string>")] | Annotated[Annotated[list[Block], Field(min_length=1)], Tag("<blocks>")],
+    Discriminator(
+        lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
+        custom_error_type="content_form",
+        custom_error_message="content is a string or a list of blocks",
+    ),
+]
+
+Stops = Annotated[
+    list[StopString],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(max_length=MAX_STOPS),
+]
+
+
+def message(role: Role, content: str | list[Any], where: str) -> Message:
+    """A message of the contract; `where` is the place of its content in the body."""
+    if isinstance(content, str):
+        return Message(role=role, parts=(Text(text=content),))
+    return Message(role=role, parts=tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content)))
+
+
+def _part(block: Any, where: str) -> Text | Media:
+    match block:
+        case TextBlock():
+            return Text(text=block.text)
+        case ImageBlock():
+            return image(block.image, where)
+        case VideoBlock():
+            return video(block.video, where, block.fps)
+        case ImageUrlBlock():
+            return image(block.image_url.url, where)
+        case VideoUrlBlock():
+            return video(block.video_url.url, where, None)
+        case _:
+            raise AssertionError(type(block))
+
+
+def image(form: str | UrlForm | Base64Form, where: str) -> Media:
+    return Media(kind="image", source=source(form), where=where)
+
+
+def video(form: str | UrlForm | Base64Form | FramesForm | list[Any], where: str, fps: float | None) -> Media:
+    """A video from any of its forms; `fps` beside the video is the rate of a list of frames."""
+    match form:
+        case FramesForm():
+            frames = Frames(frames=tuple(source(frame) for frame in form.frames), fps=form.fps or fps)
+        case list():
+            frames = Frames(frames=tuple(source(frame) for frame in form), fps=fps)
+        case _:
+            return Media(kind="video", source=source(form), where=where)
+    return Media(kind="video", source=frames, where=where)
+
+
+def source(form: str | UrlForm | Base64Form) -> Url | Inline:
+    """Whatever has a scheme and an authority is an address; the rest is a data URI or base64."""
+    match form:
+        case UrlForm():
+            return Inline(data=form.url) if form.url[:5].lower() == "data:" else Url(url=form.url)
+        case Base64Form():
+            return Inline(data=form.base64)
+        case _:
+            return Url(url=form) if _ADDRESS.match(form) else Inline(data=form)
+
+
+def invalid(error: ValidationError, prefix: str = "") -> InputInvalid:
+    """The first fault as an error that names the place and never shows the value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "extra_forbidden":
+        return InputInvalid(where=_place(first["loc"], prefix), detail="there is no such field")
+    reason = str(first["msg"])
+    return InputInvalid(where=_place(first["loc"], prefix) or "input", detail=reason)
+
+
+def _place(location: tuple[int | str, ...], prefix: str) -> str:
+    place = prefix
+    for step in location:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        elif not step.startswith("<"):
+            place += f".{shown_name(step)}" if place else shown_name(step)
+    return place
+
+
+def no_such_field(name: str) -> InputInvalid:
+    """An unknown field, named."""
+    return InputInvalid(where=shown_name(name), detail="there is no such field")
+
+
+def shown_name(name: str) -> str:
+    """A field's name as an error or a log may show it; what does not look like a name is not repeated."""
+    return name if _PLAIN_NAME.fullmatch(name) else "(a name that cannot be shown)"

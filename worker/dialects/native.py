@@ -1,0 +1,141 @@
+"""The worker's own dialect: `prompt` with pictures and videos, or `messages`.
+
+{"prompt": "What is this?", "image": "https://…"}  ->  {"id", "model", "text", "finish_reason", "usage"}
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from worker.contract import (
+    MAX_MESSAGES,
+    Answer,
+    BoundedText,
+    ChatRequest,
+    Done,
+    MaxTokens,
+    Message,
+    Meta,
+    Piece,
+    Sampling,
+    Seed,
+    Start,
+    StreamEvent,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    Usage,
+)
+from worker.dialects import fields
+from worker.dialects.fields import Body, Content, MediaForm, Stops, VideoForm
+from worker.errors import InputInvalid, WorkerError
+
+
+class NativeMessage(Body):
+    role: Literal["system", "user", "assistant"]
+    content: Content
+
+
+class NativeBody(Body):
+    """What a native request may say."""
+
+    prompt: BoundedText | None = Field(None, repr=False)
+    system: BoundedText | None = Field(None, repr=False)
+    image: MediaForm | None = None
+    images: list[MediaForm] = []
+    video: VideoForm | None = None
+    videos: list[VideoForm] = []
+    messages: list[NativeMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
+    stop: Stops = []
+    stream: bool = False
+
+
+def speaks(body: dict[str, Any]) -> bool:
+    """The native dialect is what remains when no other speaks."""
+    return True
+
+
+def parse(body: dict[str, Any]) -> ChatRequest:
+    """Raises InputInvalid."""
+    try:
+        native = NativeBody.model_validate(body)
+    except ValidationError as error:
+        raise fields.invalid(error) from None
+    return ChatRequest(
+        messages=_messages(native),
+        sampling=Sampling(
+            max_tokens=native.max_tokens,
+            temperature=native.temperature,
+            top_p=native.top_p,
+            top_k=native.top_k,
+            seed=native.seed,
+            stop=tuple(native.stop),
+        ),
+        stream=native.stream,
+    )
+
+
+def _messages(body: NativeBody) -> tuple[Message, ...]:
+    if body.messages is not None:
+        extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(body, name)]
+        if extra:
+            raise InputInvalid(where=extra[0], detail="cannot stand beside messages")
+        return tuple(
+            fields.message(message.role, message.content, f"messages[{index}].content")
+            for index, message in enumerate(body.messages)
+        )
+    if body.prompt is None:
+        raise InputInvalid(where="input", detail="prompt or messages is required")
+    pictures = [] if body.image is None else [fields.image(body.image, "image")]
+    pictures += [fields.image(form, f"images[{index}]") for index, form in enumerate(body.images)]
+    videos = [] if body.video is None else [fields.video(body.video, "video", None)]
+    videos += [fields.video(form, f"videos[{index}]", None) for index, form in enumerate(body.videos)]
+    user = Message(role="user", parts=(*pictures, *videos, Text(text=body.prompt)))
+    if body.system is None:
+        return (user,)
+    return (Message(role="system", parts=(Text(text=body.system),)), user)
+
+
+def reply(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.meta.id,
+        "model": answer.meta.model,
+        "text": answer.text,
+        "finish_reason": answer.reason,
+        "usage": usage(answer.usage),
+    }
+
+
+def usage(used: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.total_tokens,
+        "image_tokens": used.image_tokens,
+        "video_tokens": used.video_tokens,
+    }
+
+
+def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
+    match event:
+        case Start():
+            return []
+        case Piece():
+            return [{"text": event.text}]
+        case Done():
+            end = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reason}
+            return [{**end, "usage": usage(event.usage)}]
+
+
+def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
+    """A failed job's last words. A stream first says why, since the platform keeps `error` from streams."""
+    last: list[dict[str, Any] | str] = [{"error": error.as_json()}]
+    if body.get("stream") is not True:
+        return last
+    return [{"type": "failed", "detail": {"code": error.code, "message": error.message}}, *last]

@@ -1,0 +1,185 @@
+"""OpenAI Chat Completions, as the platform's OpenAI route carries it: `openai_route` and `openai_input`.
+
+Fields of the API that change an answer and are not built yet are refused unless they ask for nothing;
+fields that are unknown are ignored and named in the log.
+"""
+
+import json
+from typing import Any, Literal
+
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
+
+from worker.contract import (
+    MAX_MESSAGES,
+    Answer,
+    ChatRequest,
+    Done,
+    MaxTokens,
+    Meta,
+    Piece,
+    Role,
+    Sampling,
+    Seed,
+    Start,
+    StreamEvent,
+    Temperature,
+    TopK,
+    TopP,
+    Usage,
+)
+from worker.dialects import fields
+from worker.dialects.fields import Body, Content, Stops
+from worker.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
+
+ROUTE = "/v1/chat/completions"
+
+_NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "stop_token_ids": (None, []),
+    "ignore_eos": (None, False),
+    "mm_processor_kwargs": (None, {}),
+    "chat_template_kwargs": (None, {}),
+}
+_ROLES: dict[str, Role] = {"developer": "system"}
+
+
+class OpenAIMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: str | None = None
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class OpenAIBody(Body):
+    """What is honoured of a Chat Completions body."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    model: str | None = None
+    max_tokens: MaxTokens | None = Field(None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+_HONOURED = {"max_completion_tokens", *OpenAIBody.model_fields}
+
+
+def speaks(body: dict[str, Any]) -> bool:
+    return "openai_route" in body
+
+
+def parse(body: dict[str, Any]) -> ChatRequest:
+    """Raises InputInvalid, InputNotObject, RouteUnknown."""
+    if body["openai_route"] != ROUTE:
+        raise RouteUnknown(where="openai_route")
+    for name in body.keys() - {"openai_route", "openai_input"}:
+        raise fields.no_such_field(name)
+    given = body.get("openai_input")
+    if not isinstance(given, dict):
+        raise InputNotObject(where="openai_input")
+    _refuse_unbuilt(given)
+    try:
+        chat = OpenAIBody.model_validate(given)
+    except ValidationError as error:
+        raise fields.invalid(error) from None
+    return ChatRequest(
+        messages=tuple(
+            fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
+            for index, message in enumerate(chat.messages)
+        ),
+        sampling=Sampling(
+            max_tokens=chat.max_tokens,
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            top_k=chat.top_k,
+            seed=chat.seed,
+            stop=tuple(chat.stop or ()),
+        ),
+        stream=chat.stream or False,
+        include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
+        model=chat.model,
+        ignored=tuple(sorted(fields.shown_name(name) for name in given.keys() - _HONOURED - _NOTHING_ASKED.keys())),
+    )
+
+
+def _refuse_unbuilt(given: dict[str, Any]) -> None:
+    for name, harmless in _NOTHING_ASKED.items():
+        if name in given and given[name] not in harmless:
+            raise InputInvalid(where=name, detail="this worker does not support this value yet")
+
+
+def reply(answer: Answer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.reason}
+    return {**_head(answer.meta, "chat.completion"), "choices": [choice], "usage": _usage(answer.usage)}
+
+
+def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
+    """Server-sent events; the platform writes strings through as they are."""
+    match event:
+        case Start():
+            return [_sse(_chunk(meta, {"role": "assistant", "content": ""}))]
+        case Piece():
+            return [_sse(_chunk(meta, {"content": event.text}))]
+        case Done():
+            text = _sse(_chunk(meta, {}, event.reason))
+            if meta.include_usage:
+                text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
+            return [text + "data: [DONE]\n\n"]
+
+
+def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
+    shown = {"error": as_openai(error)}
+    given = body.get("openai_input")
+    if isinstance(given, dict) and given.get("stream") is True:
+        return [_sse(shown) + "data: [DONE]\n\n"]
+    return [{"error": json.dumps(shown)}]
+
+
+def as_openai(error: WorkerError) -> dict[str, Any]:
+    """The error object of the API: message, type, param, code."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    code = "model_not_found" if error.code == "MODEL_NOT_FOUND" else error.code
+    return {"message": error.message, "type": kind, "param": error.where, "code": code}
+
+
+def _head(meta: Meta, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
+
+
+def _chunk(meta: Meta, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
+    return {**chunk, "usage": None} if meta.include_usage else chunk
+
+
+def _usage(used: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.total_tokens,
+        "prompt_tokens_details": {"image_tokens": used.image_tokens, "video_tokens": used.video_tokens},
+    }
+
+
+def _sse(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
