@@ -1,0 +1,219 @@
+"""The fetcher against a server on the loopback that misbehaves to order; and against addresses it must never reach."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from worker.errors import (
+    MediaError,
+    MediaFetchBusy,
+    MediaFetchFailed,
+    MediaFetchTimeout,
+    MediaTooLarge,
+    MediaUrlForbidden,
+    MediaUrlInvalid,
+)
+from worker.media.fetch import Fetcher
+from worker.settings import Settings
+
+pytestmark = pytest.mark.network
+
+Serve = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Names(AbstractResolver):
+    """Every name is the address given; counts how often it was asked."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in self._addresses
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> Any:
+    """A server that hands the path to `serve`; yields its port and the list of paths asked for."""
+    asked: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = await reader.readuntil(b"\r\n\r\n")
+            path = request.split(b" ")[1].decode()
+            asked.append(path)
+            await serve(path, writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1], asked
+    finally:
+        listening.close()
+        await listening.wait_closed()
+
+
+def fetch(serve: Serve, path: str = "/x", max_bytes: int = 1000, timeout_s: float = 5.0, **settings: Any) -> bytes:
+    limits = Settings(media_allow_loopback=True, **settings)
+
+    async def run() -> bytes:
+        async with server(serve) as (port, _):
+            return await Fetcher(limits).fetch(f"http://127.0.0.1:{port}{path}", max_bytes, timeout_s)
+
+    return asyncio.run(run())
+
+
+def says(head: bytes, body: bytes = b"") -> Serve:
+    async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body)
+
+    return serve
+
+
+def test_a_body_is_fetched() -> None:
+    assert fetch(says(b"HTTP/1.1 200 OK\nContent-Length: 5", b"hello")) == b"hello"
+
+
+def test_a_body_of_unknown_length_is_fetched() -> None:
+    assert fetch(says(b"HTTP/1.1 200 OK\nConnection: close", b"hello")) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "error"),
+    [
+        (b"HTTP/1.1 404 Not Found\nContent-Length: 0", b"", MediaFetchFailed),
+        (b"HTTP/1.1 403 Forbidden\nContent-Length: 0", b"", MediaFetchFailed),
+        (b"HTTP/1.1 204 No Content", b"", MediaFetchFailed),
+        (b"HTTP/1.1 500 Oops\nContent-Length: 0", b"", MediaFetchBusy),
+        (b"HTTP/1.1 429 Slow down\nContent-Length: 0", b"", MediaFetchBusy),
+        (b"HTTP/1.1 200 OK\nContent-Length: 1001", b"x" * 1001, MediaTooLarge),
+        (b"HTTP/1.1 200 OK\nConnection: close", b"x" * 1001, MediaTooLarge),
+        (b"HTTP/1.1 200 OK\nContent-Length: 500", b"x" * 400, MediaFetchBusy),
+        (b"HTTP/1.1 200 OK\nContent-Length: 5\nContent-Encoding: gzip", b"12345", MediaFetchFailed),
+        (b"HTTP/1.1 200 OK\nX: " + b"y" * 9000, b"", MediaFetchBusy),
+        (b"SSH-2.0-OpenSSH", b"", MediaFetchBusy),
+        (b"HTTP/1.1 302 Found\nContent-Length: 0", b"", MediaFetchFailed),
+        (b"HTTP/1.1 302 Found\nLocation: file:///etc/passwd\nContent-Length: 0", b"", MediaUrlInvalid),
+        (b"HTTP/1.1 302 Found\nLocation: http://10.0.0.1/\nContent-Length: 0", b"", MediaUrlForbidden),
+        (b"HTTP/1.1 302 Found\nLocation: http://[::ffff:169.254.169.254]/\nContent-Length: 0", b"", MediaUrlForbidden),
+        (b"HTTP/1.1 302 Found\nLocation: http://user:pw@127.0.0.1/\nContent-Length: 0", b"", MediaUrlInvalid),
+        (b"HTTP/1.1 302 Found\nLocation: /x\nContent-Length: 0", b"", MediaFetchFailed),
+    ],
+)
+def test_misbehaviour_has_a_code(head: bytes, body: bytes, error: type[MediaError]) -> None:
+    with pytest.raises(MediaError) as failure:
+        fetch(says(head, body))
+    assert type(failure.value) is error
+
+
+def test_a_few_redirects_are_followed() -> None:
+    async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+        step = int(path[1:])
+        if step < 3:
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /%d\r\nContent-Length: 0\r\n\r\n" % (step + 1))
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+
+    assert fetch(serve, "/0") == b"done"
+    with pytest.raises(MediaFetchFailed):
+        fetch(serve, "/0", max_redirects=2)
+
+
+def test_an_endless_body_ends_at_the_limit() -> None:
+    async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for _ in range(10_000):
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    with pytest.raises(MediaTooLarge):
+        fetch(serve, max_bytes=200_000)
+
+
+def test_a_silent_server_times_out() -> None:
+    async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(MediaFetchTimeout):
+        fetch(serve, timeout_s=0.05)
+    with pytest.raises(MediaFetchTimeout):
+        fetch(serve, read_timeout_s=0.05)
+
+
+def test_a_dripping_body_meets_the_total_deadline() -> None:
+    async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(MediaFetchTimeout):
+        fetch(serve, timeout_s=0.1)
+
+
+def test_a_closed_port_may_be_tried_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    limits = Settings(media_allow_loopback=True)
+    with pytest.raises(MediaFetchBusy):
+        asyncio.run(Fetcher(limits).fetch(f"http://127.0.0.1:{port}/", 10, 5.0))
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(says(b"HTTP/1.1 200 OK\nContent-Length: 2", b"ok")) == b"ok"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "localhost", "localhost.", "[::1]",
+     "[::ffff:127.0.0.1]", "127.0.0.1."],
+)  # fmt: skip
+def test_no_notation_of_the_loopback_is_reached(host: str) -> None:
+    async def run() -> list[str]:
+        async with server(says(b"HTTP/1.1 200 OK\nContent-Length: 2", b"no")) as (port, asked):
+            with pytest.raises(MediaError):
+                await _PortBlind(Settings()).fetch(f"http://{host}:{port}/", 100, 2.0)
+            return asked  # type: ignore[no-any-return]
+
+    assert asyncio.run(run()) == []
+
+
+class _PortBlind(Fetcher):
+    """Lets every port through the check of the form, so that only the check of the address is left to hold."""
+
+    def _check(self, address: str) -> Any:
+        return URL(address)
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1",), ("10.0.0.1", "127.0.0.1"), ("::1", "169.254.169.254")])
+def test_a_name_that_means_an_inside_address_is_forbidden(addresses: tuple[str, ...]) -> None:
+    fetcher = Fetcher(Settings(), make_resolver=lambda: Names(*addresses))
+    with pytest.raises(MediaUrlForbidden):
+        asyncio.run(fetcher.fetch("http://rebound.test/x.png", 100, 2.0))

@@ -1,0 +1,64 @@
+"""Base64 in all the shapes in which it comes."""
+
+import base64
+
+import pytest
+
+from worker.errors import MediaBase64Invalid, MediaTooLarge
+from worker.media.inline import decode
+
+DATA = bytes(range(256)) * 20
+TEXT = base64.b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TEXT,
+        TEXT.rstrip("="),
+        base64.urlsafe_b64encode(DATA).decode(),
+        "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)),
+        f"  {TEXT}\r\n",
+        f"data:image/png;base64,{TEXT}",
+        f"data:video/mp4;charset=x;base64,{TEXT}",
+        f"DATA:;BASE64,{TEXT}",
+    ],
+)
+def test_these_forms_are_read(form: str) -> None:
+    assert decode(form, 10_000) == DATA
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "",
+        "====",
+        "data:image/png;base64,",
+        "data:image/png,AAAA",
+        "data:",
+        "/etc/passwd!",
+        "not base64 at all…",
+        "A",
+        "AA==AA",
+        "\x00\x01",
+    ],
+)
+def test_these_are_not_base64(form: str) -> None:
+    with pytest.raises(MediaBase64Invalid):
+        decode(form, 10_000)
+
+
+def test_what_is_too_large_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(MediaTooLarge):
+        decode("!" * 20_000, 10_000)
+
+
+def test_what_is_just_too_large_is_refused() -> None:
+    decode(base64.b64encode(b"x" * 10_000).decode(), 10_000)
+    with pytest.raises(MediaTooLarge):
+        decode(base64.b64encode(b"x" * 10_001).decode(), 10_000)
+
+
+def test_slices_join_without_a_seam() -> None:
+    data = bytes(3_000_017)
+    assert decode(base64.b64encode(data).decode(), 4_000_000) == data

@@ -1,0 +1,156 @@
+"""All media of a request: order, limits over the whole, and nothing left behind."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fakes import as_base64
+from worker.contract import Clip, Frames, Inline, Media, Opened, Picture, Url
+from worker.errors import (
+    MediaCorrupt,
+    MediaDimensions,
+    MediaError,
+    MediaFetchTimeout,
+    MediaTooLarge,
+    MediaTooManyItems,
+    MediaUnsupportedType,
+)
+from worker.media.opener import Opener
+from worker.settings import Settings
+
+
+class Shelf:
+    """Addresses to bytes; an unknown address never answers."""
+
+    def __init__(self, **files: bytes) -> None:
+        self.files = files
+        self.num_open = 0
+
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
+        self.num_open += 1
+        try:
+            if address not in self.files:
+                await asyncio.Event().wait()
+            return self.files[address]
+        finally:
+            self.num_open -= 1
+
+
+class Slow:
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
+        raise MediaFetchTimeout(detail="our words")
+
+
+def inline(colour: str, size: tuple[int, int] = (8, 6)) -> Inline:
+    return Inline(data=as_base64(Image.new("RGB", size, colour)))
+
+
+def image(source: Url | Inline, where: str = "image") -> Media:
+    return Media(kind="image", source=source, where=where)
+
+
+def clip(*colours: str, fps: float | None = None) -> Media:
+    return Media(kind="video", source=Frames(frames=tuple(inline(c) for c in colours), fps=fps), where="video")
+
+
+def opened(items: Sequence[Media], settings: Settings | None = None) -> tuple[Opened, ...]:
+    opener = Opener(settings or Settings(), Slow())
+    try:
+        return asyncio.run(opener.open(items))
+    finally:
+        opener.close()
+
+
+def test_pictures_and_clips_come_in_order() -> None:
+    first, second, third = opened([image(inline("red")), clip("lime", "blue", fps=4), image(inline("white"))])
+    assert isinstance(first, Picture)
+    assert first.rgb[0, 0].tolist() == [255, 0, 0]
+    assert isinstance(second, Clip)
+    assert [frame[0, 0].tolist() for frame in second.frames] == [[0, 255, 0], [0, 0, 255]]
+    assert second.fps == 4
+    assert isinstance(third, Picture)
+    assert np.all(third.rgb == 255)
+
+
+@pytest.mark.parametrize(
+    ("items", "settings", "error", "where"),
+    [
+        ([image(inline("red"), f"i{n}") for n in range(3)], Settings(max_images=2), MediaTooManyItems, "i2"),
+        ([clip("red"), clip("red"), clip("red")], Settings(), MediaTooManyItems, "video"),
+        ([clip(*["red"] * 5)], Settings(max_frames=4), MediaTooManyItems, "video"),
+        ([image(inline("red"))], Settings(max_image_bytes=20), MediaTooLarge, "image"),
+        ([image(inline("red"), "a"), image(inline("red"), "b")], Settings(max_job_bytes=100), MediaTooLarge, "b"),
+        ([image(inline("red"))], Settings(decode_memory_bytes=100), MediaDimensions, "image"),
+        ([image(Inline(data="AAAA"), "x.y")], Settings(), MediaUnsupportedType, "x.y"),
+        ([image(Url(url="u"), "messages[0].content[1]")], Settings(), MediaFetchTimeout, "messages[0].content[1]"),
+        (
+            [Media(kind="video", source=Url(url="https://a.test/x.mp4"), where="video")],
+            Settings(),
+            MediaUnsupportedType,
+            "video",
+        ),
+        ([Media(kind="video", source=inline("red"), where="video")], Settings(), MediaUnsupportedType, "video"),
+    ],
+)
+def test_limits_hold_and_name_the_item(
+    items: list[Media], settings: Settings, error: type[MediaError], where: str
+) -> None:
+    with pytest.raises(MediaError) as failure:
+        opened(items, settings)
+    assert type(failure.value) is error
+    assert failure.value.where == where
+
+
+def test_frames_of_two_sizes_are_refused() -> None:
+    frames = Frames(frames=(inline("red"), inline("red", (9, 6))))
+    with pytest.raises(MediaDimensions) as failure:
+        opened([Media(kind="video", source=frames, where="video")])
+    assert failure.value.where == "video.frames[1]"
+
+
+def test_the_first_failure_ends_the_other_fetches() -> None:
+    shelf = Shelf(broken=b"\x89PNG\r\n\x1a\n")
+    opener = Opener(Settings(), shelf)
+
+    async def run() -> None:
+        with pytest.raises(MediaCorrupt):
+            await opener.open([image(Url(url="never"), "a"), image(Url(url="broken"), "b")])
+        assert shelf.num_open == 0
+
+    asyncio.run(run())
+    opener.close()
+
+
+def test_being_cancelled_ends_the_fetches() -> None:
+    shelf = Shelf()
+    opener = Opener(Settings(), shelf)
+
+    async def run() -> None:
+        task = asyncio.create_task(opener.open([image(Url(url="never"), "a"), image(Url(url="never"), "b")]))
+        while shelf.num_open < 2:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        assert shelf.num_open == 0
+
+    asyncio.run(run())
+    opener.close()
+
+
+def test_after_many_failures_the_memory_is_whole_again() -> None:
+    opener = Opener(Settings(decode_memory_bytes=1_000_000), Slow())
+    broken = Inline(data=as_base64(Image.effect_noise((64, 64), 90))[:2000])
+
+    async def run() -> None:
+        for _ in range(300):
+            with pytest.raises(MediaCorrupt):
+                await opener.open([image(broken)])
+        whole = Image.new("RGB", (250, 250))
+        assert len(await opener.open([image(Inline(data=as_base64(whole)))])) == 1
+
+    asyncio.run(run())
+    opener.close()

@@ -1,0 +1,132 @@
+"""Bytes from an http(s) address, within limits.
+
+The socket factory is the one place that sees where a connection really goes, whatever the name, the notation
+or the redirect that led there.
+Each fetch has its own session: no cookies, no shared connections, no proxy from the environment.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from worker.errors import (
+    MediaFetchBusy,
+    MediaFetchFailed,
+    MediaFetchTimeout,
+    MediaTooLarge,
+    MediaUrlForbidden,
+    MediaUrlInvalid,
+)
+from worker.media.guard import check_url, is_allowed_address
+from worker.settings import Settings
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PASSING = (408, 425, 429)
+_CHUNK_BYTES = 64 * 1024
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "worker-qwen-vl", "Accept": "image/*,video/*;q=0.9,*/*;q=0.5"}
+
+
+class _DeniedAddressError(OSError):
+    """The connection would have gone to an address that is not allowed."""
+
+
+@dataclass
+class _Doorman:
+    """Makes sockets for allowed addresses only, and remembers that it turned one away."""
+
+    allow_loopback: bool
+    has_denied: bool = False
+
+    def make_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, target = address
+        if not is_allowed_address(target[0], allow_loopback=self.allow_loopback):
+            self.has_denied = True
+            raise _DeniedAddressError("address not allowed")
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+
+class Fetcher:
+    """Fetches addresses under the settings' limits. `make_resolver` is for tests that need names of their own."""
+
+    def __init__(
+        self, settings: Settings, make_resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
+    ) -> None:
+        self._settings = settings
+        self._make_resolver = make_resolver
+
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
+        """The body behind the address, at most `max_bytes`. Raises MediaUrl…, MediaFetch…, MediaTooLarge."""
+        doorman = _Doorman(self._settings.media_allow_loopback)
+        url = self._check(address)
+        try:
+            async with asyncio.timeout(timeout_s), self._session(doorman) as session:
+                for _ in range(self._settings.max_redirects + 1):
+                    found = await self._get(session, url, max_bytes)
+                    if isinstance(found, bytes):
+                        return found
+                    url = self._check(found)
+        except TimeoutError:
+            raise MediaFetchTimeout() from None
+        except aiohttp.ClientConnectorError:
+            if doorman.has_denied:
+                raise MediaUrlForbidden() from None
+            raise MediaFetchBusy(detail="no connection") from None
+        except (aiohttp.InvalidURL, UnicodeError):
+            raise MediaUrlInvalid() from None
+        except (aiohttp.ClientError, OSError):
+            raise MediaFetchBusy() from None
+        raise MediaFetchFailed(detail=f"more than {self._settings.max_redirects} redirects")
+
+    def _check(self, address: str) -> URL:
+        return check_url(
+            address, domains=self._settings.allowed_domains, allow_loopback=self._settings.media_allow_loopback
+        )
+
+    def _session(self, doorman: _Doorman) -> aiohttp.ClientSession:
+        limits = self._settings
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                socket_factory=doorman.make_socket, resolver=self._make_resolver(), use_dns_cache=False, limit=1
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=limits.connect_timeout_s, sock_read=limits.read_timeout_s
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            max_line_size=8190,
+            max_field_size=8190,
+        )
+
+    async def _get(self, session: aiohttp.ClientSession, url: URL, max_bytes: int) -> bytes | str:
+        """The body, or the address that a redirect names."""
+        async with session.get(url, headers=_HEADERS, allow_redirects=False) as response:
+            if response.status in _REDIRECTS:
+                return str(url.join(_location(response)))
+            if response.status in _PASSING or response.status >= 500:
+                raise MediaFetchBusy(detail=f"HTTP status {response.status}")
+            if response.status != 200:
+                raise MediaFetchFailed(detail=f"HTTP status {response.status}")
+            if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+                raise MediaFetchFailed(detail="the file came compressed although plain bytes were asked for")
+            if (response.content_length or 0) > max_bytes:
+                raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                body += chunk
+                if len(body) > max_bytes:
+                    raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+            return bytes(body)
+
+
+def _location(response: aiohttp.ClientResponse) -> URL:
+    try:
+        return URL(response.headers["Location"])
+    except (KeyError, ValueError):
+        raise MediaFetchFailed(detail="a redirect to nowhere") from None

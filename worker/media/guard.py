@@ -1,0 +1,65 @@
+"""Which addresses may be fetched. Pure rules: no network, no clock."""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from yarl import URL
+
+from worker.errors import MediaUrlForbidden, MediaUrlInvalid
+
+MAX_URL_CHARS = 8192
+_PORTS = (80, 443)
+_BAD_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
+_AUTHORITY_END = re.compile(r"[/?#]")
+_IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Reserved or translating networks; several count as global for Python's `is_global`, which alone is not enough.
+_DENIED = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32",
+        "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:db8::/32", "2002::/16", "3fff::/20",
+        "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+    )
+)  # fmt: skip
+
+
+def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = False) -> URL:
+    """The address, if its form and its domain are allowed. Raises MediaUrlInvalid, MediaUrlForbidden."""
+    if len(text) > MAX_URL_CHARS or _BAD_CHARACTERS.search(text):
+        raise MediaUrlInvalid()
+    try:
+        url = URL(text)
+        port = url.port
+    except ValueError:
+        raise MediaUrlInvalid() from None
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise MediaUrlInvalid()
+    if "@" in _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]:
+        raise MediaUrlInvalid(detail="user names and passwords are refused")
+    if port not in _PORTS and not allow_loopback:
+        raise MediaUrlForbidden(detail="only ports 80 and 443 are fetched")
+    if domains and not _is_in_domains(url.raw_host, domains):
+        raise MediaUrlForbidden(detail="the domain is not on the list of allowed ones")
+    return url
+
+
+def _is_in_domains(host: str, domains: Sequence[str]) -> bool:
+    host = host.rstrip(".").lower()
+    return any(host == domain or host.endswith("." + domain) for domain in domains)
+
+
+def is_allowed_address(address: str, *, allow_loopback: bool = False) -> bool:
+    """Whether a connection to this IP address may be made."""
+    try:
+        ip: _IPAddress = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback:
+        return allow_loopback
+    return ip.is_global and not any(ip in network for network in _DENIED if network.version == ip.version)

@@ -1,0 +1,64 @@
+"""What bytes are, told by the bytes alone: never by a name or a declared type."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """`picture` is the format of a picture that is read; `name` is our word for what else it seems to be."""
+
+    name: str
+    picture: PictureFormat | None = None
+
+
+_UNKNOWN = Found("of no known format")
+_VIDEO = Found("a video file")
+_HEADS: tuple[tuple[bytes, Found], ...] = (
+    (b"\xff\xd8\xff", Found("a JPEG", "JPEG")),
+    (b"\x89PNG\r\n\x1a\n", Found("a PNG", "PNG")),
+    (b"GIF87a", Found("a GIF", "GIF")),
+    (b"GIF89a", Found("a GIF", "GIF")),
+    (b"BM", Found("a BMP", "BMP")),
+    (b"II*\x00", Found("a TIFF")),
+    (b"MM\x00*", Found("a TIFF")),
+    (b"%PDF", Found("a PDF")),
+    (b"\x1aE\xdf\xa3", _VIDEO),
+    (b"<svg", Found("an SVG")),
+    (b"<?xml", Found("an XML text")),
+)
+_BRANDS: dict[bytes, Found] = {
+    b"avif": Found("an AVIF", "AVIF"),
+    b"avis": Found("an AVIF", "AVIF"),
+    b"heic": Found("a HEIC"),
+    b"heix": Found("a HEIC"),
+    b"hevc": Found("a HEIC"),
+    b"mif1": Found("a HEIC"),
+    b"msf1": Found("a HEIC"),
+}
+
+
+def sniff(data: bytes) -> Found:
+    """The kind of these bytes."""
+    for head, found in _HEADS:
+        if data.startswith(head):
+            return found
+    if data[:4] == b"RIFF":
+        return {b"WEBP": Found("a WebP", "WEBP"), b"AVI ": _VIDEO}.get(data[8:12], _UNKNOWN)
+    if data[4:8] == b"ftyp":
+        return _iso_brand(data)
+    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
+        return _VIDEO
+    return _UNKNOWN
+
+
+def _iso_brand(data: bytes) -> Found:
+    """ISO files say what they are in their major brand, or among the compatible ones."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
+    pictures = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+    if any(found.picture for found in pictures):
+        return next(found for found in pictures if found.picture)
+    return pictures[0] if pictures else _VIDEO
