@@ -1,0 +1,74 @@
+"""What a request becomes: the family's prompt form, counts, positions."""
+
+import pytest
+
+from tests.engine.requests import ask, clip, picture
+from worker.contract import ChatRequest, Message, Text
+from worker.engine.loading import LoadedModel
+from worker.engine.prompt import PromptBuilder
+from worker.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def builder(tiny: LoadedModel) -> PromptBuilder:
+    return PromptBuilder(tiny, Settings())
+
+
+def spelled(tiny: LoadedModel, ids: tuple[int, ...]) -> str:
+    """The prompt as text, each run of pads as one pad with its length."""
+    text = tiny.tokenizer.decode(list(ids), skip_special_tokens=False)
+    for pad in ("<|image_pad|>", "<|video_pad|>"):
+        for count in range(80, 0, -1):
+            text = text.replace(pad * count, f"[{pad[2:7]} {count}]")
+    return str(text)
+
+
+def test_text_is_chatml(tiny: LoadedModel, builder: PromptBuilder) -> None:
+    request = ChatRequest(
+        messages=(
+            Message(role="system", parts=(Text(text="Be brief."),)),
+            Message(role="user", parts=(Text(text="Hi"), Text(text=" there"))),
+            Message(role="assistant", parts=(Text(text="Hello"),)),
+            Message(role="user", parts=(Text(text="再见"),)),
+        )
+    )
+    assert spelled(tiny, builder.build(request, ()).ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi there<|im_end|>\n"
+        "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\n再见<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_pictures_and_clips_stand_where_the_request_has_them(tiny: LoadedModel, builder: PromptBuilder) -> None:
+    shown = ask("What?", picture(1, 256, 128), clip(2, num_frames=5, fps=2.0))
+    prompt = builder.build(shown.request, shown.media)
+    assert spelled(tiny, prompt.ids) == (
+        "<|im_start|>user\n<|vision_start|>[image 32]<|vision_end|>"
+        "<0.2 seconds><|vision_start|>[video 16]<|vision_end|>"
+        "<1.2 seconds><|vision_start|>[video 16]<|vision_end|>"
+        "<2.0 seconds><|vision_start|>[video 16]<|vision_end|>"
+        "What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (prompt.image_tokens, prompt.video_tokens) == (32, 48)
+
+
+def test_a_clip_without_a_rate_has_the_checkpoints(tiny: LoadedModel, builder: PromptBuilder) -> None:
+    slow, default = (builder.build(*_shown(fps)).ids for fps in (2.0, None))
+    assert slow == default
+    assert builder.build(*_shown(4.0)).ids != default
+
+
+def _shown(fps: float | None) -> tuple[ChatRequest, tuple[object, ...]]:
+    shown = ask("What?", clip(2, num_frames=4, fps=fps))
+    return shown.request, shown.media
+
+
+def test_positions_are_those_of_the_family(builder: PromptBuilder) -> None:
+    shown = ask("What?", picture(1, 256, 128))
+    prompt = builder.build(shown.request, shown.media)
+    start = next(at for at in range(len(prompt.ids)) if prompt.ids[at] == prompt.ids[at + 1])
+    t, h, w = prompt.positions[:, start : start + 32]
+    assert t.unique().tolist() == [start]
+    assert (h - start).view(4, 8)[:, 0].tolist() == [0, 1, 2, 3]
+    assert (w - start).view(4, 8)[0].tolist() == list(range(8))
+    assert prompt.positions[:, start + 32].tolist() == [start + 8] * 3
+    assert prompt.delta == 8 - 32

@@ -1,0 +1,103 @@
+"""A checkpoint folder to a model that is ready to run, with everything beside its weights that shapes a prompt."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from worker.engine.families import FAMILIES, Family
+from worker.engine.rules import PixelRules, read_json, read_rules
+from worker.settings import EMBEDDED_MODEL, Settings
+
+log = logging.getLogger(__name__)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(Exception):
+    """The checkpoint cannot be served; the message says why, for the operator."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device and its checkpoint's rules."""
+
+    name: str
+    module: Any
+    family: Family
+    templated: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
+    pixels: PixelRules
+    generation: dict[str, Any]
+    eos_ids: frozenset[int]
+    max_model_len: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load(settings: Settings) -> LoadedModel:
+    """The model that the settings name, else the embedded tiny one. Raises ModelError."""
+    folder = settings.model_path or EMBEDDED_MODEL
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"MODEL_PATH is no checkpoint folder: {folder} has no config.json")
+    device = _device(settings.device)
+    config = AutoConfig.from_pretrained(folder)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ModelError(f"the model type {config.model_type} is not served; known: {', '.join(sorted(FAMILIES))}")
+    dtype = _dtype(settings.dtype, device, config)
+    transformers_logging.disable_progress_bar()
+    module = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    module = module.to(device).eval().requires_grad_(False)
+    templated = AutoTokenizer.from_pretrained(folder)
+    generation = read_json(folder / "generation_config.json")
+    own_limit = int(config.get_text_config().max_position_embeddings)
+    name = settings.model_name or _folder_name(folder)
+    if settings.model_path is None:
+        log.info("MODEL_PATH is not set: serving the embedded tiny model, for trials and tests, as %s", name)
+    log.info("serving %s on %s in %s", name, device, str(dtype).removeprefix("torch."))
+    return LoadedModel(
+        name=name,
+        module=module,
+        family=family,
+        templated=templated,
+        tokenizer=templated.backend_tokenizer,
+        pixels=read_rules(folder),
+        generation=generation,
+        eos_ids=_eos_ids(generation, config),
+        max_model_len=min(settings.max_model_len or own_limit, own_limit),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _device(wanted: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if wanted.startswith("cuda") and not has_cuda:
+        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device")
+    return torch.device(wanted)
+
+
+def _dtype(wanted: str, device: torch.device, config: Any) -> torch.dtype:
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    return config.get_text_config().dtype or config.dtype or torch.bfloat16
+
+
+def _folder_name(folder: Path) -> str:
+    return "tiny-qwen3-vl" if folder == EMBEDDED_MODEL else folder.resolve().name
+
+
+def _eos_ids(generation: dict[str, Any], config: Any) -> frozenset[int]:
+    ids = generation.get("eos_token_id", config.get_text_config().eos_token_id)
+    if ids is None:
+        raise ModelError("the checkpoint names no eos_token_id")
+    return frozenset(ids if isinstance(ids, list) else [ids])

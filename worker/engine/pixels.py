@@ -1,0 +1,69 @@
+"""Pixels to patches in the model's order. They stay bytes until they are on the device: an eighth of the usual size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.contract import RGB
+from worker.engine.rules import PixelRules
+from worker.engine.sizes import Size
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of one picture or video. pixels: (t * h * w, channels * copies * patch * patch) uint8; grid: (t, h, w).
+
+    A still has one temporal copy here (copies = 1); `normalised` repeats it on the device.
+    """
+
+    pixels: torch.Tensor
+    grid: tuple[int, int, int]
+    copies: int
+
+    def num_tokens(self, merge: int) -> int:
+        t, h, w = self.grid
+        return t * h * w // merge**2
+
+
+def of_picture(rgb: RGB, size: Size, rules: PixelRules) -> Patches:
+    """Patches of a still, (height, width, 3) uint8, resized to `size`."""
+    return _patches([_resized(rgb, size)], 1, rules)
+
+
+def of_frames(frames: Sequence[RGB], size: Size, rules: PixelRules) -> Patches:
+    """Patches of a video; the number of frames is a multiple of the temporal patch."""
+    return _patches([_resized(frame, size) for frame in frames], rules.temporal, rules)
+
+
+def _resized(rgb: RGB, size: Size) -> torch.Tensor:
+    """(3, height, width) uint8; bicubic with antialiasing on bytes, as the reference resizes."""
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)
+    if pixels.shape[1:] == (size.height, size.width):
+        return pixels
+    target = (size.height, size.width)
+    return torch.nn.functional.interpolate(pixels[None], size=target, mode="bicubic", antialias=True)[0]
+
+
+def _patches(frames: list[torch.Tensor], copies: int, rules: PixelRules) -> Patches:
+    video = torch.stack(frames)
+    count, channels, height, width = video.shape
+    p, m = rules.patch, rules.merge
+    t, h, w = count // copies, height // p, width // p
+    video = video.view(t, copies, channels, h // m, m, p, w // m, m, p)
+    flat = video.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, channels * copies * p * p)
+    return Patches(flat, (t, h, w), copies)
+
+
+def normalised(patches: Sequence[Patches], rules: PixelRules, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(patches, channels * temporal * patch * patch) on the device: (value / 255 - mean) / std, computed in float32."""
+    return torch.cat([_normalised(one, rules, device) for one in patches]).to(dtype)
+
+
+def _normalised(patches: Patches, rules: PixelRules, device: torch.device) -> torch.Tensor:
+    channels = len(rules.mean)
+    mean = torch.tensor(rules.mean, device=device).view(1, channels, 1, 1) * 255
+    std = torch.tensor(rules.std, device=device).view(1, channels, 1, 1) * 255
+    values = patches.pixels.to(device).float().view(len(patches.pixels), channels, patches.copies, -1)
+    values = (values - mean) / std
+    return values.expand(-1, -1, rules.temporal, -1).reshape(len(patches.pixels), -1)
