@@ -1,0 +1,168 @@
+"""The handler under the real SDK, as processes: local runs, exit statuses, the HTTP trial server."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeEngine, FakeOpener
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "DEVICE": "cpu", "OMP_NUM_THREADS": "2"}
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "handler.py", *arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def printed(result: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON that the handler prints among the SDK's lines."""
+    match = re.search(r"^(\{|\[)\n.*?^(\}|\])$", result.stdout, re.DOTALL | re.MULTILINE)
+    assert match, result.stdout + result.stderr
+    return json.loads(match.group())
+
+
+def test_the_local_input_is_answered() -> None:
+    result = run()
+    assert result.returncode == 0, result.stderr
+    answer = printed(result)
+    assert answer["model"] == "tiny-qwen3-vl"
+    assert answer["finish_reason"] == "stop"
+    assert answer["usage"]["image_tokens"] > 0
+    assert "embedded tiny model" in result.stderr
+    assert "base64" not in result.stdout + result.stderr
+
+
+def test_a_streamed_input_is_drained() -> None:
+    result = run("--test_input", json.dumps({"input": {"prompt": "你是谁？", "stream": True}}))
+    assert result.returncode == 0, result.stderr
+    *pieces, end = printed(result)
+    assert "".join(piece["text"] for piece in pieces)
+    assert end["finish_reason"] == "stop"
+
+
+def test_a_failed_input_ends_with_status_1_and_its_code() -> None:
+    result = run("--test_input", json.dumps({"input": {"prompt": "x", "image": "%%%"}}))
+    assert result.returncode == 1
+    assert json.loads(printed(result)["error"])["code"] == "MEDIA_BASE64_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"MAX_QUEUE": "many"}, "MAX_QUEUE does not parse"),
+        ({"MODEL_PATH": "/nowhere"}, "no config.json"),
+    ],
+)
+def test_a_start_that_cannot_succeed_says_why_in_one_line(variables: dict[str, str], words: str) -> None:
+    result = run(**variables)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def trial_server() -> Iterator[str]:
+    """The SDK's HTTP server for trials with our handler behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "handler.py", "--rp_serve_api", "--rp_api_port", str(port)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def post(url: str, body: object) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+@pytest.mark.network
+def test_the_trial_server_answers(trial_server: str) -> None:
+    answer = post(f"{trial_server}/runsync", {"input": {"prompt": "Who are you?"}})
+    assert answer["status"] == "COMPLETED"
+    [reply] = answer["output"]
+    assert "vision model" in reply["text"]
+
+
+@pytest.mark.network
+def test_the_trial_server_goes_on_after_bad_input(trial_server: str) -> None:
+    answer = post(f"{trial_server}/runsync", {"input": {"prompt": "x", "max_tokens": 0}})
+    assert "INPUT_INVALID" in json.dumps(answer)
+    assert "vision model" in json.dumps(post(f"{trial_server}/runsync", {"input": {"prompt": "Who are you?"}}))
+
+
+def test_the_options_are_what_the_platform_needs() -> None:
+    import handler
+    from worker.serve import Service
+    from worker.settings import load
+
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener()))
+    local = handler.start_options(ours, load({}), ["handler.py"])
+    assert asyncio.iscoroutinefunction(local["handler"])
+    for settings, arguments in ((load({"RUNPOD_WEBHOOK_GET_JOB": "http://x"}), []), (load({}), ["--rp_serve_api"])):
+        served = handler.start_options(ours, settings, arguments)
+        assert not asyncio.iscoroutinefunction(served["handler"])
+        assert served["return_aggregate_stream"] is True
+        assert {served["concurrency_modifier"](count) for count in (0, 1, 99)} == {settings.concurrency}
+
+
+def test_every_chunk_is_safe_json() -> None:
+    import handler
+    from worker.serve import Service
+
+    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener()))
+
+    async def drain() -> list[Any]:
+        return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x"}})]
+
+    [reply] = asyncio.run(drain())
+    assert reply["text"] == "half \ufffd"
+
+
+@pytest.mark.parametrize("job", [{"id": "j"}, {"id": "j", "input": None}, {"id": "j", "input": "text"}])
+def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> None:
+    import handler
+    from worker.serve import Service
+
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener()))
+
+    async def drain() -> list[Any]:
+        return [chunk async for chunk in ours.stream(job)]
+
+    [refusal] = asyncio.run(drain())
+    assert json.loads(refusal["error"])["code"] == "INPUT_NOT_OBJECT"
