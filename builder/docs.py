@@ -1,0 +1,130 @@
+"""Writes the generated parts of docs/: the tables of settings and errors, the examples, the tiny model's album.
+
+A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
+
+import base64
+import io
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from builder.tiny_model import skills
+from builder.tiny_model.evaluate import Case, generate, request
+from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
+from worker import errors, settings
+from worker.contract import Clip, Picture
+from worker.engine.loading import LoadedModel, load
+from worker.engine.prompt import PromptBuilder
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CASES = ROOT / "tests" / "cases"
+ALBUM_SEED = 2024
+
+
+def write(page: Path, name: str, content: str) -> None:
+    """Put `content` between the page's marks of this name."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{page.name} has no part named {name}")
+    page.write_text(pattern.sub(lambda _: begin + content + end, text), encoding="utf-8")
+
+
+def example(path: Path) -> str:
+    """A case of the tests as documentation: its input and what comes out."""
+    case = json.loads(path.read_text(encoding="utf-8"))
+    shown = [f"{case['about']}\n", _block({"input": case["input"]}), "\nOutput, one value a chunk:\n"]
+    return "\n".join([*shown, *(_output(output) for output in case["outputs"])]) + "\n"
+
+
+def _output(output: Any) -> str:
+    return f"```\n{output.rstrip()}\n```" if isinstance(output, str) else _block(output)
+
+
+def _block(value: Any) -> str:
+    return f"```json\n{json.dumps(value, indent=2, ensure_ascii=False)}\n```"
+
+
+def album() -> str:
+    """Pictures from a fixed seed beside the embedded model's answers; the pictures go to docs/pictures/."""
+    limits = settings.load({"DEVICE": "cpu"})
+    model = load(limits)
+    builder = PromptBuilder(model, limits)
+    rng = random.Random(ALBUM_SEED)
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    rows = ["| picture | question | answer | true answer |", "|---|---|---|---|"]
+    for index in range(6):
+        width, height = rng.choice(((240, 240), (320, 200), (200, 320), (480, 360)))
+        scene = random_scene(rng, width / height, 1 + index % 3)
+        image = _save(scene, width, height, rng, f"scene{index}")
+        asks = [skills.caption(scene, "en", rng), skills.count(scene, "zh", rng), skills.locate(scene, "en", rng)]
+        rows += _rows(model, builder, f"scene{index}", image, asks)
+    for index in range(3):
+        width, height = rng.choice(((240, 160), (320, 240)))
+        scene = random_number(rng, width / height, 2 + index)
+        image = _save(scene, width, height, rng, f"number{index}")
+        rows += _rows(model, builder, f"number{index}", image, [skills.number(scene, "en", rng)])
+    for index in range(2):
+        clip = random_clip(rng, 1.0, 6)
+        frames = [draw(frame, 128, 128, rng) for frame in clip.frames]
+        strip = Image.new("RGB", (128 * 6 + 5 * 4, 128), "white")
+        for at, frame in enumerate(frames):
+            strip.paste(frame, (at * 132, 0))
+        strip.save(DOCS / "pictures" / f"clip{index}.png")
+        shown = Clip(tuple(np.array(frame) for frame in frames), clip.fps)
+        ask = skills.motion(clip, skills.LANGUAGES[index], rng)
+        rows += [_row(f"clip{index}.png", ask, generate(model, builder.build(request(Case(ask, shown)), [shown])))]
+    return "\n".join(rows) + "\n"
+
+
+def _save(scene: Scene, width: int, height: int, rng: random.Random, name: str) -> Image.Image:
+    image = jpeg(draw(scene, width, height, rng), 85)
+    image.save(DOCS / "pictures" / f"{name}.png")
+    return image
+
+
+def _rows(
+    model: LoadedModel, builder: PromptBuilder, name: str, image: Image.Image, asks: list[skills.Ask]
+) -> list[str]:
+    picture = Picture(np.array(image))
+    answers = [generate(model, builder.build(request(Case(ask, picture)), [picture])) for ask in asks]
+    return [_row(f"{name}.png", ask, answer) for ask, answer in zip(asks, answers, strict=True)]
+
+
+def _row(file: str, ask: skills.Ask, answer: str) -> str:
+    cells = (ask.question, answer, ask.answer)
+    return (
+        f"| ![](pictures/{file}) | " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
+    )
+
+
+def write_test_input() -> None:
+    """test_input.json: a drawn picture as a JPEG in base64, and a question."""
+    rng = random.Random(ALBUM_SEED)
+    scene = random_scene(rng, 1.25, 2)
+    buffer = io.BytesIO()
+    draw(scene, 300, 240, rng).save(buffer, "JPEG", quality=80)
+    picture = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    body = {"input": {"prompt": "What is in the picture?", "image": picture}}
+    (ROOT / "test_input.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    write(DOCS / "settings.md", "settings", settings.table())
+    write(DOCS / "errors.md", "errors", errors.table())
+    for path in sorted(CASES.glob("*/*.json")):
+        write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))
+    write_test_input()
+    write(DOCS / "tiny_model.md", "album", album())
+
+
+if __name__ == "__main__":
+    main()

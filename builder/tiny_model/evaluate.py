@@ -1,0 +1,190 @@
+"""Exact match of the tiny model on held-out pictures, by skill and language, through transformers' `generate`."""
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from builder.tiny_model import skills
+from builder.tiny_model.batches import random_size
+from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
+from worker.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
+from worker.engine.loading import LoadedModel, load
+from worker.engine.pixels import normalised
+from worker.engine.prompt import Prompt, PromptBuilder, grids
+from worker.settings import load as load_settings
+
+MARKS = {"caption": 0.98, "count": 0.98, "number": 0.95, "boxes": 0.95, "motion": 0.95}
+IOU = 0.75
+_MAX_NEW_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question about something drawn from a seed that training never used."""
+
+    ask: skills.Ask
+    shown: Opened | None
+
+
+def cases(seed: int, per_cell: int) -> Iterator[Case]:
+    """`per_cell` cases for each skill and language."""
+    rng = random.Random(seed)
+    wanted = Counter({(s, lang): per_cell for s in SKILLS for lang in skills.LANGUAGES})
+    while wanted.total():
+        skill, language = next(cell for cell, left in wanted.items() if left)
+        case = SKILLS[skill](language, rng)
+        if wanted[case.ask.skill, language] > 0:
+            wanted[case.ask.skill, language] -= 1
+            yield case
+
+
+def _of_scene(skill: skills.PictureSkill, is_number: bool = False):  # type: ignore[no-untyped-def]
+    def make(language: skills.Language, rng: random.Random) -> Case:
+        width, height = random_size(rng)
+        if is_number:
+            scene = random_number(rng, width / height, rng.choice((1, 2, 3, 4)))
+        else:
+            scene = random_scene(rng, width / height, rng.choice((1, 1, 2, 2, 3, 4)))
+        return Case(skill(scene, language, rng), Picture(_photo(scene, width, height, rng)))
+
+    return make
+
+
+def _of_clip(skill: skills.ClipSkill):  # type: ignore[no-untyped-def]
+    def make(language: skills.Language, rng: random.Random) -> Case:
+        clip = random_clip(rng, 1.0, rng.choice((4, 6, 8)))
+        frames = tuple(np.array(draw(frame, 128, 128, rng)) for frame in clip.frames)
+        return Case(skill(clip, language, rng), Clip(frames, clip.fps))
+
+    return make
+
+
+def _talk(language: skills.Language, rng: random.Random) -> Case:
+    return Case(skills.talk(language, rng), None)
+
+
+SKILLS = {
+    "caption": _of_scene(skills.caption),
+    "count": _of_scene(skills.count),
+    "number": _of_scene(skills.number, is_number=True),
+    "boxes": _of_scene(skills.locate),
+    "place": _of_scene(skills.is_there),
+    "none": _of_scene(skills.is_there),
+    "motion": _of_clip(skills.motion),
+    "time": _of_clip(skills.last_time),
+    "talk": _talk,
+}
+
+
+def _photo(scene: Scene, width: int, height: int, rng: random.Random) -> np.ndarray:
+    image: Image.Image = draw(scene, width, height, rng)
+    return np.array(jpeg(image, rng.randint(40, 95)) if rng.random() < 0.5 else image)
+
+
+def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
+    """A Markdown table; also what was wrong, where asked for."""
+    settings = load_settings({"MODEL_PATH": str(folder), "DEVICE": "cpu"})
+    model = load(settings)
+    builder = PromptBuilder(model, settings)
+    right: Counter[tuple[str, str]] = Counter()
+    wrong = []
+    total = per_cell * len(SKILLS) * len(skills.LANGUAGES)
+    for case in tqdm(cases(seed, per_cell), total=total, mininterval=5):
+        answer = generate(model, builder.build(request(case), [case.shown] if case.shown else []))
+        if is_right(case.ask, answer):
+            right[case.ask.skill, case.ask.language] += 1
+        else:
+            wrong.append({**vars(case.ask), "said": answer})
+    if show_wrong:
+        print("\n".join(json.dumps(row, ensure_ascii=False) for row in wrong))
+    return _table(right, per_cell)
+
+
+def request(case: Case) -> ChatRequest:
+    """The case as a user's message."""
+    text = Text(text=case.ask.question)
+    if case.shown is None:
+        return ChatRequest(messages=(Message(role="user", parts=(text,)),))
+    kind: Kind = "image" if isinstance(case.shown, Picture) else "video"
+    media = Media(kind=kind, source=Url(url="memory:"), where="case")
+    return ChatRequest(messages=(Message(role="user", parts=(media, text)),))
+
+
+def generate(model: LoadedModel, prompt: Prompt) -> str:
+    """The greedy answer of transformers' own `generate`."""
+    ids = generate_ids(model, prompt, _MAX_NEW_TOKENS)
+    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@torch.inference_mode()
+def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    """The greedy tokens of transformers' own `generate`, the end token included."""
+    ids = torch.tensor([prompt.ids], device=model.device)
+    config = model.module.config
+    kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+    visual: dict[str, torch.Tensor | None] = {}
+    for name, grid, patches in (
+        ("pixel_values", "image_grid_thw", prompt.images),
+        ("pixel_values_videos", "video_grid_thw", prompt.videos),
+    ):
+        if patches:
+            visual[name] = normalised(patches, model.pixels, model.device, model.dtype)
+            visual[grid] = grids(patches)
+    output = model.module.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=kinds,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        **visual,
+    )
+    tokens: list[int] = output[0, ids.shape[1] :].tolist()
+    return tokens
+
+
+def is_right(ask: skills.Ask, answer: str) -> bool:
+    """Boxes: same labels, each IoU at least 0.75. Everything else: the very text."""
+    if ask.skill != "boxes":
+        return answer == ask.answer
+    wanted, found = _boxes(ask.answer), _boxes(answer)
+    if len(wanted) != len(found):
+        return False
+    pairs = zip(sorted(wanted), sorted(found), strict=True)
+    return all(a[1] == b[1] and iou(a[0], b[0]) >= IOU for a, b in pairs)
+
+
+def _boxes(text: str) -> list[tuple[tuple[int, ...], str]]:
+    match = re.fullmatch(r"```json\n(.*)\n```", text, re.DOTALL)
+    try:
+        return [(tuple(row["bbox_2d"]), row["label"]) for row in json.loads(match[1])] if match else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+
+    def area(box: tuple[int, ...]) -> int:
+        return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+
+    common = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    union = area(a) + area(b) - common
+    return common / union if union else 0.0
+
+
+def _table(right: Counter[tuple[str, str]], per_cell: int) -> str:
+    rows = ["| skill | English | Chinese | wanted |", "|---|---|---|---|"]
+    for skill in SKILLS:
+        shares = [f"{right[skill, language] / per_cell:.1%}" for language in skills.LANGUAGES]
+        mark = f"{MARKS[skill]:.0%}" if skill in MARKS else ""
+        rows.append(f"| {skill} | {' | '.join(shares)} | {mark} |")
+    return "\n".join(rows)

@@ -1,0 +1,259 @@
+"""What the tiny model can be asked, in English and Chinese, with the true answer. Knows scenes, not pixels.
+
+A skill is a function from a scene to a question and its answer. To teach the model more, add a function
+and its row in `PICTURE_SKILLS`, `CLIP_SKILLS` or `TALK`.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from builder.tiny_model.scenes import COLOURS, SHAPES, Background, Clip, Colour, Scene, Shape, Thing
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+COLOUR_ZH: dict[Colour, str] = {
+    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色",
+    "blue": "蓝色", "purple": "紫色", "black": "黑色", "white": "白色",
+}  # fmt: skip
+SHAPE_ZH: dict[Shape, str] = {
+    "circle": "圆形", "square": "正方形", "triangle": "三角形", "star": "星形", "cross": "十字", "ring": "圆环",
+}  # fmt: skip
+PLURAL: dict[Shape, str] = {
+    "circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars",
+    "cross": "crosses", "ring": "rings",
+}  # fmt: skip
+PLACES_EN = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+PLACES_ZH = ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下")
+DIRECTION_EN = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
+DIRECTION_ZH = {"left": "向左", "right": "向右", "up": "向上", "down": "向下"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question about a picture, a clip or nothing, with the answer that is true."""
+
+    skill: str
+    language: Language
+    question: str
+    answer: str
+
+
+def _pick(rng: random.Random, *choices: str) -> str:
+    return rng.choice(choices)
+
+
+def name(thing: Thing, language: Language) -> str:
+    return kind_name(thing.colour, thing.shape, language)
+
+
+def kind_name(colour: Colour, shape: Shape, language: Language) -> str:
+    return f"{colour} {shape}" if language == "en" else COLOUR_ZH[colour] + SHAPE_ZH[shape]
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def caption(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    if language == "en":
+        question = _pick(
+            rng, "What is in the picture?", "Describe the picture.", "What do you see?", "Describe this image.",
+            "What is in this image?", "What does the picture show?",
+        )  # fmt: skip
+    else:
+        question = _pick(rng, "图片里有什么？", "描述这张图片。", "你看到了什么？", "图中有什么？", "请描述这幅图。")
+    return Ask("caption", language, question, _caption_answer(scene, language))
+
+
+def _caption_answer(scene: Scene, language: Language) -> str:
+    if scene.number is not None:
+        return f"The number {scene.number}." if language == "en" else f"数字{scene.number}。"
+    if not scene.things:
+        return "There is nothing." if language == "en" else "什么都没有。"
+    if language == "zh":
+        return "，".join(f"{PLACES_ZH[t.cell]}有一个{name(t, 'zh')}" for t in scene.things) + "。"
+    parts = [f"{_article(name(t, 'en'))} at the {PLACES_EN[t.cell]}" for t in scene.things]
+    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return text[0].upper() + text[1:] + "."
+
+
+def count(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    what = rng.choice(("all", "all", "colour", "shape"))
+    chosen = rng.choice(scene.things) if scene.things and rng.random() < 0.75 else None
+    if what == "colour":
+        colour = chosen.colour if chosen else rng.choice(COLOURS)
+        number = sum(thing.colour == colour for thing in scene.things)
+        noun = f"{colour} objects" if language == "en" else f"{COLOUR_ZH[colour]}的物体"
+    elif what == "shape":
+        shape = chosen.shape if chosen else rng.choice(SHAPES)
+        number = sum(thing.shape == shape for thing in scene.things)
+        noun = PLURAL[shape] if language == "en" else SHAPE_ZH[shape]
+    else:
+        number = len(scene.things)
+        noun = "objects" if language == "en" else "物体"
+    if language == "en":
+        question = _pick(rng, f"How many {noun} are there?", f"How many {noun} do you see?", f"Count the {noun}.")
+    else:
+        question = _pick(rng, f"有几个{noun}？", f"图中有多少个{noun}？", f"数一数{noun}。")
+    return Ask("count", language, question, str(number))
+
+
+def number(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    if language == "en":
+        question = _pick(
+            rng,
+            "What number is in the picture?",
+            "Read the number.",
+            "What number is written here?",
+            "Which number is it?",
+        )
+    else:
+        question = _pick(rng, "图中的数字是多少？", "读出数字。", "上面写的是什么数字？", "这是什么数字？")
+    if scene.number is None:
+        return Ask("none", language, question, "There is no number." if language == "en" else "没有数字。")
+    return Ask("number", language, question, scene.number)
+
+
+def locate(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    present = [(thing.colour, thing.shape) for thing in scene.things]
+    if present and rng.random() < 0.88:
+        colour, shape = rng.choice(present)
+    else:
+        colour, shape = _absent(scene, rng)
+    noun = kind_name(colour, shape, language)
+    found = [thing for thing in scene.things if (thing.colour, thing.shape) == (colour, shape)]
+    if language == "en":
+        question = _pick(
+            rng, f"Locate the {noun}.", f"Find the {noun} and give its box.",
+            f"Where is the {noun}? Answer with a box in JSON.",
+            f"Give the bounding box of the {noun}.",
+        )  # fmt: skip
+    else:
+        question = _pick(rng, f"框出{noun}。", f"找到{noun}并给出边界框。", f"给出{noun}的边界框。")
+    if not found:
+        return Ask("none", language, question, none_answer(language))
+    return Ask("boxes", language, question, boxes_json([(thing.box, noun) for thing in found]))
+
+
+def boxes_json(boxes: list[tuple[tuple[int, int, int, int], str]]) -> str:
+    """The family's way to write boxes: a JSON list in a fence, corners in thousandths of the picture."""
+    rows = ",\n".join(f'\t{{"bbox_2d": {list(box)}, "label": "{label}"}}' for box, label in boxes)
+    return f"```json\n[\n{rows}\n]\n```"
+
+
+def is_there(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    unique = [t for t in scene.things if sum((t.colour, t.shape) == (o.colour, o.shape) for o in scene.things) == 1]
+    if unique and rng.random() < 0.5:
+        thing = rng.choice(unique)
+        place = PLACES_EN[thing.cell] if language == "en" else PLACES_ZH[thing.cell]
+        answer = f"Yes, at the {place}." if language == "en" else f"有，在{place}。"
+        noun = name(thing, language)
+        return Ask("place", language, _is_there_question(noun, language, rng), answer)
+    noun = kind_name(*_absent(scene, rng), language)
+    return Ask("none", language, _is_there_question(noun, language, rng), none_answer(language))
+
+
+def none_answer(language: Language) -> str:
+    return "There is none." if language == "en" else "没有。"
+
+
+def _is_there_question(noun: str, language: Language, rng: random.Random) -> str:
+    if language == "en":
+        return _pick(
+            rng, f"Is there {_article(noun)}?", f"Do you see {_article(noun)}?", f"Can you see {_article(noun)}?"
+        )
+    return _pick(rng, f"有{noun}吗？", f"图中有没有{noun}？", f"你看到{noun}了吗？")
+
+
+def _absent(scene: Scene, rng: random.Random) -> tuple[Colour, Shape]:
+    """A kind that the scene lacks, often one that shares a colour or a shape with what is there."""
+    present = {(thing.colour, thing.shape) for thing in scene.things}
+    while True:
+        colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
+        if scene.things and rng.random() < 0.6:
+            near = rng.choice(scene.things)
+            colour, shape = (near.colour, shape) if rng.random() < 0.5 else (colour, near.shape)
+        if (colour, shape) not in present:
+            return colour, shape
+
+
+def motion(clip: Clip, language: Language, rng: random.Random) -> Ask:
+    if language == "en":
+        question = _pick(
+            rng, "What moves, and where?", "What is moving?", "What happens in the clip?", "Describe the video."
+        )
+        answer = "Nothing moves."
+        if clip.mover and clip.direction:
+            answer = f"The {name(clip.mover, 'en')} moves {DIRECTION_EN[clip.direction]}."
+    else:
+        question = _pick(rng, "什么在动？往哪里动？", "视频里发生了什么？", "什么东西在移动？", "描述这段视频。")
+        answer = "没有东西在动。"
+        if clip.mover and clip.direction:
+            answer = f"{name(clip.mover, 'zh')}{DIRECTION_ZH[clip.direction]}移动。"
+    return Ask("motion", language, question, answer)
+
+
+def last_time(clip: Clip, language: Language, rng: random.Random) -> Ask:
+    """The time written before the last pair of frames: read from the prompt, not seen in the pixels."""
+    at = f"{timestamps(len(clip.frames), clip.fps)[-1]:.1f}"
+    if language == "en":
+        question = _pick(rng, "When does the clip end?", "At what time is the last picture of the clip?")
+        return Ask("time", language, question, f"At {at} seconds.")
+    return Ask("time", language, _pick(rng, "视频什么时候结束？", "最后一帧在第几秒？"), f"在第{at}秒。")
+
+
+def timestamps(num_frames: int, fps: float) -> list[float]:
+    """Mean time in seconds of each pair of frames, the last frame repeated when the number is odd."""
+    times = [index / fps for index in range(num_frames)]
+    times += times[-1:] * (num_frames % 2)
+    return [(times[index] + times[index + 1]) / 2 for index in range(0, len(times), 2)]
+
+
+PictureSkill = Callable[[Scene, Language, random.Random], Ask]
+ClipSkill = Callable[[Clip, Language, random.Random], Ask]
+
+SCENE_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 1.0), (count, 1.0), (locate, 2.0), (is_there, 0.8), (number, 0.1),
+)  # fmt: skip
+NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
+CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))
+
+TALK: dict[Language, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "en": (
+        (("Who are you?", "What are you?", "who are you", "What is your name?"),
+         "I am a tiny vision model. I know simple shapes, colors and numbers."),
+        (("Hello!", "Hi", "Hello", "Good morning!"), "Hello! Show me a picture."),
+        (("What can you do?", "Help", "How can you help me?"),
+         "I can describe pictures, count objects, read numbers, find boxes and say what moves."),
+        (("Thank you!", "Thanks", "Thank you very much."), "You are welcome."),
+        (("Goodbye!", "Bye", "See you!"), "Goodbye!"),
+        (("How are you?", "How are you today?"), "I am fine, thank you."),
+    ),
+    "zh": (
+        (("你是谁？", "你叫什么名字？", "你是谁", "介绍一下你自己。"),
+         "我是一个很小的视觉模型，认识简单的形状、颜色和数字。"),
+        (("你好！", "你好", "早上好！", "您好"), "你好！给我看一张图片吧。"),
+        (("你会做什么？", "你能做什么？", "怎么用你？"), "我会描述图片、数物体、读数字、找边界框，还会说什么在动。"),
+        (("谢谢！", "谢谢你。", "多谢"), "不客气。"),
+        (("再见！", "再见", "拜拜"), "再见！"),
+        (("你好吗？", "你今天怎么样？"), "我很好，谢谢。"),
+    ),
+}  # fmt: skip
+
+
+def talk(language: Language, rng: random.Random) -> Ask:
+    questions, answer = rng.choice(TALK[language])
+    return Ask("talk", language, rng.choice(questions), answer)
+
+
+_NO_SCENE = Scene(Background((0, 0, 0), (0, 0, 0), 0.0, 0, 0.0))
+
+
+def no_picture(language: Language, rng: random.Random) -> Ask:
+    """A question about a picture when none was sent."""
+    asked = caption(_NO_SCENE, language, rng)
+    answer = "There is no picture." if language == "en" else "没有图片。"
+    return Ask("none", language, asked.question, answer)

@@ -1,0 +1,249 @@
+"""Trains the tiny model from nothing; resumes from its last checkpoint."""
+
+import json
+import multiprocessing as mp
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from builder.tiny_model import recipe
+from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
+
+STAGES = (
+    Stage("first shapes", 1200, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
+    Stage("more of everything", 1500, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
+    Stage("every size", 1200, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
+)
+ROWS = 64
+PEAK_LR = 2e-3
+MATRIX_LR = 1.5  # of the common rate
+PATCH_LR = 0.05  # of the common rate: its 1536 inputs move together and would drown the positions
+WARMUP_STEPS = 200
+CHECKPOINT_EVERY = 200
+
+
+def stages(scale: float) -> tuple[Stage, ...]:
+    """The curriculum, `scale` times as long."""
+    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in STAGES)
+
+
+def stage_at(plan: tuple[Stage, ...], step: int) -> Stage:
+    for stage in plan:
+        if step < stage.steps:
+            return stage
+        step -= stage.steps
+    return plan[-1]
+
+
+def learning_rate(step: int, total: int) -> float:
+    """Linear warm-up, a plateau, then a straight line to zero over the last 60 %."""
+    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (total - step) / (total * 0.6)))
+
+
+def train(folder: Path, work: Path, scale: float, workers: int, device: str, seed: int) -> None:
+    """Write `folder` (the checkpoint) and `work` (state for resuming); returns when the plan is done."""
+    recipe.write_folder(folder)
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**recipe.model_config())).float().to(device)
+    _place_positions(model.model.visual.pos_embed)
+    _speed_up(model)
+    optimizers = _optimizers(model)
+    plan = stages(scale)
+    total = sum(stage.steps for stage in plan)
+    state_file = work / "state.pt"
+    first = _resume(state_file, model, optimizers) if state_file.exists() else 0
+    progress = tqdm(range(first, total), initial=first, total=total, mininterval=10)
+    losses: list[float] = []
+    with _Batches(folder, plan, first, total, workers, seed) as batches:
+        for step, batch in zip(progress, batches, strict=False):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, total) * group["share"]
+            loss = loss_of(model, batch, device)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            if step % 20 == 0:
+                progress.set_postfix_str(f"{stage_at(plan, step).name}, loss {np.mean(losses[-100:]):.3f}")
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == total:
+                state = {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                }
+                torch.save(state, work / "state.tmp")
+                (work / "state.tmp").replace(state_file)
+                with (work / "losses.jsonl").open("a") as log:
+                    row = {
+                        "step": step + 1,
+                        "loss": round(float(np.mean(losses[-CHECKPOINT_EVERY:])), 4),
+                        "at": round(time.time()),
+                    }
+                    log.write(json.dumps(row) + "\n")
+                save_weights(model, folder)
+
+
+def save_weights(model: torch.nn.Module, folder: Path) -> None:
+    """`model.safetensors` in float16, the tied head left out, as the family's own files have it."""
+    tensors = {
+        name: tensor.detach().cpu().to(torch.float16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def loss_of(model: Any, batch: Batch, device: str) -> torch.Tensor:
+    """Mean cross entropy over the answers' tokens, each with its weight."""
+    ids = torch.from_numpy(batch.ids).to(device)
+    labels = torch.from_numpy(batch.labels).to(device)
+    branch = torch.from_numpy(batch.branch).to(device)
+    with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+        embeds = model.get_input_embeddings()(ids)
+        visual: dict[str, Any] = {}
+        if batch.patches is not None:
+            pixels = torch.from_numpy(batch.patches).to(device).float().div_(127.5).sub_(1.0)
+            rows = len(ids)
+            grid = torch.tensor([batch.grid] * rows, device=device)
+            features = model.model.visual(pixels, grid_thw=grid, return_dict=True)
+            token = recipe.special_id("<|video_pad|>" if batch.is_video else "<|image_pad|>")
+            mask = ids == token
+            embeds = embeds.masked_scatter(mask[..., None], features.pooler_output.to(embeds.dtype))
+            visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": features.deepstack_features}
+        hidden = model.model.language_model(
+            input_ids=None,
+            inputs_embeds=embeds,
+            position_ids=torch.from_numpy(batch.positions).to(device),
+            attention_mask=attention_mask(branch),
+            use_cache=False,
+            **visual,
+        ).last_hidden_state
+        wanted = labels[:, 1:] != IGNORED
+        logits = model.lm_head(hidden[:, :-1][wanted])
+    weights = torch.from_numpy(batch.weights).to(device)[:, 1:][wanted]
+    losses = functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def attention_mask(branch: torch.Tensor) -> torch.Tensor:
+    """(rows, 1, length, length) bool: what came before, in the shared beginning (0) or in the same branch."""
+    length = branch.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    same = branch[:, :, None] == branch[:, None, :]
+    shared = (branch == 0)[:, None, :]
+    return ((same | shared) & causal)[:, None]
+
+
+def _optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks and mergers, AdamW for the rest."""
+    matrices: list[torch.nn.Parameter] = []
+    patches: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (patches if "patch_embed" in name else matrices if is_matrix else others).append(parameter)
+    groups = [{"params": patches, "share": PATCH_LR}, {"params": others, "share": 1.0}]
+    return [
+        torch.optim.Muon([{"params": matrices, "share": MATRIX_LR}], weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+@torch.no_grad()
+def _place_positions(embedding: torch.nn.Embedding) -> None:
+    """Start the learned position grid with waves along both axes: from random numbers it learns places very late."""
+    side, width = int(embedding.num_embeddings**0.5), embedding.embedding_dim
+    waves = 0.25 * 32 ** torch.linspace(0, 1, width // 4)
+    angles = torch.linspace(0, 2 * torch.pi, side)[:, None] * waves
+    axis = torch.cat([angles.sin(), angles.cos()], -1) * 0.5
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    embedding.weight.copy_(torch.cat([rows, columns], -1).reshape(side * side, width))
+
+
+def _resume(state_file: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    state = torch.load(state_file, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])
+
+
+def _speed_up(model: Any) -> None:
+    """Same arithmetic, fewer calls: every picture of a batch has one grid, and a patch embedding is a product."""
+
+    def embed(module: Any, patches: torch.Tensor) -> torch.Tensor:
+        return functional.linear(patches, module.proj.weight.flatten(1), module.proj.bias)
+
+    def attend(
+        module: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any, **_: Any
+    ) -> torch.Tensor:
+        total, length = len(hidden_states), int(cu_seqlens[1])
+        q, k, v = (
+            module.qkv(hidden_states).view(total // length, length, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )
+        cos, sin = (part.view(total // length, 1, length, -1).to(q.dtype) for part in position_embeddings)
+        q, k = (x * cos + _rotate_half(x) * sin for x in (q, k))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        projected: torch.Tensor = module.proj(mixed.transpose(1, 2).reshape(total, -1))
+        return projected
+
+    visual = model.model.visual
+    visual.patch_embed.forward = MethodType(embed, visual.patch_embed)
+    for block in visual.blocks:
+        block.attn.forward = MethodType(attend, block.attn)
+
+
+def _rotate_half(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+class _Batches:
+    """Batches in order of steps, drawn ahead by worker processes; the same for a seed, however many workers."""
+
+    def __init__(self, folder: Path, plan: tuple[Stage, ...], first: int, total: int, workers: int, seed: int) -> None:
+        self._steps = range(first, total)
+        context = mp.get_context("spawn")
+        self._queues = [context.Queue(maxsize=6) for _ in range(workers)]
+        self._processes = [
+            context.Process(
+                target=_draw_batches, args=(q, folder, plan, range(first + i, total, workers), seed), daemon=True
+            )
+            for i, q in enumerate(self._queues)
+        ]
+
+    def __enter__(self) -> Iterator[Batch]:
+        for process in self._processes:
+            process.start()
+        return self._all()
+
+    def _all(self) -> Iterator[Batch]:
+        for index, _ in enumerate(self._steps):
+            yield self._queues[index % len(self._queues)].get(timeout=300)
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def _draw_batches(out: Any, folder: Path, plan: tuple[Stage, ...], steps: range, seed: int) -> None:
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(folder)
+    for step in steps:
+        out.put(BatchMaker(tokenizer, seed * 1_000_003 + step, ROWS).make(stage_at(plan, step)))
