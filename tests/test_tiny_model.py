@@ -7,6 +7,7 @@ must follow.
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen3VLForConditionalGeneration
 
-from builder.tiny_model import evaluate, scenes, skills
+from builder.tiny_model import evaluate, recipe, scenes, skills
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from worker import contract
 from worker.contract import Opened, Picture
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
 from worker.engine.prompt import Prompt, PromptBuilder
+from worker.engine.rules import read_rules
 from worker.settings import EMBEDDED_MODEL, Settings
 
 MAX_BYTES = 12_000_000
@@ -232,3 +234,10 @@ def test_a_clip_is_what_it_says() -> None:
             [moved] = [(a, b) for a, b in zip(first, last, strict=True) if a != b]
             dx, dy = moved[1].x - moved[0].x, moved[1].y - moved[0].y
             assert {"left": dx < -0.2, "right": dx > 0.2, "up": dy < -0.2, "down": dy > 0.2}[clip.direction]
+
+
+def test_the_recipe_writes_the_folder_that_is_embedded(tmp_path: Path) -> None:
+    recipe.write_folder(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (EMBEDDED_MODEL / path.name).read_bytes(), path.name
+    assert read_rules(tmp_path) == recipe.PIXEL_RULES

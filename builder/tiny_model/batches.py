@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
+from worker.engine.sizes import image_size
 
 FACTOR = recipe.PATCH * recipe.MERGE
 IGNORED = -100
@@ -54,18 +55,6 @@ class Batch:
     positions: np.ndarray
 
 
-def fitted(width: int, height: int, low: int, high: int) -> tuple[int, int]:
-    """The reference's smart_resize: sides in pixels, multiples of the factor, area between the limits."""
-    w, h = max(FACTOR, round(width / FACTOR) * FACTOR), max(FACTOR, round(height / FACTOR) * FACTOR)
-    if w * h > high:
-        beta = (width * height / high) ** 0.5
-        w, h = (max(FACTOR, int(side / beta / FACTOR) * FACTOR) for side in (width, height))
-    elif w * h < low:
-        beta = (low / (width * height)) ** 0.5
-        w, h = (-int(-side * beta // FACTOR) * FACTOR for side in (width, height))
-    return w, h
-
-
 def random_size(rng: random.Random) -> tuple[int, int]:
     """Width and height of a picture as a user might send it: 96 to 640 a side, at most 3 : 1."""
     while True:
@@ -79,7 +68,8 @@ def _sizes_by_grid() -> dict[tuple[int, int], list[tuple[int, int]]]:
     sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for _ in range(20_000):
         size = random_size(rng)
-        sizes.setdefault(fitted(*size, recipe.MIN_PIXELS, recipe.MAX_PIXELS), []).append(size)
+        fitted = image_size(size[1], size[0], recipe.PIXEL_RULES, recipe.MAX_PIXELS)
+        sizes.setdefault((fitted.width, fitted.height), []).append(size)
     return sizes
 
 

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from builder.tiny_model import skills
 from builder.tiny_model.scenes import random_clip, random_number, random_scene
+from worker.engine.rules import PixelRules
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2
 MIN_PIXELS, MAX_PIXELS = 128 * 128, 256 * 256
@@ -149,15 +150,26 @@ def generation_config() -> dict[str, Any]:
     }
 
 
+_PATCHING = {
+    "patch_size": PATCH,
+    "temporal_patch_size": TEMPORAL,
+    "merge_size": MERGE,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+}
+
+
+PIXEL_RULES = PixelRules(
+    PATCH, MERGE, TEMPORAL, (0.5,) * 3, (0.5,) * 3, MIN_PIXELS, MAX_PIXELS, VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS,
+    video_fps=2.0, caps_frames=False, frame_max_tokens=768,
+)  # fmt: skip
+
+
 def preprocessor_config() -> dict[str, Any]:
     return {
         "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
-        "patch_size": PATCH,
-        "temporal_patch_size": TEMPORAL,
-        "merge_size": MERGE,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
+        **_PATCHING,
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }
 
@@ -165,16 +177,11 @@ def preprocessor_config() -> dict[str, Any]:
 def video_preprocessor_config() -> dict[str, Any]:
     return {
         "size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS},
-        "patch_size": PATCH,
-        "temporal_patch_size": TEMPORAL,
-        "merge_size": MERGE,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        **_PATCHING,
         "fps": 2,
         "min_frames": 2,
         "max_frames": 16,
         "cap_pixels_per_frame": False,
-        "processor_class": "Qwen3VLProcessor",
         "video_processor_type": "Qwen3VLVideoProcessor",
     }
 

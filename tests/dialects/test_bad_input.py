@@ -61,6 +61,11 @@ BAD: dict[str, tuple[object, str, str]] = {
     "a block that is no object": (blocks(SECRET), "INPUT_INVALID", "messages[0].content[0]"),
     "a block of an unknown kind": (blocks({"type": SECRET}), "INPUT_INVALID", "messages[0].content[0]"),
     "a block without media": (blocks({"type": "image"}), "INPUT_INVALID", "messages[0].content[0].image"),
+    "a picture in a system message": (
+        {"messages": [{"role": "system", "content": [{"type": "image", "image": SECRET}]}]},
+        "INPUT_INVALID",
+        "messages[0].content[0]",
+    ),
     "a picture as number": ({"prompt": "x", "image": 7}, "INPUT_INVALID", "image"),
     "a picture with url and base64": (
         {"prompt": "x", "image": {"url": SECRET, "base64": SECRET}},

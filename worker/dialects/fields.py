@@ -18,11 +18,17 @@ from worker.contract import (
     BoundedText,
     Frames,
     Inline,
+    MaxTokens,
     Media,
     Message,
     Role,
+    Sampling,
+    Seed,
     StopString,
+    Temperature,
     Text,
+    TopK,
+    TopP,
     Url,
 )
 from worker.errors import InputInvalid
@@ -108,7 +114,7 @@ class VideoBlock(Body):
 
 class ImageUrl(Body):
     url: str = Field(repr=False)
-    detail: Literal["auto"] = "auto"
+    detail: Literal["auto", "high"] = "auto"
 
 
 class ImageUrlBlock(Body):
@@ -158,11 +164,37 @@ Stops = Annotated[
 ]
 
 
+class SamplingFields(Body):
+    """What a body of any dialect may say about how tokens are chosen."""
+
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+
+    def sampling(self) -> Sampling:
+        """The same in the contract's terms."""
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+        )
+
+
 def message(role: Role, content: str | list[Any], where: str) -> Message:
-    """A message of the contract; `where` is the place of its content in the body."""
+    """A message of the contract; `where` is the place of its content in the body. Raises InputInvalid."""
     if isinstance(content, str):
         return Message(role=role, parts=(Text(text=content),))
-    return Message(role=role, parts=tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content)))
+    parts = tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content))
+    for part in parts:
+        if isinstance(part, Media) and role != "user":
+            raise InputInvalid(where=part.where, detail="pictures and videos belong into messages of the user")
+    return Message(role=role, parts=parts)
 
 
 def _part(block: Any, where: str) -> Text | Media:

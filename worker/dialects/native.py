@@ -13,22 +13,16 @@ from worker.contract import (
     BoundedText,
     ChatRequest,
     Done,
-    MaxTokens,
     Message,
     Meta,
     Piece,
-    Sampling,
-    Seed,
     Start,
     StreamEvent,
-    Temperature,
     Text,
-    TopK,
-    TopP,
     Usage,
 )
 from worker.dialects import fields
-from worker.dialects.fields import Body, Content, MediaForm, Stops, VideoForm
+from worker.dialects.fields import Body, Content, MediaForm, SamplingFields, VideoForm
 from worker.errors import InputInvalid, WorkerError
 
 
@@ -37,7 +31,7 @@ class NativeMessage(Body):
     content: Content
 
 
-class NativeBody(Body):
+class NativeBody(SamplingFields):
     """What a native request may say."""
 
     prompt: BoundedText | None = Field(None, repr=False)
@@ -47,12 +41,6 @@ class NativeBody(Body):
     video: VideoForm | None = None
     videos: list[VideoForm] = []
     messages: list[NativeMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stops = []
     stream: bool = False
 
 
@@ -69,14 +57,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         raise fields.invalid(error) from None
     return ChatRequest(
         messages=_messages(native),
-        sampling=Sampling(
-            max_tokens=native.max_tokens,
-            temperature=native.temperature,
-            top_p=native.top_p,
-            top_k=native.top_k,
-            seed=native.seed,
-            stop=tuple(native.stop),
-        ),
+        sampling=native.sampling(),
         stream=native.stream,
     )
 

@@ -18,17 +18,12 @@ from worker.contract import (
     Meta,
     Piece,
     Role,
-    Sampling,
-    Seed,
     Start,
     StreamEvent,
-    Temperature,
-    TopK,
-    TopP,
     Usage,
 )
 from worker.dialects import fields
-from worker.dialects.fields import Body, Content, Stops
+from worker.dialects.fields import Body, Content, SamplingFields
 from worker.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 
 ROUTE = "/v1/chat/completions"
@@ -63,7 +58,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class OpenAIBody(Body):
+class OpenAIBody(SamplingFields):
     """What is honoured of a Chat Completions body."""
 
     model_config = ConfigDict(extra="ignore")
@@ -71,11 +66,6 @@ class OpenAIBody(Body):
     messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
     max_tokens: MaxTokens | None = Field(None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -106,14 +96,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
             fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
             for index, message in enumerate(chat.messages)
         ),
-        sampling=Sampling(
-            max_tokens=chat.max_tokens,
-            temperature=chat.temperature,
-            top_p=chat.top_p,
-            top_k=chat.top_k,
-            seed=chat.seed,
-            stop=tuple(chat.stop or ()),
-        ),
+        sampling=chat.sampling(),
         stream=chat.stream or False,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         model=chat.model,

@@ -5,6 +5,7 @@ queue, events go out through each sequence's `emit`.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -82,7 +83,7 @@ class Engine:
         events: asyncio.Queue[Event | WorkerError] = asyncio.Queue()
 
         def emit(event: Event | WorkerError) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         sequence = self.submit(prompt, request.sampling, emit)
@@ -209,7 +210,7 @@ class Engine:
             )
             tokens = pick(logits, [s.choice for s in self._live], [s.source for s in self._live])
             for sequence, token in zip(self._live, tokens, strict=True):
-                sequence.take(token)
+                self._take(sequence, token)
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -223,6 +224,14 @@ class Engine:
             self._cache.clear()
         else:
             self._drop_over()
+
+    def _take(self, sequence: Sequence, token: int) -> None:
+        """A token whose text fails ends its own request only."""
+        try:
+            sequence.take(token)
+        except Exception:
+            log.exception("a token could not be turned into text")
+            sequence.fail(InternalError())
 
     def _drop_over(self) -> None:
         for row in reversed(range(len(self._live))):
