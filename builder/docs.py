@@ -8,6 +8,8 @@ import io
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,6 @@ def album() -> str:
     model = load(limits)
     builder = PromptBuilder(model, limits)
     rng = random.Random(ALBUM_SEED)
-    (DOCS / "pictures").mkdir(exist_ok=True)
     rows = ["| picture | question | answer | true answer |", "|---|---|---|---|"]
     for index in range(6):
         width, height = rng.choice(((240, 240), (320, 200), (200, 320), (480, 360)))
@@ -115,6 +116,17 @@ def write_test_input() -> None:
     picture = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     body = {"input": {"prompt": "What is in the picture?", "image": picture}}
     (ROOT / "test_input.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    (DOCS / "pictures" / "test_input.jpg").write_bytes(buffer.getvalue())
+
+
+def first_run() -> str:
+    """The picture of test_input.json and what the handler prints for it."""
+    command = [sys.executable, "handler.py"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
+    answer = re.search(r"^\{\n.*?^\}$", output, re.DOTALL | re.MULTILINE)
+    if answer is None:
+        raise ValueError("the handler printed no JSON")
+    return f"\n![a drawn picture](docs/pictures/test_input.jpg)\n\n```json\n{answer.group()}\n```\n"
 
 
 def main() -> None:
@@ -122,7 +134,9 @@ def main() -> None:
     write(DOCS / "errors.md", "errors", errors.table())
     for path in sorted(CASES.glob("*/*.json")):
         write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))
+    (DOCS / "pictures").mkdir(exist_ok=True)
     write_test_input()
+    write(ROOT / "README.md", "run", first_run())
     write(DOCS / "tiny_model.md", "album", album())
 
 

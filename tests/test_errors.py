@@ -52,3 +52,14 @@ def test_a_message_has_place_text_and_detail() -> None:
         "status": 413,
         "retryable": False,
     }
+
+
+@pytest.mark.parametrize("error", LEAVES, ids=lambda error: error.code)
+def test_every_error_is_raised_somewhere(error: type[WorkerError]) -> None:
+    rooms = [path for path in (DOC.parents[1] / "worker").rglob("*.py") if path.name != "errors.py"]
+    assert any(f"{error.__name__}(" in path.read_text(encoding="utf-8") for path in rooms)
+
+
+def test_an_error_is_given_its_place_later() -> None:
+    error = errors.MediaFetchFailed(detail="HTTP status 503", retryable=True).at("image")
+    assert (error.where, error.detail, error.is_retryable) == ("image", "HTTP status 503", True)

@@ -11,7 +11,6 @@ WorkerError
 │   ├── MediaUrlInvalid              not an address that can be fetched
 │   ├── MediaUrlForbidden            an address that must not be fetched
 │   ├── MediaFetchFailed        502  the other side did not give it
-│   ├── MediaFetchBusy          502  the other side did not give it now; try again
 │   ├── MediaFetchTimeout       504  the other side was too slow
 │   ├── MediaTooLarge           413  more bytes, or more work, than allowed
 │   ├── MediaBase64Invalid           not base64
@@ -19,13 +18,11 @@ WorkerError
 │   ├── MediaCorrupt                 broken or cut off
 │   ├── MediaDimensions              too many pixels, too long a side, frames that differ
 │   ├── MediaDecodeTimeout           decoding took too long
-│   ├── MediaTooManyItems            more pictures, videos or frames than allowed
-│   └── MediaParamInvalid            a control of a picture or video is out of range
+│   └── MediaTooManyItems            more pictures, videos or frames than allowed
 └── ServerError                 500  the worker is at fault
     ├── QueueFull               429  too many requests are waiting
     ├── OutOfMemory             503  this request did not fit in memory
     ├── EngineStopped           503  the engine has ended; the worker must be replaced
-    ├── ResultTooLarge               the answer is too large for the platform
     └── InternalError                a fault of our own; the log has the details
 
 A message is made of the constant text of its class, the place in the request, and our own words and numbers:
@@ -34,7 +31,7 @@ never of the caller's data, a library's text or a path.
 
 import json
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class WorkerError(Exception):
@@ -43,12 +40,17 @@ class WorkerError(Exception):
     code: ClassVar[str]
     status: ClassVar[int]
     text: ClassVar[str]
-    retryable: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False  # where it depends, the instance says
 
-    def __init__(self, *, where: str | None = None, detail: str | None = None) -> None:
+    def __init__(self, *, where: str | None = None, detail: str | None = None, retryable: bool | None = None) -> None:
         self.where = where
         self.detail = detail
+        self.is_retryable = self.retryable if retryable is None else retryable
         super().__init__(self.message)
+
+    def at(self, where: str) -> Self:
+        """The same error with its place in the request."""
+        return type(self)(where=where, detail=self.detail, retryable=self.is_retryable)
 
     @property
     def message(self) -> str:
@@ -59,7 +61,7 @@ class WorkerError(Exception):
 
     def as_json(self) -> str:
         """The error as the platform's job API carries it: an object in a string."""
-        fields = {"code": self.code, "message": self.message, "status": self.status, "retryable": self.retryable}
+        fields = {"code": self.code, "message": self.message, "status": self.status, "retryable": self.is_retryable}
         return json.dumps(fields)
 
 
@@ -127,19 +129,11 @@ class MediaUrlForbidden(MediaError):
 
 
 class MediaFetchFailed(MediaError):
-    """The other side refused or has nothing there."""
+    """The other side gave no file; worth another try after 5xx, 429, no DNS answer or no connection."""
 
     code = "MEDIA_FETCH_FAILED"
     status = 502
     text = "the address did not give a file"
-
-
-class MediaFetchBusy(MediaFetchFailed):
-    """The other side failed in a way that may pass: 5xx, 429, DNS, connection."""
-
-    code = "MEDIA_FETCH_BUSY"
-    text = "the address did not give a file this time"
-    retryable = True
 
 
 class MediaFetchTimeout(MediaError):
@@ -202,13 +196,6 @@ class MediaTooManyItems(MediaError):
     text = "too many pictures, videos or frames"
 
 
-class MediaParamInvalid(MediaError):
-    """A control of a picture or video is out of range."""
-
-    code = "MEDIA_PARAM_INVALID"
-    text = "a media control is out of range"
-
-
 class ServerError(WorkerError):
     """The worker is at fault."""
 
@@ -240,13 +227,6 @@ class EngineStopped(ServerError):
     status = 503
     text = "the engine has ended"
     retryable = True
-
-
-class ResultTooLarge(ServerError):
-    """The answer is larger than the platform takes."""
-
-    code = "RESULT_TOO_LARGE"
-    text = "the answer is too large for the platform"
 
 
 class InternalError(ServerError):

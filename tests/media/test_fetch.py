@@ -12,7 +12,6 @@ from yarl import URL
 
 from worker.errors import (
     MediaError,
-    MediaFetchBusy,
     MediaFetchFailed,
     MediaFetchTimeout,
     MediaTooLarge,
@@ -108,14 +107,14 @@ def test_a_body_of_unknown_length_is_fetched() -> None:
         (b"HTTP/1.1 404 Not Found\nContent-Length: 0", b"", MediaFetchFailed),
         (b"HTTP/1.1 403 Forbidden\nContent-Length: 0", b"", MediaFetchFailed),
         (b"HTTP/1.1 204 No Content", b"", MediaFetchFailed),
-        (b"HTTP/1.1 500 Oops\nContent-Length: 0", b"", MediaFetchBusy),
-        (b"HTTP/1.1 429 Slow down\nContent-Length: 0", b"", MediaFetchBusy),
+        (b"HTTP/1.1 500 Oops\nContent-Length: 0", b"", "retry"),
+        (b"HTTP/1.1 429 Slow down\nContent-Length: 0", b"", "retry"),
         (b"HTTP/1.1 200 OK\nContent-Length: 1001", b"x" * 1001, MediaTooLarge),
         (b"HTTP/1.1 200 OK\nConnection: close", b"x" * 1001, MediaTooLarge),
-        (b"HTTP/1.1 200 OK\nContent-Length: 500", b"x" * 400, MediaFetchBusy),
+        (b"HTTP/1.1 200 OK\nContent-Length: 500", b"x" * 400, "retry"),
         (b"HTTP/1.1 200 OK\nContent-Length: 5\nContent-Encoding: gzip", b"12345", MediaFetchFailed),
-        (b"HTTP/1.1 200 OK\nX: " + b"y" * 9000, b"", MediaFetchBusy),
-        (b"SSH-2.0-OpenSSH", b"", MediaFetchBusy),
+        (b"HTTP/1.1 200 OK\nX: " + b"y" * 9000, b"", "retry"),
+        (b"SSH-2.0-OpenSSH", b"", "retry"),
         (b"HTTP/1.1 302 Found\nContent-Length: 0", b"", MediaFetchFailed),
         (b"HTTP/1.1 302 Found\nLocation: file:///etc/passwd\nContent-Length: 0", b"", MediaUrlInvalid),
         (b"HTTP/1.1 302 Found\nLocation: http://10.0.0.1/\nContent-Length: 0", b"", MediaUrlForbidden),
@@ -124,10 +123,11 @@ def test_a_body_of_unknown_length_is_fetched() -> None:
         (b"HTTP/1.1 302 Found\nLocation: /x\nContent-Length: 0", b"", MediaFetchFailed),
     ],
 )
-def test_misbehaviour_has_a_code(head: bytes, body: bytes, error: type[MediaError]) -> None:
+def test_misbehaviour_has_a_code(head: bytes, body: bytes, error: type[MediaError] | str) -> None:
     with pytest.raises(MediaError) as failure:
         fetch(says(head, body))
-    assert type(failure.value) is error
+    assert type(failure.value) is (MediaFetchFailed if error == "retry" else error)
+    assert failure.value.is_retryable == (error == "retry")
 
 
 def test_a_few_redirects_are_followed() -> None:
@@ -180,8 +180,9 @@ def test_a_closed_port_may_be_tried_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     limits = Settings(media_allow_loopback=True)
-    with pytest.raises(MediaFetchBusy):
+    with pytest.raises(MediaFetchFailed) as failure:
         asyncio.run(Fetcher(limits).fetch(f"http://127.0.0.1:{port}/", 10, 5.0))
+    assert failure.value.is_retryable
 
 
 def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

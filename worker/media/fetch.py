@@ -16,7 +16,6 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from worker.errors import (
-    MediaFetchBusy,
     MediaFetchFailed,
     MediaFetchTimeout,
     MediaTooLarge,
@@ -76,11 +75,11 @@ class Fetcher:
         except aiohttp.ClientConnectorError:
             if doorman.has_denied:
                 raise MediaUrlForbidden() from None
-            raise MediaFetchBusy(detail="no connection") from None
+            raise MediaFetchFailed(detail="no connection", retryable=True) from None
         except (aiohttp.InvalidURL, UnicodeError):
             raise MediaUrlInvalid() from None
         except (aiohttp.ClientError, OSError):
-            raise MediaFetchBusy() from None
+            raise MediaFetchFailed(retryable=True) from None
         raise MediaFetchFailed(detail=f"more than {self._settings.max_redirects} redirects")
 
     def _check(self, address: str) -> URL:
@@ -110,7 +109,7 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return str(url.join(_location(response)))
             if response.status in _PASSING or response.status >= 500:
-                raise MediaFetchBusy(detail=f"HTTP status {response.status}")
+                raise MediaFetchFailed(detail=f"HTTP status {response.status}", retryable=True)
             if response.status != 200:
                 raise MediaFetchFailed(detail=f"HTTP status {response.status}")
             if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):

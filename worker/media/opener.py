@@ -103,7 +103,7 @@ class Opener:
                 loop = asyncio.get_running_loop()
                 data = await loop.run_in_executor(self._threads, inline.decode, source.data, limit)
         except MediaError as error:
-            raise type(error)(where=where, detail=error.detail) from None
+            raise error.at(where) from None
         left.take(len(data), where)
         return data
 
