@@ -1,0 +1,79 @@
+"""The official `openai` client against the dialect; the transport between them does what the platform's route does."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.fakes import FakeEngine, FakeOpener
+from worker.serve import Service
+
+
+def client(engine: FakeEngine) -> openai.OpenAI:
+    """A client whose requests become jobs with `openai_route` and `openai_input`."""
+    service = Service(engine, FakeOpener())
+
+    def carry(request: httpx.Request) -> httpx.Response:
+        job = {"openai_route": request.url.path, "openai_input": json.loads(request.content)}
+
+        async def run() -> list[Any]:
+            return [output async for output in service.answer(job, "job-1")]
+
+        outputs = asyncio.run(run())
+        if all(isinstance(output, str) for output in outputs):
+            return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text="".join(outputs))
+        [output] = outputs
+        return httpx.Response(400, text=output["error"]) if "error" in output else httpx.Response(200, json=output)
+
+    http = httpx.Client(transport=httpx.MockTransport(carry))
+    return openai.OpenAI(api_key="none", base_url="http://platform.test/v1", http_client=http, max_retries=0)
+
+
+MESSAGES: Any = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}},
+        ],
+    }
+]
+
+
+def test_a_completion() -> None:
+    completion = client(FakeEngine()).chat.completions.create(model="tiny-qwen3-vl", messages=MESSAGES, seed=3)
+    assert completion.choices[0].message.content == "A cat."
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == 23
+
+
+def test_a_stream_with_usage() -> None:
+    stream = client(FakeEngine()).chat.completions.create(
+        model="tiny-qwen3-vl", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "A cat."
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.prompt_tokens == 20
+
+
+def test_a_refusal_is_the_clients_exception() -> None:
+    with pytest.raises(openai.BadRequestError) as failure:
+        client(FakeEngine()).chat.completions.create(model="another", messages=MESSAGES)
+    assert failure.value.code == "model_not_found"
+    assert failure.value.param == "model"
+
+
+def test_a_stream_that_fails_is_the_clients_exception() -> None:
+    engine = FakeEngine(pieces=["A "], error=RuntimeError("secret"))
+    stream = client(engine).chat.completions.create(model="tiny-qwen3-vl", messages=MESSAGES, stream=True)
+    with pytest.raises(openai.APIError) as failure:
+        list(stream)
+    assert failure.value.code == "INTERNAL"
+    assert "secret" not in str(failure.value)
