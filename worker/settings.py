@@ -64,6 +64,9 @@ class Settings(BaseModel):
     max_frames: Positive = Field(256, description="Frames in a list that makes a video")
     max_image_bytes: Positive = Field(20 * MIB, description="Bytes of a picture")
     max_job_bytes: Positive = Field(192 * MIB, description="Bytes of all media of a request")
+    max_job_pixels: Positive = Field(
+        400_000_000, description="Pixels of all pictures and frames of a request before they are resized"
+    )
     max_image_pixels: Positive = Field(50_000_000, description="Pixels of a picture before it is resized")
     max_image_side: Positive = Field(16_384, description="Pixels of a picture's longer side")
     max_image_tokens: Positive = Field(
@@ -72,6 +75,7 @@ class Settings(BaseModel):
     max_video_tokens: Positive = Field(
         16_384, description="Tokens that a video may become; larger ones are resized to it"
     )
+    max_fetches: Positive = Field(16, description="Addresses fetched at once, over all requests")
     decode_memory_bytes: Positive = Field(2048 * MIB, description="Memory of all pictures being decoded at once")
     decode_timeout_s: Seconds = Field(10.0, description="Seconds to decode a picture")
     connect_timeout_s: Seconds = Field(5.0, description="Seconds to connect to an address")

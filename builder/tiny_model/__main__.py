@@ -12,6 +12,7 @@ def main() -> None:
     train_options = commands.add_parser("train", help="train from nothing, or go on from the last checkpoint")
     train_options.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint folder to write")
     train_options.add_argument("--work", type=Path, default=Path("build/tiny_model"), help="state for resuming")
+    train_options.add_argument("--start", type=Path, help="a checkpoint folder whose weights to begin with")
     train_options.add_argument("--scale", type=float, default=1.0, help="length of the curriculum, 1.0 as published")
     train_options.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     train_options.add_argument("--device", default="cpu")
@@ -25,7 +26,7 @@ def main() -> None:
     if options.command == "train":
         from builder.tiny_model.train import train
 
-        train(options.out, options.work, options.scale, options.workers, options.device, options.seed)
+        train(options.out, options.work, options.scale, options.workers, options.device, options.seed, options.start)
     else:
         from builder.tiny_model.evaluate import evaluate
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing as mp
+import queue
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -20,9 +21,9 @@ from builder.tiny_model import recipe
 from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
 
 STAGES = (
-    Stage("first shapes", 1200, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
-    Stage("more of everything", 1500, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
-    Stage("every size", 1200, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
+    Stage("first shapes", 960, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
+    Stage("more of everything", 1200, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
+    Stage("every size", 960, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
 )
 ROWS = 64
 PEAK_LR = 2e-3
@@ -50,13 +51,21 @@ def learning_rate(step: int, total: int) -> float:
     return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (total - step) / (total * 0.6)))
 
 
-def train(folder: Path, work: Path, scale: float, workers: int, device: str, seed: int) -> None:
-    """Write `folder` (the checkpoint) and `work` (state for resuming); returns when the plan is done."""
+def train(
+    folder: Path, work: Path, scale: float, workers: int, device: str, seed: int, start: Path | None = None
+) -> None:
+    """Write `folder` (the checkpoint) and `work` (state for resuming); returns when the plan is done.
+
+    `start` is a checkpoint folder whose weights to begin with; where there is a state, it goes before.
+    """
     recipe.write_folder(folder)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**recipe.model_config())).float().to(device)
-    _place_positions(model.model.visual.pos_embed)
+    if start is None:
+        _place_positions(model.model.visual.pos_embed)
+    else:
+        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)
     _speed_up(model)
     optimizers = _optimizers(model)
     plan = stages(scale)
@@ -246,4 +255,21 @@ def _draw_batches(out: Any, folder: Path, plan: tuple[Stage, ...], steps: range,
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(folder)
     for step in steps:
-        out.put(BatchMaker(tokenizer, seed * 1_000_003 + step, ROWS).make(stage_at(plan, step)))
+        batch = BatchMaker(tokenizer, seed * 1_000_003 + step, ROWS).make(stage_at(plan, step))
+        while not _is_put(out, batch):
+            if not _has_trainer():
+                return
+
+
+def _is_put(out: Any, batch: Batch) -> bool:
+    try:
+        out.put(batch, timeout=10)
+    except queue.Full:
+        return False
+    return True
+
+
+def _has_trainer() -> bool:
+    """Whether the process that trains still lives; killed, it cannot end the ones that draw."""
+    parent = mp.parent_process()
+    return parent is not None and parent.is_alive()

@@ -88,6 +88,11 @@ BAD: dict[str, tuple[object, str, str]] = {
     "openai: tools": (chat(tools=[{"type": "function"}]), "INPUT_INVALID", "tools"),
     "openai: JSON wanted": (chat(response_format={"type": "json_object"}), "INPUT_INVALID", "response_format"),
     "openai: logprobs": (chat(logprobs=True), "INPUT_INVALID", "logprobs"),
+    "openai: a tool call": (
+        chat(messages=[{"role": "assistant", "content": "x", "tool_calls": [{"id": SECRET}]}]),
+        "INPUT_INVALID",
+        "messages[0].tool_calls",
+    ),
     "openai: sound": (
         chat(messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
         "INPUT_INVALID",

@@ -93,3 +93,28 @@ def test_openai_chat_is_read() -> None:
     assert (request.sampling.max_tokens, request.sampling.temperature) == (7, 0)
     assert (request.stream, request.include_usage, request.model) == (True, True, "m")
     assert request.ignored == ("metadata", "user")
+
+
+def test_the_openai_clients_own_reply_may_be_sent_back() -> None:
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hey", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": "again"},
+    ]
+    options = {"include_usage": True, "include_obfuscation": False}
+    body = {"messages": messages, "stream": True, "stream_options": options}
+    assert len(parse({"openai_route": "/v1/chat/completions", "openai_input": body}).messages) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"max_tokens": 5, "max_completion_tokens": None}, 5),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        ({"max_completion_tokens": 7}, 7),
+        ({}, None),
+    ],
+)
+def test_both_names_of_the_token_limit_are_read(fields: dict[str, Any], expected: int | None) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    assert parse({"openai_route": "/v1/chat/completions", "openai_input": body}).sampling.max_tokens == expected

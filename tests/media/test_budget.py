@@ -13,9 +13,12 @@ async def settle() -> None:
 
 
 async def holder(budget: Budget, size: int, log: list[str], name: str, release: asyncio.Event) -> None:
-    async with budget.hold(size):
+    await budget.take(size)
+    try:
         log.append(name)
         await release.wait()
+    finally:
+        budget.give(size)
 
 
 def test_holders_wait_their_turn_and_nobody_overtakes() -> None:
@@ -33,8 +36,7 @@ def test_holders_wait_their_turn_and_nobody_overtakes() -> None:
         events["b"].set()
         events["c"].set()
         await asyncio.gather(*tasks)
-        async with budget.hold(10):
-            pass
+        await budget.take(10)
 
     asyncio.run(run())
 
@@ -53,7 +55,6 @@ def test_cancelled_holders_give_back_what_they_held(who: str) -> None:
         await settle()
         release.set()
         await asyncio.gather(first, waiting, return_exceptions=True)
-        async with budget.hold(10):
-            pass
+        await budget.take(10)
 
     asyncio.run(run())

@@ -26,6 +26,10 @@ pytestmark = pytest.mark.network
 Serve = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
 
+def ignore(count: int) -> None:
+    """Nobody counts."""
+
+
 class Names(AbstractResolver):
     """Every name is the address given; counts how often it was asked."""
 
@@ -78,10 +82,11 @@ async def server(serve: Serve) -> Any:
 
 def fetch(serve: Serve, path: str = "/x", max_bytes: int = 1000, timeout_s: float = 5.0, **settings: Any) -> bytes:
     limits = Settings(media_allow_loopback=True, **settings)
+    taken: list[int] = []
 
     async def run() -> bytes:
         async with server(serve) as (port, _):
-            return await Fetcher(limits).fetch(f"http://127.0.0.1:{port}{path}", max_bytes, timeout_s)
+            return await Fetcher(limits).fetch(f"http://127.0.0.1:{port}{path}", max_bytes, timeout_s, taken.append)
 
     return asyncio.run(run())
 
@@ -154,6 +159,26 @@ def test_an_endless_body_ends_at_the_limit() -> None:
         fetch(serve, max_bytes=200_000)
 
 
+def test_every_chunk_is_counted_as_it_comes() -> None:
+    limits = Settings(media_allow_loopback=True)
+
+    def take(count: int) -> None:
+        raise MediaTooLarge(detail="all together")
+
+    async def run() -> None:
+        async with server(says(b"HTTP/1.1 200 OK\nContent-Length: 5", b"hello")) as (port, _):
+            await Fetcher(limits).fetch(f"http://127.0.0.1:{port}/", 100, 5.0, take)
+
+    with pytest.raises(MediaTooLarge):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("location", ["http://[::1]@", "http://[a]@/", "http://a[::1]@"])
+def test_brackets_before_an_at_sign_are_a_bad_redirect(location: str) -> None:
+    with pytest.raises(MediaError):
+        fetch(says(b"HTTP/1.1 302 Found\nLocation: " + location.encode() + b"\nContent-Length: 0"))
+
+
 def test_a_silent_server_times_out() -> None:
     async def serve(path: str, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
@@ -181,7 +206,7 @@ def test_a_closed_port_may_be_tried_again() -> None:
         port = taken.getsockname()[1]
     limits = Settings(media_allow_loopback=True)
     with pytest.raises(MediaFetchFailed) as failure:
-        asyncio.run(Fetcher(limits).fetch(f"http://127.0.0.1:{port}/", 10, 5.0))
+        asyncio.run(Fetcher(limits).fetch(f"http://127.0.0.1:{port}/", 10, 5.0, ignore))
     assert failure.value.is_retryable
 
 
@@ -200,7 +225,7 @@ def test_no_notation_of_the_loopback_is_reached(host: str) -> None:
     async def run() -> list[str]:
         async with server(says(b"HTTP/1.1 200 OK\nContent-Length: 2", b"no")) as (port, asked):
             with pytest.raises(MediaError):
-                await _PortBlind(Settings()).fetch(f"http://{host}:{port}/", 100, 2.0)
+                await _PortBlind(Settings()).fetch(f"http://{host}:{port}/", 100, 2.0, ignore)
             return asked  # type: ignore[no-any-return]
 
     assert asyncio.run(run()) == []
@@ -217,4 +242,4 @@ class _PortBlind(Fetcher):
 def test_a_name_that_means_an_inside_address_is_forbidden(addresses: tuple[str, ...]) -> None:
     fetcher = Fetcher(Settings(), make_resolver=lambda: Names(*addresses))
     with pytest.raises(MediaUrlForbidden):
-        asyncio.run(fetcher.fetch("http://rebound.test/x.png", 100, 2.0))
+        asyncio.run(fetcher.fetch("http://rebound.test/x.png", 100, 2.0, ignore))

@@ -1,16 +1,18 @@
 """All media of a request: order, limits over the whole, and nothing left behind."""
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.fakes import as_base64
-from worker.contract import Clip, Frames, Inline, Media, Opened, Picture, Url
+from worker.contract import RGB, Clip, Frames, Inline, Media, Opened, Picture, Url
 from worker.errors import (
     MediaCorrupt,
+    MediaDecodeTimeout,
     MediaDimensions,
     MediaError,
     MediaFetchTimeout,
@@ -18,6 +20,7 @@ from worker.errors import (
     MediaTooManyItems,
     MediaUnsupportedType,
 )
+from worker.media import picture
 from worker.media.opener import Opener
 from worker.settings import Settings
 
@@ -29,7 +32,7 @@ class Shelf:
         self.files = files
         self.num_open = 0
 
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
         self.num_open += 1
         try:
             if address not in self.files:
@@ -40,7 +43,7 @@ class Shelf:
 
 
 class Slow:
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
         raise MediaFetchTimeout(detail="our words")
 
 
@@ -84,6 +87,7 @@ def test_pictures_and_clips_come_in_order() -> None:
         ([image(inline("red"))], Settings(max_image_bytes=20), MediaTooLarge, "image"),
         ([image(inline("red"), "a"), image(inline("red"), "b")], Settings(max_job_bytes=100), MediaTooLarge, "b"),
         ([image(inline("red"))], Settings(decode_memory_bytes=100), MediaDimensions, "image"),
+        ([clip(*["red"] * 4)], Settings(max_job_pixels=150), MediaDimensions, "video.frames[3]"),
         ([image(Inline(data="AAAA"), "x.y")], Settings(), MediaUnsupportedType, "x.y"),
         ([image(Url(url="u"), "messages[0].content[1]")], Settings(), MediaFetchTimeout, "messages[0].content[1]"),
         (
@@ -142,7 +146,7 @@ def test_being_cancelled_ends_the_fetches() -> None:
 
 
 def test_after_many_failures_the_memory_is_whole_again() -> None:
-    opener = Opener(Settings(decode_memory_bytes=1_000_000), Slow())
+    opener = Opener(Settings(decode_memory_bytes=2_000_000), Slow())
     broken = Inline(data=as_base64(Image.effect_noise((64, 64), 90))[:2000])
 
     async def run() -> None:
@@ -151,6 +155,60 @@ def test_after_many_failures_the_memory_is_whole_again() -> None:
                 await opener.open([image(broken)])
         whole = Image.new("RGB", (250, 250))
         assert len(await opener.open([image(Inline(data=as_base64(whole)))])) == 1
+
+    asyncio.run(run())
+    opener.close()
+
+
+def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, has_begun = threading.Event(), threading.Event()
+
+    def stuck(header: object) -> None:
+        has_begun.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr("worker.media.picture.decode", stuck)
+    opener = Opener(Settings(decode_timeout_s=0.05), Slow())
+
+    async def run() -> None:
+        with pytest.raises(MediaDecodeTimeout):
+            await opener.open([image(inline("red"))])
+        assert has_begun.is_set()
+        assert opener._memory._free < opener._memory.total
+        go_on.set()
+        await asyncio.get_running_loop().run_in_executor(None, opener._threads.shutdown)
+        await asyncio.sleep(0)
+        assert opener._memory._free == opener._memory.total
+
+    asyncio.run(run())
+
+
+def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = picture.decode
+
+    def slow(header: picture.Header) -> RGB:
+        threading.Event().wait(0.1)
+        return decode(header)
+
+    monkeypatch.setattr("worker.media.picture.decode", slow)
+    opener = Opener(Settings(decode_timeout_s=0.4, prepare_threads=1), Slow())
+    items = [image(inline("red"), f"i{index}") for index in range(8)]
+    assert len(asyncio.run(opener.open(items))) == 8
+    opener.close()
+
+
+def test_not_all_addresses_are_fetched_at_once() -> None:
+    shelf = Shelf()
+    opener = Opener(Settings(max_fetches=3), shelf)
+
+    async def run() -> None:
+        task = asyncio.create_task(opener.open([image(Url(url="never"), f"i{index}") for index in range(9)]))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert shelf.num_open == 3
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert opener._fetches._free == 3
 
     asyncio.run(run())
     opener.close()

@@ -144,6 +144,12 @@ REFUSED: dict[str, tuple[bytes, type[MediaError]]] = {
     "201 to 1": (png(201, 1), MediaDimensions),
     "1 to 300": (png(1, 300), MediaDimensions),
     "310 scans": (jpeg_with_scans(310), MediaTooLarge),
+    "3,000 segments": (
+        encoded(corners(), "JPEG").replace(b"\xff\xdb", b"\xff\xfe\x00\x02" * 3000 + b"\xff\xdb", 1),
+        MediaTooLarge,
+    ),
+    "20,000 chunks": (b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x00aaAa\x00\x00\x00\x00" * 20_000, MediaTooLarge),
+    "run lengths": (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 8, 8, 1, 8, 1) + bytes(64), MediaUnsupportedType),
 }
 
 
@@ -185,4 +191,17 @@ def test_what_is_not_a_picture_is_named(data: bytes, word: str) -> None:
 
 def test_memory_for_decoding_is_known_from_the_header() -> None:
     header = read_header(encoded(Image.new("RGB", (100, 50))), "image", Settings())
-    assert header.decode_bytes == 100 * 50 * 12
+    assert header.decode_bytes == 100 * 50 * 30
+
+
+def test_what_follows_the_picture_is_not_weighed() -> None:
+    """A phone's moving photo is a JPEG with a film behind it."""
+    film = np.random.default_rng(1).integers(0, 256, 8_000_000, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 64
+    assert opened(encoded(corners(), "JPEG") + film).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_photo_with_much_detail_is_read(progressive: bool) -> None:
+    photo = Image.effect_noise((900, 700), 100).convert("RGB")
+    assert opened(encoded(photo, "JPEG", quality=98, progressive=progressive)).shape == (700, 900, 3)

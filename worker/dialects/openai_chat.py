@@ -5,9 +5,9 @@ fields that are unknown are ignored and named in the log.
 """
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from worker.contract import (
     MAX_MESSAGES,
@@ -27,6 +27,7 @@ from worker.dialects.fields import Body, Content, SamplingFields
 from worker.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 
 ROUTE = "/v1/chat/completions"
+MAX_NAMES_LOGGED = 20
 
 _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -51,10 +52,16 @@ _ROLES: dict[str, Role] = {"developer": "system"}
 class OpenAIMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: str | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
+
+    model_config = ConfigDict(extra="ignore")  # the client sends back its own reply, `refusal` and all
 
 
 class StreamOptions(Body):
+    model_config = ConfigDict(extra="ignore")
+
     include_usage: bool = False
 
 
@@ -65,12 +72,12 @@ class OpenAIBody(SamplingFields):
 
     messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     model: str | None = None
-    max_tokens: MaxTokens | None = Field(None, validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
+    max_completion_tokens: MaxTokens | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
-_HONOURED = {"max_completion_tokens", *OpenAIBody.model_fields}
+_HONOURED = frozenset(OpenAIBody.model_fields)
 
 
 def speaks(body: dict[str, Any]) -> bool:
@@ -91,6 +98,8 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         chat = OpenAIBody.model_validate(given)
     except ValidationError as error:
         raise fields.invalid(error) from None
+    if chat.max_completion_tokens is not None:
+        chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     return ChatRequest(
         messages=tuple(
             fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
@@ -100,8 +109,13 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         stream=chat.stream or False,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         model=chat.model,
-        ignored=tuple(sorted(fields.shown_name(name) for name in given.keys() - _HONOURED - _NOTHING_ASKED.keys())),
+        ignored=_ignored(given),
     )
+
+
+def _ignored(given: dict[str, Any]) -> tuple[str, ...]:
+    names = sorted(given.keys() - _HONOURED - _NOTHING_ASKED.keys())
+    return tuple(fields.shown_name(name) for name in names[:MAX_NAMES_LOGGED])
 
 
 def _refuse_unbuilt(given: dict[str, Any]) -> None:

@@ -64,9 +64,9 @@ class Engine:
 
     def close(self) -> None:
         """End now: whatever is unfinished fails with EngineStopped. Returns when the thread has ended."""
-        self._preparing.shutdown()
         with self._lock:
             self._is_closing = True
+        self._preparing.shutdown()
         self._incoming.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -91,7 +91,8 @@ class Engine:
         assert task is not None
         # A task that is cancelled while its consumer is busy never comes back into this generator,
         # so `finally` alone would leave the slot taken.
-        task.add_done_callback(lambda _: self.cancel(sequence))
+        release = lambda _: self.cancel(sequence)  # noqa: E731
+        task.add_done_callback(release)
         try:
             while True:
                 gathered = [await events.get()]
@@ -109,6 +110,7 @@ class Engine:
                     case Piece():
                         pass
         finally:
+            task.remove_done_callback(release)
             self.cancel(sequence)
 
     def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit) -> Sequence:

@@ -58,6 +58,7 @@ def probabilities(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
     chances = torch.softmax(ordered, dim=-1)
     if choice.top_p < 1:
         before = chances.cumsum(-1) - chances
+        before[0] = -1  # the likeliest token stays, however small top_p is
         chances[before >= choice.top_p] = 0
         chances /= chances.sum()
     return torch.zeros_like(chances).scatter_(0, order, chances)

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Budget:
@@ -14,26 +12,24 @@ class Budget:
         self._free = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
+    async def take(self, size: int) -> None:
         """Wait until `size` bytes are free, and hold them. A size over the total must be refused before."""
         assert size <= self.total
-        if self._waiting or size > self._free:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            entry = (size, turn)
-            self._waiting.append(entry)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                self._give_up(entry)
-                raise
-        else:
+        if not self._waiting and size <= self._free:
             self._free -= size
+            return
+        entry = (size, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
         try:
-            yield
-        finally:
-            self._free += size
-            self._admit()
+            await entry[1]
+        except asyncio.CancelledError:
+            self._give_up(entry)
+            raise
+
+    def give(self, size: int) -> None:
+        """Let go what `take` held."""
+        self._free += size
+        self._admit()
 
     def _give_up(self, entry: tuple[int, asyncio.Future[None]]) -> None:
         if entry in self._waiting:

@@ -59,14 +59,17 @@ class Fetcher:
         self._settings = settings
         self._make_resolver = make_resolver
 
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes:
-        """The body behind the address, at most `max_bytes`. Raises MediaUrl…, MediaFetch…, MediaTooLarge."""
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
+        """The body behind the address, at most `max_bytes`; `take` hears of every chunk's size and may raise.
+
+        Raises MediaUrl…, MediaFetch…, MediaTooLarge.
+        """
         doorman = _Doorman(self._settings.media_allow_loopback)
         url = self._check(address)
         try:
             async with asyncio.timeout(timeout_s), self._session(doorman) as session:
                 for _ in range(self._settings.max_redirects + 1):
-                    found = await self._get(session, url, max_bytes)
+                    found = await self._get(session, url, max_bytes, take)
                     if isinstance(found, bytes):
                         return found
                     url = self._check(found)
@@ -103,7 +106,9 @@ class Fetcher:
             max_field_size=8190,
         )
 
-    async def _get(self, session: aiohttp.ClientSession, url: URL, max_bytes: int) -> bytes | str:
+    async def _get(
+        self, session: aiohttp.ClientSession, url: URL, max_bytes: int, take: Callable[[int], None]
+    ) -> bytes | str:
         """The body, or the address that a redirect names."""
         async with session.get(url, headers=_HEADERS, allow_redirects=False) as response:
             if response.status in _REDIRECTS:
@@ -118,6 +123,7 @@ class Fetcher:
                 raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
             body = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                take(len(chunk))
                 body += chunk
                 if len(body) > max_bytes:
                     raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
@@ -127,5 +133,5 @@ class Fetcher:
 def _location(response: aiohttp.ClientResponse) -> URL:
     try:
         return URL(response.headers["Location"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, IndexError):
         raise MediaFetchFailed(detail="a redirect to nowhere") from None

@@ -21,8 +21,8 @@ _DENIED = tuple(
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
         "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
         "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32",
-        "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:db8::/32", "2002::/16", "3fff::/20",
-        "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+        "::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32", "2001:db8::/32",
+        "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
     )
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
     try:
         url = URL(text)
         port = url.port
-    except ValueError:
+    except (ValueError, IndexError):  # yarl 1.24 raises IndexError for brackets before an @
         raise MediaUrlInvalid() from None
     if url.scheme not in ("http", "https") or not url.raw_host:
         raise MediaUrlInvalid()

@@ -5,7 +5,8 @@ being decoded is counted over all requests.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -24,11 +25,13 @@ from worker.media.budget import Budget
 from worker.media.sniff import sniff
 from worker.settings import Settings
 
+T = TypeVar("T")
+
 
 class Fetches(Protocol):
     """Gets bytes from addresses."""
 
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float) -> bytes: ...
+    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes: ...
 
 
 class Opener:
@@ -37,7 +40,9 @@ class Opener:
     def __init__(self, settings: Settings, fetcher: Fetches) -> None:
         self._settings = settings
         self._fetcher = fetcher
-        self._budget = Budget(settings.decode_memory_bytes)
+        self._memory = Budget(settings.decode_memory_bytes)
+        self._slots = Budget(settings.prepare_threads)
+        self._fetches = Budget(settings.max_fetches)
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="media")
 
     def close(self) -> None:
@@ -46,7 +51,7 @@ class Opener:
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
         """Pictures and clips in the order of `items`. Raises MediaError with the item's place."""
         self._check_counts(items)
-        left = _Bytes(self._settings.max_job_bytes)
+        left = _Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels)
         return tuple(await _together([self._open(item, left) for item in items]))
 
     def _check_counts(self, items: Sequence[Media]) -> None:
@@ -55,7 +60,7 @@ class Opener:
             if len(found) > limit:
                 raise MediaTooManyItems(where=found[limit].where, detail=f"{len(found)} {kind}s, at most {limit}")
 
-    async def _open(self, item: Media, left: "_Bytes") -> Opened:
+    async def _open(self, item: Media, left: "_Allowance") -> Opened:
         if item.kind == "image":
             assert not isinstance(item.source, Frames)
             return Picture(await self._picture(item.source, item.where, left))
@@ -63,7 +68,7 @@ class Opener:
             return await self._clip(item.source, item.where, left)
         raise await self._refuse_video_file(item.source, item.where, left)
 
-    async def _clip(self, source: Frames, where: str, left: "_Bytes") -> Clip:
+    async def _clip(self, source: Frames, where: str, left: "_Allowance") -> Clip:
         limit = self._settings.max_frames
         if len(source.frames) > limit:
             raise MediaTooManyItems(where=where, detail=f"{len(source.frames)} frames, at most {limit}")
@@ -75,52 +80,80 @@ class Opener:
                 raise MediaDimensions(where=place, detail="all frames of a video must have one size")
         return Clip(tuple(frames), source.fps)
 
-    async def _refuse_video_file(self, source: Url | Inline, where: str, left: "_Bytes") -> MediaError:
+    async def _refuse_video_file(self, source: Url | Inline, where: str, left: "_Allowance") -> MediaError:
         if isinstance(source, Inline):
             found = sniff(await self._bytes(source, where, left))
             if found.picture is not None:
                 return MediaUnsupportedType(where=where, detail=f"this is {found.name}; a video is needed")
         return MediaUnsupportedType(where=where, detail="video files are not read yet; send a list of frames")
 
-    async def _picture(self, source: Url | Inline, where: str, left: "_Bytes") -> RGB:
+    async def _picture(self, source: Url | Inline, where: str, left: "_Allowance") -> RGB:
         data = await self._bytes(source, where, left)
-        header = picture.read_header(data, where, self._settings)
-        if header.decode_bytes > self._budget.total:
+        header = await self._in_thread(1, where, picture.read_header, data, where, self._settings)
+        left.take_pixels(header.num_pixels, where)
+        if header.decode_bytes > self._memory.total:
             raise MediaDimensions(where=where, detail="decoding needs more memory than the worker may use")
-        async with self._budget.hold(header.decode_bytes):
-            decoding = asyncio.get_running_loop().run_in_executor(self._threads, picture.decode, header)
-            try:
-                return await asyncio.wait_for(decoding, self._settings.decode_timeout_s)
-            except TimeoutError:
-                raise MediaDecodeTimeout(where=where) from None
+        return await self._in_thread(header.decode_bytes, where, picture.decode, header)
 
-    async def _bytes(self, source: Url | Inline, where: str, left: "_Bytes") -> bytes:
-        limit = min(self._settings.max_image_bytes, left.count)
+    async def _bytes(self, source: Url | Inline, where: str, left: "_Allowance") -> bytes:
+        limit = self._settings.max_image_bytes
         try:
-            if isinstance(source, Url):
-                data = await self._fetcher.fetch(source.url, limit, self._settings.image_timeout_s)
-            else:
-                loop = asyncio.get_running_loop()
-                data = await loop.run_in_executor(self._threads, inline.decode, source.data, limit)
+            if isinstance(source, Inline):
+                limit = min(limit, left.num_bytes)
+                data = await self._in_thread(1, where, inline.decode, source.data, limit)
+                left.take_bytes(len(data))
+                return data
+            await self._fetches.take(1)
+            try:
+                return await self._fetcher.fetch(source.url, limit, self._settings.image_timeout_s, left.take_bytes)
+            finally:
+                self._fetches.give(1)
         except MediaError as error:
             raise error.at(where) from None
-        left.take(len(data), where)
-        return data
+
+    async def _in_thread(self, num_bytes: int, where: str, work: Callable[..., T], *arguments: Any) -> T:
+        """Run `work` when a thread and the memory are free; both are held until it has really ended.
+
+        The clock starts when the thread does. A thread cannot be stopped: after a timeout or a cancel it works on,
+        and what it holds stays held.
+        """
+        await self._memory.take(num_bytes)
+        try:
+            await self._slots.take(1)
+        except asyncio.CancelledError:
+            self._memory.give(num_bytes)
+            raise
+        loop = asyncio.get_running_loop()
+
+        def let_go(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(self._memory.give, num_bytes)
+                loop.call_soon_threadsafe(self._slots.give, 1)
+
+        running = self._threads.submit(work, *arguments)
+        running.add_done_callback(let_go)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(running), self._settings.decode_timeout_s)
+        except TimeoutError:
+            raise MediaDecodeTimeout(where=where) from None
 
 
 @dataclass
-class _Bytes:
+class _Allowance:
     """What a request may still bring."""
 
-    count: int
+    num_bytes: int
+    num_pixels: int
 
-    def take(self, size: int, where: str) -> None:
-        if size > self.count:
-            raise MediaTooLarge(where=where, detail="all media of the request together")
-        self.count -= size
+    def take_bytes(self, count: int) -> None:
+        self.num_bytes -= count
+        if self.num_bytes < 0:
+            raise MediaTooLarge(detail="all media of the request together")
 
-
-T = TypeVar("T")
+    def take_pixels(self, count: int, where: str) -> None:
+        self.num_pixels -= count
+        if self.num_pixels < 0:
+            raise MediaDimensions(where=where, detail="too many pixels in all media of the request together")
 
 
 async def _together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from worker.contract import RGB
-from worker.errors import MediaCorrupt, MediaDimensions, MediaError, MediaTooLarge, MediaUnsupportedType
+from worker.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
 from worker.media.sniff import sniff
+from worker.media.weigh import refuse_costly
 from worker.settings import Settings
 
 MAX_RATIO = 200
-MAX_JPEG_SCANS = 64
-WORKING_BYTES_PER_PIXEL = 12
+WORKING_BYTES_PER_PIXEL = 30  # measured: WebP with alpha and 16-bit PNG need 28, JPEG 18
 
 Image.MAX_IMAGE_PIXELS = None  # `_check_size` refuses by our own limits, before any pixel is decoded
 
@@ -28,9 +28,13 @@ class Header:
     where: str
 
     @property
+    def num_pixels(self) -> int:
+        return self.image.width * self.image.height
+
+    @property
     def decode_bytes(self) -> int:
         """About how much memory decoding takes."""
-        return self.image.width * self.image.height * WORKING_BYTES_PER_PIXEL
+        return self.num_pixels * WORKING_BYTES_PER_PIXEL
 
 
 def read_header(data: bytes, where: str, settings: Settings) -> Header:
@@ -38,8 +42,10 @@ def read_header(data: bytes, where: str, settings: Settings) -> Header:
     found = sniff(data)
     if found.picture is None:
         raise MediaUnsupportedType(where=where, detail=f"this is {found.name}; a picture is needed")
-    if found.picture == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-        raise MediaTooLarge(where=where, detail=f"more than {MAX_JPEG_SCANS} scans")
+    try:
+        refuse_costly(data, found.picture)
+    except MediaError as error:
+        raise error.at(where) from None
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
