@@ -21,9 +21,9 @@ from builder.tiny_model import recipe
 from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
 
 STAGES = (
-    Stage("first shapes", 960, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
-    Stage("more of everything", 1200, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
-    Stage("every size", 960, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
+    Stage("first shapes", 850, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
+    Stage("more of everything", 1050, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
+    Stage("every size", 850, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
 )
 ROWS = 64
 PEAK_LR = 2e-3

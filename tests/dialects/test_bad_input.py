@@ -45,6 +45,13 @@ BAD: dict[str, tuple[object, str, str]] = {
         "INPUT_INVALID",
         "messages[0].content",
     ),
+    "half a million characters twice": (
+        blocks(*[{"type": "text", "text": "x" * (MAX_TEXT_CHARS // 2 + 1)}] * 2),
+        "INPUT_INVALID",
+        "messages",
+    ),
+    "two thousand blocks": (blocks(*[{"type": "text", "text": ""}] * 2000), "INPUT_INVALID", "messages[0].content"),
+    "two thousand pictures": ({"prompt": "x", "images": ["a"] * 2000}, "INPUT_INVALID", "images"),
     "a lone surrogate": ({"prompt": SECRET + "\ud83d"}, "INPUT_INVALID", "prompt"),
     "a lone surrogate in a block": (blocks({"type": "text", "text": "\ud83d"}), "INPUT_INVALID", "content[0].text"),
     "empty messages": ({"messages": []}, "INPUT_INVALID", "messages"),

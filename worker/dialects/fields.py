@@ -1,6 +1,7 @@
 """What the bodies of all dialects share: strictness, messages in blocks, media references, error places."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 
 from worker.contract import (
     MAX_STOPS,
+    MAX_TEXT_CHARS,
     BoundedText,
     Frames,
     Inline,
@@ -33,8 +35,10 @@ from worker.contract import (
 )
 from worker.errors import InputInvalid
 
+MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 
 
 class Body(BaseModel):
@@ -69,8 +73,11 @@ MediaForm = Annotated[
 ]
 
 
+FrameForms = Annotated[list[MediaForm], Field(min_length=1, max_length=MAX_FORMS)]
+
+
 class FramesForm(Body):
-    frames: list[MediaForm] = Field(min_length=1)
+    frames: FrameForms
     fps: float | None = Field(None, gt=0, le=240)
 
 
@@ -87,7 +94,7 @@ VideoForm = Annotated[
     | Annotated[UrlForm, Tag("<url>")]
     | Annotated[Base64Form, Tag("<base64>")]
     | Annotated[FramesForm, Tag("<frames>")]
-    | Annotated[Annotated[list[MediaForm], Field(min_length=1)], Tag("<list>")],
+    | Annotated[FrameForms, Tag("<list>")],
     Discriminator(
         _form_of_video,
         custom_error_type="video_form",
@@ -149,7 +156,8 @@ Block = Annotated[
 ]
 
 Content = Annotated[
-    Annotated[BoundedText, Tag("<string>")] | Annotated[Annotated[list[Block], Field(min_length=1)], Tag("<blocks>")],
+    Annotated[BoundedText, Tag("<string>")]
+    | Annotated[Annotated[list[Block], Field(min_length=1, max_length=MAX_FORMS)], Tag("<blocks>")],
     Discriminator(
         lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
         custom_error_type="content_form",
@@ -184,6 +192,15 @@ class SamplingFields(Body):
             seed=self.seed,
             stop=tuple(self.stop or ()),
         )
+
+
+def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages, if their text is not too long all in all. Raises InputInvalid."""
+    kept = tuple(messages)
+    num_chars = sum(len(part.text) for one in kept for part in one.parts if isinstance(part, Text))
+    if num_chars > MAX_TEXT_CHARS:
+        raise InputInvalid(where="messages", detail=f"{num_chars} characters in all, at most {MAX_TEXT_CHARS}")
+    return kept
 
 
 def message(role: Role, content: str | list[Any], where: str) -> Message:

@@ -3,7 +3,7 @@
 {"prompt": "What is this?", "image": "https://…"}  ->  {"id", "model", "text", "finish_reason", "usage"}
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -37,9 +37,9 @@ class NativeBody(SamplingFields):
     prompt: BoundedText | None = Field(None, repr=False)
     system: BoundedText | None = Field(None, repr=False)
     image: MediaForm | None = None
-    images: list[MediaForm] = []
+    images: Annotated[list[MediaForm], Field(max_length=fields.MAX_FORMS)] = []
     video: VideoForm | None = None
-    videos: list[VideoForm] = []
+    videos: Annotated[list[VideoForm], Field(max_length=fields.MAX_FORMS)] = []
     messages: list[NativeMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     stream: bool = False
 
@@ -56,7 +56,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     except ValidationError as error:
         raise fields.invalid(error) from None
     return ChatRequest(
-        messages=_messages(native),
+        messages=fields.conversation(_messages(native)),
         sampling=native.sampling(),
         stream=native.stream,
     )

@@ -101,7 +101,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     if chat.max_completion_tokens is not None:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     return ChatRequest(
-        messages=tuple(
+        messages=fields.conversation(
             fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
             for index, message in enumerate(chat.messages)
         ),
