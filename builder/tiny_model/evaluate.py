@@ -35,10 +35,10 @@ class Case:
     shown: Opened | None
 
 
-def cases(seed: int, per_cell: int) -> Iterator[Case]:
-    """`per_cell` cases for each skill and language."""
+def cases(seed: int, per_cell: int, only: str | None = None) -> Iterator[Case]:
+    """`per_cell` cases for each skill (or for the one named) and language."""
     rng = random.Random(seed)
-    wanted = Counter({(s, lang): per_cell for s in SKILLS for lang in skills.LANGUAGES})
+    wanted = Counter({(s, lang): per_cell for s in SKILLS for lang in skills.LANGUAGES if only in (None, s)})
     while wanted.total():
         skill, language = next(cell for cell, left in wanted.items() if left)
         case = SKILLS[skill](language, rng)
