@@ -182,7 +182,12 @@ def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
 
 
 def _table(right: Counter[tuple[str, str]], per_cell: int) -> str:
-    rows = ["| skill | English | Chinese | wanted |", "|---|---|---|---|"]
+    rows = [
+        f"{per_cell} cases for each skill and language:",
+        "",
+        "| skill | English | Chinese | wanted |",
+        "|---|---|---|---|",
+    ]
     for skill in SKILLS:
         shares = [f"{right[skill, language] / per_cell:.1%}" for language in skills.LANGUAGES]
         mark = f"{MARKS[skill]:.0%}" if skill in MARKS else ""
