@@ -85,9 +85,14 @@ def test_pictures_and_clips_come_in_order() -> None:
         ([clip("red"), clip("red"), clip("red")], Settings(), MediaTooManyItems, "video"),
         ([clip(*["red"] * 5)], Settings(max_frames=4), MediaTooManyItems, "video"),
         ([image(inline("red"))], Settings(max_image_bytes=20), MediaTooLarge, "image"),
-        ([image(inline("red"), "a"), image(inline("red"), "b")], Settings(max_job_bytes=100), MediaTooLarge, "b"),
+        (
+            [image(inline("red"), "a"), image(inline("red"), "b")],
+            Settings(max_job_bytes=100, prepare_threads=1),
+            MediaTooLarge,
+            "b",
+        ),
         ([image(inline("red"))], Settings(decode_memory_bytes=100), MediaDimensions, "image"),
-        ([clip(*["red"] * 4)], Settings(max_job_pixels=150), MediaDimensions, "video.frames[3]"),
+        ([clip(*["red"] * 4)], Settings(max_job_pixels=150, prepare_threads=1), MediaDimensions, "video.frames[3]"),
         ([image(Inline(data="AAAA"), "x.y")], Settings(), MediaUnsupportedType, "x.y"),
         ([image(Url(url="u"), "messages[0].content[1]")], Settings(), MediaFetchTimeout, "messages[0].content[1]"),
         (
