@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.engine.sizes import image_size
+from worker.engine.pixels import of_frames
+from worker.engine.sizes import Size, image_size
 
 FACTOR = recipe.PATCH * recipe.MERGE
 IGNORED = -100
@@ -223,13 +224,10 @@ class BatchMaker:
 
 
 def patches(frames: list[Image.Image]) -> np.ndarray:
-    """(t * h * w, 1536) uint8 in the family's order: blocks of 2 x 2 patches, each channel, frame, row, column."""
-    pixels = np.stack([np.asarray(frame) for frame in frames])
-    if len(frames) == 1:
-        pixels = np.concatenate([pixels, pixels])
-    count, height, width, _ = pixels.shape
-    pixels = pixels.reshape(count // 2, 2, height // 32, 2, 16, width // 32, 2, 16, 3)
-    return pixels.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * 2 * 16 * 16)
+    """(t * h * w, 1536) uint8, cut as the worker cuts them; a still is seen twice."""
+    pixels = [np.array(frame) for frame in frames] * (2 if len(frames) == 1 else 1)
+    height, width = pixels[0].shape[:2]
+    return of_frames(pixels, Size(height, width), recipe.PIXEL_RULES).pixels.numpy()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from builder.tiny_model.scenes import COLOURS, SHAPES, Background, Clip, Colour, Scene, Shape, Thing
+from worker.engine.families import patch_times
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -206,10 +207,8 @@ def last_time(clip: Clip, language: Language, rng: random.Random) -> Ask:
 
 
 def timestamps(num_frames: int, fps: float) -> list[float]:
-    """Mean time in seconds of each pair of frames, the last frame repeated when the number is odd."""
-    times = [index / fps for index in range(num_frames)]
-    times += times[-1:] * (num_frames % 2)
-    return [(times[index] + times[index + 1]) / 2 for index in range(0, len(times), 2)]
+    """The times in seconds that the prompt shows for a clip: one for each pair of frames."""
+    return patch_times(num_frames, fps, temporal=2)
 
 
 PictureSkill = Callable[[Scene, Language, random.Random], Ask]

@@ -89,21 +89,22 @@ def train(
             if step % 20 == 0:
                 progress.set_postfix_str(f"{stage_at(plan, step).name}, loss {np.mean(losses[-100:]):.3f}")
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == total:
-                state = {
-                    "step": step + 1,
-                    "model": model.state_dict(),
-                    "optimizers": [o.state_dict() for o in optimizers],
-                }
-                torch.save(state, work / "state.tmp")
-                (work / "state.tmp").replace(state_file)
-                with (work / "losses.jsonl").open("a") as log:
-                    row = {
-                        "step": step + 1,
-                        "loss": round(float(np.mean(losses[-CHECKPOINT_EVERY:])), 4),
-                        "at": round(time.time()),
-                    }
-                    log.write(json.dumps(row) + "\n")
+                _save_state(state_file, step + 1, model, optimizers)
+                _log_loss(work / "losses.jsonl", step + 1, losses)
                 save_weights(model, folder)
+
+
+def _save_state(file: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """All that resuming needs; the file is whole at every moment."""
+    state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    torch.save(state, file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").replace(file)
+
+
+def _log_loss(file: Path, step: int, losses: list[float]) -> None:
+    row = {"step": step, "loss": round(float(np.mean(losses[-CHECKPOINT_EVERY:])), 4), "at": round(time.time())}
+    with file.open("a") as log:
+        log.write(json.dumps(row) + "\n")
 
 
 def save_weights(model: torch.nn.Module, folder: Path) -> None:

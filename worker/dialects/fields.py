@@ -37,6 +37,7 @@ from worker.errors import InputInvalid
 
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
 
+_NO_SUCH_FIELD = "there is no such field"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 
@@ -257,17 +258,15 @@ def source(form: str | UrlForm | Base64Form) -> Url | Inline:
             return Url(url=form) if _ADDRESS.match(form) else Inline(data=form)
 
 
-def invalid(error: ValidationError, prefix: str = "") -> InputInvalid:
+def invalid(error: ValidationError) -> InputInvalid:
     """The first fault as an error that names the place and never shows the value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "extra_forbidden":
-        return InputInvalid(where=_place(first["loc"], prefix), detail="there is no such field")
-    reason = str(first["msg"])
-    return InputInvalid(where=_place(first["loc"], prefix) or "input", detail=reason)
+    reason = _NO_SUCH_FIELD if first["type"] == "extra_forbidden" else str(first["msg"])
+    return InputInvalid(where=_place(first["loc"]) or "input", detail=reason)
 
 
-def _place(location: tuple[int | str, ...], prefix: str) -> str:
-    place = prefix
+def _place(location: tuple[int | str, ...]) -> str:
+    place = ""
     for step in location:
         if isinstance(step, int):
             place += f"[{step}]"
@@ -278,7 +277,7 @@ def _place(location: tuple[int | str, ...], prefix: str) -> str:
 
 def no_such_field(name: str) -> InputInvalid:
     """An unknown field, named."""
-    return InputInvalid(where=shown_name(name), detail="there is no such field")
+    return InputInvalid(where=shown_name(name), detail=_NO_SUCH_FIELD)
 
 
 def shown_name(name: str) -> str:

@@ -152,7 +152,7 @@ class Engine:
         try:
             while not self._is_closing:
                 self._receive()
-                self._drop_cancelled()
+                self._drop_over()
                 self._prefill_one()
                 self._decode_all()
         except Exception:
@@ -173,8 +173,11 @@ class Engine:
                 return
             self._waiting.append(sequence)
 
-    def _drop_cancelled(self) -> None:
-        self._drop_over()
+    def _drop_over(self) -> None:
+        """Free the rows of what has ended, and forget what was cancelled while it waited."""
+        for row in reversed(range(len(self._live))):
+            if self._live[row].is_over:
+                self._leave(row)
         kept = deque(sequence for sequence in self._waiting if not sequence.is_cancelled)
         self._finished(len(self._waiting) - len(kept))
         self._waiting = kept
@@ -224,8 +227,6 @@ class Engine:
             self._finished(len(self._live))
             self._live.clear()
             self._cache.clear()
-        else:
-            self._drop_over()
 
     def _take(self, sequence: Sequence, token: int) -> None:
         """A token whose text fails ends its own request only."""
@@ -234,11 +235,6 @@ class Engine:
         except Exception:
             log.exception("a token could not be turned into text")
             sequence.fail(InternalError())
-
-    def _drop_over(self) -> None:
-        for row in reversed(range(len(self._live))):
-            if self._live[row].is_over:
-                self._leave(row)
 
     def _leave(self, row: int) -> None:
         """The cache moves its last row into the hole, and so does the list."""

@@ -20,6 +20,12 @@ class Family:
     video_text: Callable[[list[Seconds]], str]
 
 
+def patch_times(num_frames: int, fps: float, temporal: int) -> list[Seconds]:
+    """Mean of the first and the last frame's time in each temporal patch; the last frame fills the last patch up."""
+    at = [min(index, num_frames - 1) / fps for index in range(num_frames + -num_frames % temporal)]
+    return [(at[index] + at[index + temporal - 1]) / 2 for index in range(0, len(at), temporal)]
+
+
 def _timed_spans(times: list[Seconds]) -> str:
     """Qwen3-VL: every temporal patch is a span of its own, behind its time."""
     return "".join(f"<{time:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>" for time in times)

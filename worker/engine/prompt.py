@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from worker.contract import ChatRequest, Clip, Media, Opened, Picture, Text
 from worker.engine import pixels
+from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
 from worker.engine.sizes import image_size, video_size
@@ -89,9 +90,8 @@ class PromptBuilder:
         frames = [*clip.frames, *clip.frames[-1:] * (-len(clip.frames) % rules.temporal)]
         height, width = frames[0].shape[:2]
         size = video_size(len(frames), height, width, rules, self._settings.max_video_tokens)
-        return pixels.of_frames(frames, size, rules), _times(
-            len(clip.frames), len(frames), clip.fps or rules.video_fps, rules.temporal
-        )
+        times = patch_times(len(clip.frames), clip.fps or rules.video_fps, rules.temporal)
+        return pixels.of_frames(frames, size, rules), times
 
     def _tokens(self, request: ChatRequest, times: list[list[float]]) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
@@ -142,12 +142,6 @@ def _block(part: Text | Media, specials: re.Pattern[str], stand_in: Any) -> dict
     if isinstance(part, Media):
         return {"type": part.kind}
     return {"type": "text", "text": specials.sub(stand_in, part.text)}
-
-
-def _times(num_given: int, num_frames: int, fps: float, temporal: int) -> list[float]:
-    """Mean of the first and the last frame's time in each temporal patch, in seconds, as the reference has it."""
-    at = [min(index, num_given - 1) / fps for index in range(num_frames)]
-    return [(at[index] + at[index + temporal - 1]) / 2 for index in range(0, num_frames, temporal)]
 
 
 def _widen(ids: list[int], widths: dict[int, list[int]]) -> list[int]:

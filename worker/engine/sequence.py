@@ -37,14 +37,9 @@ class Sequence:
         return self.reason is not None or self.is_cancelled
 
     @property
-    def length(self) -> int:
-        """Tokens whose keys and values are in the cache once the newest one was fed."""
-        return len(self.prompt.ids) + len(self.tokens)
-
-    @property
     def next_position(self) -> int:
         """M-RoPE position of the newest token, the same on all three axes."""
-        return self.length - 1 + self.prompt.delta
+        return len(self.prompt.ids) + len(self.tokens) - 1 + self.prompt.delta
 
     def take(self, token: int) -> None:
         """Add a token; emit its text, and the end where this was the last."""
