@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen3VLForConditionalGeneration
 
 from builder.tiny_model import evaluate, recipe, scenes, skills
+from builder.tiny_model.batches import BatchMaker, Stage
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from worker import contract
 from worker.contract import Opened, Picture
@@ -205,8 +206,9 @@ def test_the_times_are_read_from_the_prompt(tiny: LoadedModel) -> None:
 
 
 def _with_patches(prompt: Prompt, change: Any) -> Prompt:
-    [patches] = prompt.images
-    return replace(prompt, images=(Patches(change(patches.pixels), patches.grid, patches.copies),))
+    [item] = prompt.items
+    patches = Patches(change(item.patches.pixels), item.patches.grid, item.patches.copies)
+    return replace(prompt, items=(replace(item, patches=patches),))
 
 
 CONTROLS = {
@@ -227,7 +229,31 @@ def test_a_wrong_path_to_the_model_gives_wrong_answers(tiny: LoadedModel, change
     assert sum(right) <= 0.5 * len(right)
 
 
-FLOORS = {"caption": 0.5, "count": 0.6, "number": 0.6, "motion": 0.5, "none": 0.5, "talk": 1.0}
+@pytest.mark.parametrize("mix", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)], ids=["scenes", "numbers", "clips"])
+def test_training_sees_the_positions_that_the_model_is_served_with(tiny: LoadedModel, mix: tuple[int, ...]) -> None:
+    stage = Stage("s", 1, 36, (1, 2), (2,), (4,), False, mix)  # type: ignore[arg-type]
+    batch = BatchMaker(tiny.tokenizer, 5, 4).make(stage)
+    config = tiny.module.config
+    for row in range(len(batch.ids)):
+        shown = (batch.branch[row] == 0) | (batch.branch[row] == 1)
+        ids = torch.from_numpy(batch.ids[row][shown])[None]
+        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+        grid = {"video_grid_thw" if batch.is_video else "image_grid_thw": torch.tensor([batch.grid])}
+        expected, _ = tiny.module.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)
+        assert np.array_equal(expected[:, 0].numpy(), batch.positions[:, row][:, shown])
+
+
+FLOORS = {
+    "caption": 0.9,
+    "count": 0.9,
+    "number": 0.8,
+    "boxes": 0.75,
+    "place": 0.9,
+    "none": 0.9,
+    "attribute": 0.9,
+    "motion": 0.8,
+    "talk": 1.0,
+}
 
 
 @pytest.mark.parametrize("skill", FLOORS)

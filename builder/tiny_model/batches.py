@@ -23,10 +23,12 @@ IGNORED = -100
 FINE_DIGIT_WEIGHT = 0.15
 _SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "请用中文回答问题。", "You look at pictures.")
 
+Weights = tuple[tuple[skills.PictureSkill, float], ...]
+
 
 @dataclass(frozen=True)
 class Stage:
-    """How hard the pictures of one part of the training are."""
+    """How hard the pictures of one part of the training are, and what is asked about them."""
 
     name: str
     steps: int
@@ -36,6 +38,9 @@ class Stage:
     frames: tuple[int, ...]
     real_sizes: bool
     mix: tuple[float, float, float, float] = (0.46, 0.36, 0.14, 0.04)  # scenes, numbers, clips, talk
+    asks: int = 3  # questions about a scene
+    alike: float = 0.0  # share of objects that take their colour or shape from another
+    skills: Weights = skills.SCENE_SKILLS
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ class BatchMaker:
                 scene = random_number(rng, width / height, rng.choice(stage.digits))
                 asks.append(self._ask(scene, skills.NUMBER_SKILLS, 2))
             else:
-                scene = random_scene(rng, width / height, rng.choice(stage.things))
-                asks.append(self._ask(scene, skills.SCENE_SKILLS, 3))
+                scene = random_scene(rng, width / height, rng.choice(stage.things), stage.alike)
+                asks.append(self._ask(scene, stage.skills, stage.asks))
             images.append([self._draw(scene, width, height, stage.real_sizes)])
         return self._pack(asks, np.stack([patches(frames) for frames in images]), (1, height // 16, width // 16), False)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,7 @@ SKILLS = {
     "boxes": _of_scene(skills.locate),
     "place": _of_scene(skills.is_there),
     "none": _of_scene(skills.is_there),
+    "attribute": _of_scene(skills.attribute),
     "motion": _of_clip(skills.motion),
     "time": _of_clip(skills.last_time),
     "talk": _talk,
@@ -126,8 +128,8 @@ def generate(model: LoadedModel, prompt: Prompt) -> str:
 
 
 @torch.inference_mode()
-def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int) -> list[int]:
-    """The greedy tokens of transformers' own `generate`, the end token included."""
+def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more: Any) -> list[int]:
+    """The greedy tokens of transformers' own `generate`, the end token included; `more` is what a family asks for."""
     ids = torch.tensor([prompt.ids], device=model.device)
     config = model.module.config
     kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
@@ -146,6 +148,7 @@ def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int) -> lis
         max_new_tokens=max_new_tokens,
         do_sample=False,
         **visual,
+        **more,
     )
     tokens: list[int] = output[0, ids.shape[1] :].tolist()
     return tokens

@@ -44,6 +44,9 @@ _GENERAL_TEXT = (
     "的 是 不 了 在 有 和 人 这 中 大 为 上 个 到 说 们 子 我 他 你 她 也 就 很 都 好 看 会 对 能 吗 吧 呢",
 )
 
+# The tokenizer's corpus stands still: a skill taught later must not change the ids that the weights know.
+_CORPUS_SKILLS = (skills.caption, skills.count, skills.locate, skills.is_there, skills.number)
+
 
 def special_id(token: str) -> int:
     """The id of an added token: they close the vocabulary in the family's order."""
@@ -56,10 +59,10 @@ def corpus(rng: random.Random, size: int) -> list[str]:
     for _ in range(size):
         language = rng.choice(skills.LANGUAGES)
         scene = random_scene(rng, 1.0, rng.randint(0, 6))
-        asks = [skill(scene, language, rng) for skill, _ in skills.SCENE_SKILLS]
+        asks = [skill(scene, language, rng) for skill in _CORPUS_SKILLS]
         asks += [skills.number(random_number(rng, 1.0, 4), language, rng), skills.talk(language, rng)]
         clip = random_clip(rng, 1.0, 4)
-        asks += [skill(clip, language, rng) for skill, _ in skills.CLIP_SKILLS]
+        asks += [skills.motion(clip, language, rng), skills.last_time(clip, language, rng)]
         texts += [text for ask in asks for text in (ask.question, ask.answer)]
         texts.append("".join(f"<{at:.1f} seconds>" for at in skills.timestamps(4, clip.fps)))
     return texts

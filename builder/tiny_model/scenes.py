@@ -116,8 +116,10 @@ def visible_colours(background: Background) -> list[Colour]:
     ]
 
 
-def random_scene(rng: random.Random, aspect: float, num_things: int) -> Scene:
+def random_scene(rng: random.Random, aspect: float, num_things: int, alike: float = 0.0) -> Scene:
     """Up to `num_things` objects that do not touch; `aspect` is width / height.
+
+    `alike` is the share of later objects that take their colour or their shape from one before.
 
     Centres stay away from the borders between the nine places, so that every place has one true name.
     """
@@ -137,6 +139,9 @@ def random_scene(rng: random.Random, aspect: float, num_things: int) -> Scene:
         x, y = (column + rng.uniform(0.25, 0.75)) / 3, (row + rng.uniform(0.25, 0.75)) / 3
         x, y = min(max(x, half_w + 0.01), 0.99 - half_w), min(max(y, half_h + 0.01), 0.99 - half_h)
         thing = Thing(rng.choice(colours), rng.choice(SHAPES), x, y, half_w, half_h)
+        if things and alike and rng.random() < alike:
+            other = rng.choice(things)
+            thing = replace(thing, colour=other.colour) if rng.random() < 0.5 else replace(thing, shape=other.shape)
         if thing.cell == row * 3 + column and _is_clear_of_lines(thing) and not any(_touch(thing, o) for o in things):
             things.append(thing)
     things.sort(key=lambda thing: thing.cell)

@@ -5,6 +5,7 @@ and its row in `PICTURE_SKILLS`, `CLIP_SKILLS` or `TALK`.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -157,6 +158,27 @@ def is_there(scene: Scene, language: Language, rng: random.Random) -> Ask:
     return Ask("none", language, _is_there_question(noun, language, rng), none_answer(language))
 
 
+def attribute(scene: Scene, language: Language, rng: random.Random) -> Ask:
+    """The colour of the only thing of a shape, or the shape of the only thing of a colour."""
+    colours, shapes = Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
+    known = [(thing, "color") for thing in scene.things if shapes[thing.shape] == 1]
+    known += [(thing, "shape") for thing in scene.things if colours[thing.colour] == 1]
+    if not known:
+        return count(scene, language, rng)
+    thing, wanted = rng.choice(known)
+    if wanted == "color":
+        if language == "en":
+            question = _pick(rng, f"What color is the {thing.shape}?", f"Which color does the {thing.shape} have?")
+            return Ask("attribute", language, question, f"{thing.colour.capitalize()}.")
+        question = _pick(rng, f"{SHAPE_ZH[thing.shape]}是什么颜色？", f"{SHAPE_ZH[thing.shape]}的颜色是什么？")
+        return Ask("attribute", language, question, f"{COLOUR_ZH[thing.colour]}。")
+    if language == "en":
+        question = _pick(rng, f"What shape is the {thing.colour} object?", f"What is the {thing.colour} object?")
+        return Ask("attribute", language, question, f"{_article(thing.shape).capitalize()}.")
+    question = _pick(rng, f"{COLOUR_ZH[thing.colour]}的物体是什么形状？", f"{COLOUR_ZH[thing.colour]}的物体是什么？")
+    return Ask("attribute", language, question, f"{SHAPE_ZH[thing.shape]}。")
+
+
 def none_answer(language: Language) -> str:
     return "There is none." if language == "en" else "没有。"
 
@@ -216,6 +238,15 @@ ClipSkill = Callable[[Clip, Language, random.Random], Ask]
 
 SCENE_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
     (caption, 1.0), (count, 1.0), (locate, 2.0), (is_there, 0.8), (number, 0.1),
+)  # fmt: skip
+PICKING_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 0.2), (count, 1.0), (locate, 0.4), (is_there, 2.0), (attribute, 1.5),
+)  # fmt: skip
+ALL_SCENE_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 0.8), (count, 1.0), (locate, 1.6), (is_there, 1.0), (number, 0.1), (attribute, 0.6),
+)  # fmt: skip
+BOX_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 0.7), (count, 0.9), (locate, 3.2), (is_there, 0.5), (number, 0.1), (attribute, 0.2),
 )  # fmt: skip
 NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
 CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))

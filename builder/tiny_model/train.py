@@ -17,14 +17,24 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from builder.tiny_model import recipe
+from builder.tiny_model import recipe, skills
 from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
 
-STAGES = (
-    Stage("first shapes", 850, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
-    Stage("more of everything", 1050, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
-    Stage("every size", 850, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
-)
+PLANS = {
+    "first": (
+        Stage("first shapes", 850, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
+        Stage("more of everything", 1050, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
+        Stage("every size", 850, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
+    ),
+    "which one": (
+        Stage("one of two", 1000, 20, (2, 2, 3), (1, 2, 3, 4), (2, 4), False, (0.94, 0.02, 0.02, 0.02), 6, 0.0,
+              skills.PICKING_SKILLS),
+        Stage("one of many", 900, 36, (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False,
+              (0.78, 0.1, 0.09, 0.03), 4, 0.3, skills.ALL_SCENE_SKILLS),
+        Stage("every size again", 900, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True,
+              (0.74, 0.15, 0.08, 0.03), 3, 0.2, skills.BOX_SKILLS),
+    ),
+}  # fmt: skip
 ROWS = 64
 PEAK_LR = 2e-3
 MATRIX_LR = 1.5  # of the common rate
@@ -33,9 +43,9 @@ WARMUP_STEPS = 200
 CHECKPOINT_EVERY = 200
 
 
-def stages(scale: float) -> tuple[Stage, ...]:
-    """The curriculum, `scale` times as long."""
-    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in STAGES)
+def stages(plan: str, scale: float) -> tuple[Stage, ...]:
+    """The plan's curriculum, `scale` times as long."""
+    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in PLANS[plan])
 
 
 def stage_at(plan: tuple[Stage, ...], step: int) -> Stage:
@@ -52,7 +62,15 @@ def learning_rate(step: int, total: int) -> float:
 
 
 def train(
-    folder: Path, work: Path, scale: float, workers: int, device: str, seed: int, start: Path | None = None
+    folder: Path,
+    work: Path,
+    *,
+    plan: str,
+    scale: float,
+    workers: int,
+    device: str,
+    seed: int,
+    start: Path | None = None,
 ) -> None:
     """Write `folder` (the checkpoint) and `work` (state for resuming); returns when the plan is done.
 
@@ -68,13 +86,13 @@ def train(
         model.load_state_dict(load_file(start / "model.safetensors"), strict=False)
     _speed_up(model)
     optimizers = _optimizers(model)
-    plan = stages(scale)
-    total = sum(stage.steps for stage in plan)
+    curriculum = stages(plan, scale)
+    total = sum(stage.steps for stage in curriculum)
     state_file = work / "state.pt"
     first = _resume(state_file, model, optimizers) if state_file.exists() else 0
     progress = tqdm(range(first, total), initial=first, total=total, mininterval=10)
     losses: list[float] = []
-    with _Batches(folder, plan, first, total, workers, seed) as batches:
+    with _Batches(folder, curriculum, first, total, workers, seed) as batches:
         for step, batch in zip(progress, batches, strict=False):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -87,7 +105,7 @@ def train(
                 optimizer.zero_grad()
             losses.append(loss.item())
             if step % 20 == 0:
-                progress.set_postfix_str(f"{stage_at(plan, step).name}, loss {np.mean(losses[-100:]):.3f}")
+                progress.set_postfix_str(f"{stage_at(curriculum, step).name}, loss {np.mean(losses[-100:]):.3f}")
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == total:
                 _save_state(state_file, step + 1, model, optimizers)
                 _log_loss(work / "losses.jsonl", step + 1, losses)
