@@ -6,6 +6,16 @@ import pytest
 
 from worker.settings import Settings
 
+EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of equal answers, where the tests that fill it have run."""
+    if EQUALITY:
+        terminalreporter.write_sep("-", "answers equal to greedy generate, token for token")
+        for (family, way), share in EQUALITY.items():
+            terminalreporter.write_line(f"{family:14} {way:20} {share}")
+
 
 @pytest.fixture(scope="session")
 def tiny():  # type: ignore[no-untyped-def]
@@ -16,6 +26,23 @@ def tiny():  # type: ignore[no-untyped-def]
 
     torch.set_num_threads(2)
     return load(Settings(device="cpu"))
+
+
+@pytest.fixture
+def serve(tiny) -> Iterator[object]:  # type: ignore[no-untyped-def]
+    """Starts engines of a test's own settings, and closes them at its end, whatever happens."""
+    from worker.engine.engine import Engine
+
+    engines = []
+
+    def start(settings: Settings) -> Engine:
+        engines.append(Engine(tiny, settings))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture

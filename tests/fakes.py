@@ -34,7 +34,7 @@ class FakeEngine:
                 yield Piece(text=piece)
             if self.error is not None:
                 raise self.error
-            yield Done(reason=self.reason, usage=self.usage)
+            yield Done(reasons=(self.reason,), usage=self.usage)
         finally:
             self.num_closed += 1
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted([ROOT / "handler.py", *(ROOT / "worker").rglob("*.py"), *(ROOT / "builder").rglob("*.py")])
+SOURCES = sorted(
+    [
+        ROOT / "handler.py",
+        *(ROOT / "worker").rglob("*.py"),
+        *(ROOT / "builder").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
+)
 
 FLOORS = {
     "worker.errors": 1,
@@ -20,10 +27,11 @@ FLOORS = {
     "worker.serve": 4,
     "handler": 5,
     "builder": 5,
+    "benchmarks": 6,
 }
 HOMES = {
-    "torch": ("worker.engine", "builder"),
-    "transformers": ("worker.engine", "builder"),
+    "torch": ("worker.engine", "builder", "benchmarks"),
+    "transformers": ("worker.engine", "builder", "benchmarks"),
     "tokenizers": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),
     "PIL": ("worker.media", "builder"),

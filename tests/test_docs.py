@@ -43,7 +43,12 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         assert caption.strip(), f"{name} has no caption"
         folders[depth:] = [name.rstrip("/")]
         named.add("/".join(folders) + ("/" if name.endswith("/") else ""))
-    for path in [*ROOT.glob("*.py"), *(ROOT / "worker").rglob("*.py"), *(ROOT / "builder").rglob("*.py")]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *(ROOT / "worker").rglob("*.py"),
+        *(ROOT / "builder").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]:
         if path.name not in ("__init__.py", "__main__.py"):
             assert str(path.relative_to(ROOT)) in named, f"{path.name} is not in the README's tree"
     for name in named:

@@ -56,7 +56,8 @@ def test_a_message_has_place_text_and_detail() -> None:
 
 @pytest.mark.parametrize("error", LEAVES, ids=lambda error: error.code)
 def test_every_error_is_raised_somewhere(error: type[WorkerError]) -> None:
-    rooms = [path for path in (DOC.parents[1] / "worker").rglob("*.py") if path.name != "errors.py"]
+    root = DOC.parents[1]
+    rooms = [root / "handler.py", *(path for path in (root / "worker").rglob("*.py") if path.name != "errors.py")]
     assert any(f"{error.__name__}(" in path.read_text(encoding="utf-8") for path in rooms)
 
 

@@ -133,7 +133,7 @@ def test_the_options_are_what_the_platform_needs() -> None:
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener()))
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener()), load({}))
     local = handler.start_options(ours, load({}), ["handler.py"])
     assert asyncio.iscoroutinefunction(local["handler"])
     for settings, arguments in ((load({"RUNPOD_WEBHOOK_GET_JOB": "http://x"}), []), (load({}), ["--rp_serve_api"])):
@@ -146,8 +146,9 @@ def test_the_options_are_what_the_platform_needs() -> None:
 def test_every_chunk_is_safe_json() -> None:
     import handler
     from worker.serve import Service
+    from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener()))
+    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener()), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x"}})]
@@ -160,11 +161,31 @@ def test_every_chunk_is_safe_json() -> None:
 def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> None:
     import handler
     from worker.serve import Service
+    from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener()))
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener()), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream(job)]
 
     [refusal] = asyncio.run(drain())
     assert json.loads(refusal["error"])["code"] == "INPUT_NOT_OBJECT"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_the_platform_would_refuse_is_a_coded_error(stream: bool) -> None:
+    import handler
+    from worker.serve import Service
+    from worker.settings import load
+
+    engine = FakeEngine(pieces=["x" * 400] * 10)
+    limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "500"})
+    ours = handler.Handler(Service(engine, FakeOpener()), limits)
+
+    async def drain() -> list[Any]:
+        return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x", "stream": stream}})]
+
+    *sent, last = asyncio.run(drain())
+    assert json.loads(last["error"])["code"] == "RESULT_TOO_LARGE"
+    assert len(sent) == (4 if stream else 0)
+    assert engine.num_closed == 1

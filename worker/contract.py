@@ -16,6 +16,9 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_MESSAGES = 512
 MAX_TOKENS_CEILING = 1_000_000
+MAX_ANSWERS = 16
+MAX_LIKELY = 20
+MAX_BIASES = 1024
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -69,14 +72,28 @@ class Message(Value):
 
 
 class Sampling(Value):
-    """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy."""
+    """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy.
+
+    n: answers to the one prompt. logprobs: None for no log-probabilities, else how many of the likeliest tokens to
+    name beside the chosen one. logit_bias: token ids with what is added to their logits.
+    """
 
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = Field((), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
 
 
 class ChatRequest(Value):
@@ -117,12 +134,14 @@ Opened = Picture | Clip
 
 
 class Usage(Value):
-    """Tokens of one request. Image and video tokens are part of the prompt's."""
+    """Tokens of one request. Image, video and cached tokens are part of the prompt's; cached ones were computed for an
+    earlier request that began alike."""
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int = 0
     video_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -136,31 +155,60 @@ class Meta(Value):
     model: str
     created: int
     include_usage: bool = False
+    num_answers: int = 1
 
 
 class Start(Value):
     """The first event of the answer is about to be sent."""
 
 
-class Piece(Value):
-    """The next piece of the answer: never half a character, never a part of a stop string."""
+@dataclass(frozen=True)
+class Likely:
+    """A token that could stand in a place. text: as far as it is whole characters; logprob: natural logarithm of the
+    model's own probability, before temperature and the rest."""
 
     text: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The token that was chosen, and the likeliest ones in order."""
+
+    chosen: Likely
+    top: tuple[Likely, ...]
+
+
+class Piece(Value):
+    """The next piece of an answer: never half a character, never a part of a stop string. index: which answer of `n`.
+    logprobs: of the tokens that are new, where they were asked for."""
+
+    text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Done(Value):
-    """The end of an answer."""
+    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once."""
 
-    reason: FinishReason
+    reasons: tuple[FinishReason, ...]
     usage: Usage
+
+
+class Said(Value):
+    """One of the answers to a request."""
+
+    text: str
+    reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Answer(Value):
     """A finished answer: the stream, gathered."""
 
     meta: Meta
-    text: str
-    reason: FinishReason
+    said: tuple[Said, ...]
     usage: Usage
 
 
@@ -173,5 +221,11 @@ MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_CEILING)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=0, le=1_000_000)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
+AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
+NumAnswers = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]
+NumLikely = Annotated[int, Field(ge=0, le=MAX_LIKELY)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOPS)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]

@@ -22,6 +22,7 @@ WorkerError
 └── ServerError                 500  the worker is at fault
     ├── QueueFull               429  too many requests are waiting
     ├── OutOfMemory             503  this request did not fit in memory
+    ├── ResultTooLarge          507  the answer is larger than the platform takes
     ├── EngineStopped           503  the engine has ended; the worker must be replaced
     └── InternalError                a fault of our own; the log has the details
 
@@ -218,6 +219,14 @@ class OutOfMemory(ServerError):
     status = 503
     text = "the request did not fit into the device's memory"
     retryable = True
+
+
+class ResultTooLarge(ServerError):
+    """The answer is larger than the platform takes: ask for less, `max_tokens` or `n`."""
+
+    code = "RESULT_TOO_LARGE"
+    status = 507
+    text = "the answer is too large to be delivered"
 
 
 class EngineStopped(ServerError):

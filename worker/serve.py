@@ -5,11 +5,12 @@ Streaming is the only path: a plain answer is the stream, gathered.
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from worker.contract import Answer, ChatRequest, Done, Event, Media, Meta, Opened, Piece, Start
+from worker.contract import Answer, ChatRequest, Done, Event, Media, Meta, Opened, Piece, Said, Start, TokenLogprob
 from worker.dialects import JSON, Dialect, choose, native
 from worker.errors import InternalError, ModelNotFound, WorkerError
 
@@ -70,6 +71,7 @@ class Service:
             model=self._engine.model_name,
             created=int(self._clock()),
             include_usage=request.include_usage,
+            num_answers=request.sampling.n,
         )
         async with aclosing(self._engine.generate(request, media)) as events:
             if not request.stream:
@@ -84,11 +86,17 @@ class Service:
 
 
 async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:
-    text = ""
+    texts: dict[int, list[str]] = defaultdict(list)
+    logprobs: dict[int, list[TokenLogprob]] = defaultdict(list)
     async for event in events:
         match event:
             case Piece():
-                text += event.text
+                texts[event.index].append(event.text)
+                logprobs[event.index] += event.logprobs
             case Done():
-                return Answer(meta=meta, text=text, reason=event.reason, usage=event.usage)
+                said = tuple(
+                    Said(text="".join(texts[index]), reason=reason, logprobs=tuple(logprobs[index]))
+                    for index, reason in enumerate(event.reasons)
+                )
+                return Answer(meta=meta, said=said, usage=event.usage)
     raise InternalError()

@@ -15,6 +15,7 @@ MIB = 2**20
 
 Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -37,6 +38,11 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
     )
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        "auto",
+        description="Attention over prompts and in the vision tower; `auto` is FlashAttention 2 on CUDA where "
+        "it is installed, else torch's own",
+    )
     max_model_len: Positive | None = Field(
         None, description="Most tokens of prompt + answer; unset takes the model's own limit"
     )
@@ -44,12 +50,41 @@ class Settings(BaseModel):
     max_queue: Positive = Field(
         256, description="Requests that may wait for the engine; more are refused with QUEUE_FULL"
     )
+    kv_cache_mib: Positive | None = Field(
+        None,
+        description="Memory for keys and values; unset: what is free after the weights, less the reserve below "
+        "(on the CPU a quarter of what is free)",
+    )
+    vision_reserve_mib: Positive = Field(
+        1536, description="Device memory kept free of keys and values for the vision tower and a prompt's activations"
+    )
+    prefill_chunk: Positive = Field(
+        1024, description="Tokens of prompts computed between two tokens of running answers"
+    )
+    feature_cache_mib: Count = Field(
+        256, description="Memory for what the vision tower said of pictures seen before; 0: none is kept"
+    )
+    prefix_cache_mib: Count = Field(
+        512,
+        description="Memory for keys and values of earlier prompts, so that a shared beginning is not computed "
+        "twice; 0: none is kept",
+    )
     max_tokens_default: Positive = Field(512, description="`max_tokens` where the request has none")
     concurrency: Positive = Field(
         48,
         description="Jobs taken from the platform at once; more than `MAX_NUM_SEQS`, "
         "so that media is fetched while the device works",
     )
+    stream_interval_ms: Count = Field(
+        100, description="Least time between two chunks of a stream; the first and the last do not wait"
+    )
+    late_jobs_s: Seconds = Field(
+        20.0, description="Seconds to finish jobs that the platform handed over while the worker was being stopped"
+    )
+    max_result_bytes: Positive = Field(
+        15 * MIB, description="Bytes of an answer, and of all chunks of a stream; more fails with RESULT_TOO_LARGE"
+    )
+    max_chunk_bytes: Positive = Field(900_000, description="Bytes of a chunk of a stream")
     prepare_threads: Positive = Field(4, description="Threads that decode pictures and build prompts")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe level that is logged"
@@ -81,7 +116,7 @@ class Settings(BaseModel):
     connect_timeout_s: Seconds = Field(5.0, description="Seconds to connect to an address")
     read_timeout_s: Seconds = Field(10.0, description="Seconds without a byte from an address")
     image_timeout_s: Seconds = Field(20.0, description="Seconds to fetch a picture, all in all")
-    max_redirects: Annotated[int, Field(ge=0)] = Field(3, description="Redirects followed, each checked anew")
+    max_redirects: Count = Field(3, description="Redirects followed, each checked anew")
     media_allowed_domains: str = Field(
         "", description="Comma-separated domains (with their subdomains) that may be fetched; empty: any public one"
     )

@@ -9,10 +9,10 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
-from worker.serve import Service
+from worker.serve import Generates, Service
 
 
-def client(engine: FakeEngine) -> openai.OpenAI:
+def client(engine: Generates) -> openai.OpenAI:
     """A client whose requests become jobs with `openai_route` and `openai_input`."""
     service = Service(engine, FakeOpener())
 
@@ -77,3 +77,55 @@ def test_a_stream_that_fails_is_the_clients_exception() -> None:
         list(stream)
     assert failure.value.code == "INTERNAL"
     assert "secret" not in str(failure.value)
+
+
+def test_several_answers_with_log_probabilities(engine: Generates) -> None:
+    """Against the tiny model: the client's own types, and probabilities that are some."""
+    completion = client(engine).chat.completions.create(
+        model="tiny-qwen3-vl",
+        messages=[{"role": "user", "content": "你是谁？"}],
+        n=2,
+        temperature=2.0,
+        seed=3,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=3,
+        extra_body={"min_p": 0.01, "min_tokens": 8},
+    )
+    assert [choice.index for choice in completion.choices] == [0, 1]
+    for choice in completion.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        tokens = choice.logprobs.content
+        assert len(tokens) == 8
+        said = b"".join(bytes(token.bytes or []) for token in tokens).decode(errors="replace")
+        assert said.startswith((choice.message.content or "").rstrip("\ufffd"))
+        for token in tokens:
+            assert [one.logprob for one in token.top_logprobs] == sorted(
+                (one.logprob for one in token.top_logprobs), reverse=True
+            )
+            assert token.logprob <= token.top_logprobs[0].logprob <= 0
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 16
+
+
+def test_several_answers_streamed(engine: Generates) -> None:
+    stream = client(engine).chat.completions.create(
+        model="tiny-qwen3-vl",
+        messages=[{"role": "user", "content": "Hello!"}],
+        n=2,
+        temperature=3.0,
+        seed=1,
+        max_tokens=6,
+        logprobs=True,
+        stream=True,
+    )
+    texts, reasons, num_logprobs = {0: "", 1: ""}, {}, 0
+    for chunk in stream:
+        [choice] = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+        num_logprobs += len(choice.logprobs.content or []) if choice.logprobs else 0
+    assert texts[0] != texts[1]
+    assert all(reason in ("stop", "length") for reason in reasons.values())
+    assert num_logprobs > 8

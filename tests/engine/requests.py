@@ -46,7 +46,8 @@ def ask(text: str, *media: Opened, **sampling: object) -> Shown:
         for one in media
     )
     message = Message(role="user", parts=(*parts, Text(text=text)))
-    return Shown(ChatRequest(messages=(message,), sampling=Sampling.model_validate(sampling)), media)
+    request = ChatRequest(messages=(message,), sampling=Sampling.model_validate(sampling), stream=True)
+    return Shown(request, media)
 
 
 def varied() -> list[Shown]:

@@ -1,80 +1,113 @@
-"""Rows of keys and values: they grow, move together, and are let go."""
+"""Rows of keys and values: pools by length, rows that move, memory that is let go."""
 
+import random
+
+import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from worker.engine.cache import WIDTH_STEP, SlotCache
+from worker.engine.attention import grouped
+from worker.engine.cache import SlotCache, rows_for, width_for
 
 CPU = torch.device("cpu")
+LAYERS, KV_HEADS, DIM = 2, 2, 4
+BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * DIM * 4
 
 
 def filled(length: int, value: float) -> DynamicCache:
     cache = DynamicCache()
-    for layer in range(2):
-        cache.update(torch.full((1, 2, length, 4), value), torch.full((1, 2, length, 4), -value), layer)
+    for layer in range(LAYERS):
+        shape = (1, KV_HEADS, length, DIM)
+        cache.update(torch.full(shape, value), torch.full(shape, value), layer)
     return cache
 
 
-def step(cache: SlotCache, values: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One decode step in which each row writes its value; what layer 1 attends to, and the mask."""
-    mask = cache.begin_step(torch.float32)
-    fresh = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 2, 1, 4)
-    for layer in range(2):
-        keys, _ = cache.model_view.update(fresh, -fresh, layer)
+def empty() -> SlotCache:
+    return SlotCache(filled(1, 0.0), BYTES_PER_TOKEN, CPU, torch.float32)
+
+
+def step(cache: SlotCache, values: list[float]) -> list[float]:
+    """One decode step in which each row writes its value; the mean of all values that each row sees."""
+    cache.begin_step()
+    fresh = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, KV_HEADS, 1, DIM)
+    for layer in range(LAYERS):
+        cache.model_view.update(fresh, fresh, layer)
+        seen = cache.attend(layer, torch.zeros(len(values), 4, 1, DIM), 1.0)  # queries of zero weigh all alike
     cache.end_step()
-    return keys, mask
-
-
-def seen(keys: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
-    """For each row the keys that the mask lets it see."""
-    return [
-        [float(keys[row, 0, column, 0]) for column in range(keys.shape[2]) if mask[row, 0, 0, column] == 0]
-        for row in range(len(keys))
-    ]
+    assert seen.shape == (len(values), 1, 4, DIM)
+    return [float(value) for value in seen[:, 0, 0, 0]]
 
 
 def test_each_row_sees_its_own_tokens_only() -> None:
-    cache = SlotCache(2, 4, CPU)
-    cache.join(filled(3, 1.0), 3)
-    cache.join(filled(1, 2.0), 1)
-    assert seen(*step(cache, [1.5, 2.5])) == [[1, 1, 1, 1.5], [2, 2.5]]
+    cache = empty()
+    cache.join(filled(3, 1.0), 3, 10)
+    cache.join(filled(1, 2.0), 1, 10)
+    assert step(cache, [5.0, 4.0]) == [2.0, 3.0]
 
 
-def test_a_row_that_leaves_is_replaced_by_the_last() -> None:
-    cache = SlotCache(2, 4, CPU)
-    for value, length in ((1.0, 2), (2.0, 3), (3.0, 1)):
-        cache.join(filled(length, value), length)
-    cache.leave(0)
-    assert seen(*step(cache, [3.5, 2.5])) == [[3, 3.5], [2, 2, 2, 2.5]]
-    cache.leave(1)
-    cache.join(filled(2, 4.0), 2)
-    assert seen(*step(cache, [3.75, 4.5])) == [[3, 3.5, 3.75], [4, 4, 4.5]]
+def test_rows_of_different_widths_share_a_step() -> None:
+    cache = empty()
+    for value, most in ((1.0, 2000), (2.0, 100), (3.0, 2000), (4.0, 300)):
+        cache.join(filled(2, value), 2, most)
+    assert step(cache, [4.0, 5.0, 6.0, 7.0]) == [2.0, 3.0, 4.0, 5.0]
 
 
-def test_rows_grow_in_number_and_in_width() -> None:
-    cache = SlotCache(2, 9, CPU)
-    for value in range(9):
-        cache.join(filled(WIDTH_STEP - 1, float(value)), WIDTH_STEP - 1)
-    for _ in range(3):
-        keys, mask = step(cache, [0.5] * 9)
-    assert [row[0] for row in seen(keys, mask)] == [float(value) for value in range(9)]
-    assert keys.shape[2] == WIDTH_STEP + 2
-
-
-def test_a_full_cache_does_not_grow_by_decoding() -> None:
-    cache = SlotCache(2, 4, CPU)
-    for value in range(4):
-        cache.join(filled(2, float(value)), 2)
-    before = cache.num_bytes
-    step(cache, [0.5] * 4)
-    assert cache.num_bytes == before
-
-
-def test_the_memory_is_let_go_with_the_last_row() -> None:
-    cache = SlotCache(2, 4, CPU)
-    cache.join(filled(2, 1.0), 2)
-    assert cache.num_bytes > 0
-    cache.leave(0)
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_joins_and_leaves_each_row_keeps_its_own_tokens(seed: int) -> None:
+    """Against a plain list for each row."""
+    rng = random.Random(seed)
+    cache, rows = empty(), []
+    for count in range(120):
+        if rows and rng.random() < 0.45:
+            row = rng.randrange(len(rows))
+            cache.leave(row)
+            rows[row] = rows[-1]
+            rows.pop()
+        else:
+            length, value = rng.randint(1, 5), float(count)
+            cache.join(filled(length, value), length, rng.choice((8, 300, 500, 1000)))
+            rows.append([value] * length)
+        if rows:
+            values = [float(rng.randint(0, 50)) for _ in rows]
+            for row, value in zip(rows, values, strict=True):
+                row.append(value)
+            assert step(cache, values) == pytest.approx([sum(row) / len(row) for row in rows])
+    for _ in range(len(rows)):
+        cache.leave(0)
     assert cache.num_bytes == 0
-    cache.join(filled(2, 5.0), 2)
-    assert seen(*step(cache, [5.5])) == [[5, 5, 5.5]]
+
+
+def test_memory_is_known_before_a_row_joins_and_goes_when_the_last_leaves() -> None:
+    cache = empty()
+    rng = random.Random(0)
+    for _ in range(30):
+        most = rng.choice((100, 300, 700, 5000))
+        expected = cache.bytes_with([most])
+        cache.join(filled(2, 1.0), 2, most)
+        assert cache.num_bytes == expected == cache.bytes_with([])
+    while cache.num_live:
+        cache.leave(rng.randrange(cache.num_live))
+    assert cache.num_bytes == 0
+    assert cache.bytes_with([]) == 0
+
+
+@pytest.mark.parametrize("tokens", [1, 256, 257, 384, 385, 512, 513, 4097, 100_000])
+def test_a_width_holds_the_tokens_and_wastes_less_than_half(tokens: int) -> None:
+    width = width_for(tokens)
+    assert tokens <= width
+    assert width == 256 or width < 1.51 * tokens
+    assert width_for(width) == width
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_rows_are_enough_and_not_many_too_many(count: int) -> None:
+    assert count <= rows_for(count) < count + 8
+
+
+def test_grouped_attention_is_the_library_s() -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(3, 6, 1, 8), torch.randn(3, 2, 9, 8), torch.randn(3, 2, 9, 8)
+    mask = torch.zeros(3, 1, 1, 9).masked_fill(torch.arange(9) > torch.tensor([[[[3]]], [[[8]]], [[[0]]]]), -1e30)
+    repeated = (part.repeat_interleave(3, dim=1) for part in (keys, values))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(grouped(query, keys, values, mask, 0.3), expected.transpose(1, 2))

@@ -1,7 +1,10 @@
 """Slots, ends, refusals, seeds: what a request may count on, whoever else is being served."""
 
 import asyncio
+import random
 import threading
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +14,10 @@ from tests.engine.requests import Shown, ask, picture
 from worker.contract import Done, Event, Piece
 from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel
-from worker.errors import EngineStopped, InternalError, OutOfMemory, PromptTooLong, QueueFull, WorkerError
+from worker.errors import EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
 from worker.settings import Settings
+
+Serve = Callable[[Settings], Engine]
 
 
 async def events(engine: Engine, shown: Shown) -> list[Event]:
@@ -27,7 +32,7 @@ def text_and_end(engine: Engine, shown: Shown) -> tuple[str, Done]:
 
 def test_an_answer_ends_with_usage(engine: Engine) -> None:
     _, end = text_and_end(engine, ask("What is in the picture?", picture(1, 128, 128)))
-    assert end.reason == "stop"
+    assert end.reasons == ("stop",)
     assert end.usage.image_tokens == 16
     assert end.usage.prompt_tokens > 16
     assert end.usage.completion_tokens > 1
@@ -35,14 +40,14 @@ def test_an_answer_ends_with_usage(engine: Engine) -> None:
 
 def test_the_length_is_kept(engine: Engine) -> None:
     _, end = text_and_end(engine, ask("Who are you?", max_tokens=3))
-    assert (end.reason, end.usage.completion_tokens) == ("length", 3)
+    assert (end.reasons, end.usage.completion_tokens) == (("length",), 3)
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine: Engine) -> None:
     whole, _ = text_and_end(engine, ask("Who are you?"))
     stopped, end = text_and_end(engine, ask("Who are you?", stop=("vision", "never")))
     assert stopped == whole.split("vision")[0]
-    assert end.reason == "stop"
+    assert end.reasons == ("stop",)
 
 
 def sampled(seed: int | None) -> Shown:
@@ -100,13 +105,12 @@ def test_leaving_frees_the_slot(engine: Engine) -> None:
 
     asyncio.run(leave())
     _, end = text_and_end(engine, ask("Who are you?"))
-    assert end.reason == "stop"
-    assert engine._num_unfinished <= 1
+    assert end.reasons == ("stop",)
+    assert len(engine._unfinished) <= 1
 
 
-def test_a_cancelled_task_frees_the_slot_although_its_generator_is_suspended(tiny: LoadedModel) -> None:
-    engine = Engine(tiny, Settings(device="cpu", max_num_seqs=1, max_queue=1))
-    engine.start()
+def test_a_cancelled_task_frees_the_slot_although_its_generator_is_suspended(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu", max_num_seqs=1, max_queue=1))
 
     async def run() -> None:
         has_piece = asyncio.Event()
@@ -120,7 +124,7 @@ def test_a_cancelled_task_frees_the_slot_although_its_generator_is_suspended(tin
         await has_piece.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert (await events(engine, ask("Who are you?")))[-1].reason == "stop"  # type: ignore[union-attr]
+        assert (await events(engine, ask("Who are you?")))[-1].reasons == ("stop",)  # type: ignore[union-attr]
 
     asyncio.run(run())
     engine.close()
@@ -138,7 +142,7 @@ def test_a_full_queue_refuses(tiny: LoadedModel) -> None:
 
 
 class Failing:
-    """A runner that fails at the step named, and works otherwise."""
+    """A runner that fails once at the step named, and works otherwise."""
 
     def __init__(self, inner: Any, at: str, error: Exception) -> None:
         self._inner, self._at, self._error, self.num_calls = inner, at, error, 0
@@ -150,18 +154,257 @@ class Failing:
         return getattr(self._inner, name)
 
 
-@pytest.mark.parametrize("at", ["prefill", "decode"])
-@pytest.mark.parametrize(
-    ("error", "code"), [(RuntimeError("secret"), InternalError), (torch.OutOfMemoryError("secret"), OutOfMemory)]
-)
-def test_a_failure_ends_the_request_and_the_next_is_answered(
-    engine: Engine, at: str, error: Exception, code: type[WorkerError]
-) -> None:
-    engine._runner = Failing(engine._runner, at, error)  # type: ignore[assignment]
-    with pytest.raises(code) as failure:
-        text_and_end(engine, ask("Who are you?"))
+@pytest.mark.parametrize("at", ["features", "prefill"])
+def test_a_failure_ends_the_request_and_the_next_is_answered(engine: Engine, at: str) -> None:
+    shown = ask("What is in the picture?", picture(1))
+    engine._runner = Failing(engine._runner, at, RuntimeError("secret"))  # type: ignore[assignment]
+    with pytest.raises(InternalError) as failure:
+        text_and_end(engine, shown)
     assert "secret" not in failure.value.message
-    assert text_and_end(engine, ask("Who are you?"))[1].reason == "stop"
+    assert text_and_end(engine, shown)[1].reasons == ("stop",)
+
+
+@pytest.mark.parametrize("at", ["features", "prefill", "decode"])
+def test_what_failed_once_without_memory_is_answered_at_the_second_try(engine: Engine, at: str) -> None:
+    shown = ask("What is in the picture?", picture(1))
+    expected = text_and_end(engine, shown)[0]
+    engine._let_go_of_caches()
+    engine._runner = Failing(engine._runner, at, torch.OutOfMemoryError("secret"))  # type: ignore[assignment]
+    assert text_and_end(engine, shown)[0] == expected
+
+
+MARK = 77  # max_tokens of the request that every fault below follows
+
+
+class Faults:
+    """Makes one stage of the engine fail whenever the marked request has a part in it."""
+
+    def __init__(self, engine: Engine, error: Exception) -> None:
+        self.engine, self.error = engine, error
+
+    def _is_marked(self, prompt: Any) -> bool:
+        return any(one.prompt is prompt and one.max_tokens == MARK for one in list(self.engine._unfinished))
+
+    def _spoil(self, owner: Any, name: str, is_due: Callable[..., bool]) -> None:
+        inner = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            if is_due(*args):
+                raise self.error
+            return inner(*args)
+
+        setattr(owner, name, call)
+
+    def prepare(self) -> None:
+        self._spoil(self.engine._builder, "build", lambda request, media: request.sampling.max_tokens == MARK)
+
+    def features(self) -> None:
+        beginning = lambda: self.engine._beginning  # noqa: E731
+        self._spoil(
+            self.engine._runner,
+            "features",
+            lambda item: any(item in entry.request.prompt.items and self._is_marked(entry.request.prompt)
+                             for entry in beginning()),
+        )  # fmt: skip
+
+    def prefill(self) -> None:
+        self._spoil(self.engine._runner, "prefill", lambda prompt, *_: self._is_marked(prompt))
+
+    def join(self) -> None:
+        self._spoil(self.engine._cache, "join", lambda cache, length, most: most - length > MARK - 5)
+
+    def decode(self) -> None:
+        self._spoil(
+            self.engine._runner, "decode", lambda *_: any(s.request.max_tokens == MARK for s in self.engine._live)
+        )
+
+    def _marked_sequences(self, spoil: Callable[[Any], None]) -> None:
+        submit = self.engine._incoming.put
+
+        def put(entry: Any) -> None:
+            if entry is not None and entry.request.max_tokens == MARK:
+                for sequence in entry.sequences:
+                    spoil(sequence)
+            submit(entry)
+
+        self.engine._incoming = SimpleNamespace(put=put, get=self.engine._incoming.get)  # type: ignore[assignment]
+
+    def sample(self) -> None:
+        self._marked_sequences(lambda sequence: self._after(sequence.chooser, "choose"))
+
+    def detokenise(self) -> None:
+        self._marked_sequences(lambda sequence: self._after(sequence.stream, "push"))
+
+    def _after(self, owner: Any, name: str, count: int = 2) -> None:
+        """Fails at the third call: in the middle of an answer."""
+        calls: list[None] = []
+
+        def is_due(*_: Any) -> bool:
+            calls.append(None)
+            return len(calls) > count
+
+        self._spoil(owner, name, is_due)
+
+    def numbers(self) -> None:
+        """NaN in the marked row, instead of an error."""
+        inner = self.engine._runner.decode
+
+        def decode(*args: Any) -> torch.Tensor:
+            logits = inner(*args)
+            for row, sequence in enumerate(self.engine._live):
+                if sequence.request.max_tokens == MARK:
+                    logits[row] = torch.nan
+            return logits
+
+        self.engine._runner.decode = decode  # type: ignore[method-assign]
+
+
+STAGES = ["prepare", "features", "prefill", "join", "decode", "sample", "detokenise", "numbers"]
+
+
+@pytest.mark.parametrize("is_memory", [False, True], ids=["error", "out of memory"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_of_eight_jobs_exactly_the_one_at_fault_fails(serve: Serve, stage: str, is_memory: bool) -> None:
+    eight = [
+        ask("What is in the picture?", picture(60 + index), max_tokens=MARK if index == 5 else 30) for index in range(8)
+    ]
+    engine = serve(Settings(device="cpu", max_num_seqs=8))
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(events(engine, one) for one in eight), return_exceptions=True)
+
+    expected = [outcome[-1].reasons for outcome in asyncio.run(run())]
+    engine._let_go_of_caches()
+    error = torch.OutOfMemoryError("secret") if is_memory else RuntimeError("secret")
+    getattr(Faults(engine, error), stage)()
+    outcomes = asyncio.run(run())
+    failed = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
+    assert failed == [5]
+    is_coded = stage != "prepare"  # what fails before the engine is coded by the service
+    if is_coded:
+        assert isinstance(outcomes[5], WorkerError)
+        assert "secret" not in outcomes[5].message
+    assert [o[-1].reasons for i, o in enumerate(outcomes) if i != 5] == [r for i, r in enumerate(expected) if i != 5]
+    assert engine.is_healthy
+    engine.close()
+    assert (engine._live, engine._beginning, len(engine._admission.waiting)) == ([], [], 0)
+    assert engine._cache.num_bytes == 0
+
+
+def test_a_thousand_cancels_leave_everything_as_it_was(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu", max_num_seqs=4, max_queue=64, prefill_chunk=16))
+    shown = [ask("Where is it? " * 6, picture(seed)) for seed in range(4)]
+    prompts = [engine._builder.build(one.request, one.media) for one in shown]
+    before = threading.active_count()
+    rng, running = random.Random(0), []
+    for index in range(1000):
+        running.append(engine.submit(prompts[index % 4], shown[0].request.sampling, lambda event: None))
+        while len(running) > 60 or (running and rng.random() < 0.5):
+            engine.cancel(running.pop(rng.randrange(len(running))))
+    for request in running:
+        engine.cancel(request)
+    assert text_and_end(engine, ask("Who are you?"))[1].reasons == ("stop",)
+    engine.close()
+    assert threading.active_count() <= before
+    assert engine._cache.num_bytes == 0
+    assert not engine._unfinished
+
+
+def test_several_answers_share_one_prefill_and_differ(engine: Engine) -> None:
+    runner = Counting(engine._runner)
+    engine._runner = runner  # type: ignore[assignment]
+    shown = ask("What is in the picture?", picture(3), temperature=3.0, seed=7, max_tokens=12, n=3)
+    *pieces, end = asyncio.run(events(engine, shown))
+    assert isinstance(end, Done)
+    texts = ["".join(p.text for p in pieces if isinstance(p, Piece) and p.index == index) for index in range(3)]
+    assert len(end.reasons) == 3
+    assert len(set(texts)) == 3
+    assert runner.num_prefills == 1
+    assert texts[0] == text_and_end(engine, ask("What is in the picture?", picture(3), temperature=3.0, seed=7,
+                                                max_tokens=12))[0]  # fmt: skip
+
+
+class Counting:
+    """A runner that counts what it computes."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.num_prefills, self.num_features, self.chunks = inner, 0, 0, list[int]()
+
+    def prefill(self, prompt: Any, tokens: Any, chunk: slice, *rest: Any) -> Any:
+        self.num_prefills += 1
+        self.chunks.append(chunk.stop - chunk.start)
+        return self._inner.prefill(prompt, tokens, chunk, *rest)
+
+    def features(self, item: Any) -> Any:
+        self.num_features += 1
+        return self._inner.features(item)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_picture_and_a_beginning_seen_before_are_not_computed_again(engine: Engine) -> None:
+    runner = Counting(engine._runner)
+    engine._runner = runner  # type: ignore[assignment]
+    for question in ("What is in the picture?", "How many objects are there?"):
+        text_and_end(engine, ask(question, picture(1, 256, 256)))
+    assert runner.num_features == 1
+    assert runner.chunks[1] < runner.chunks[0] - 60  # the second question without the picture's tokens
+
+
+def test_a_long_prompt_is_computed_in_chunks_between_the_steps_of_others(tiny: LoadedModel) -> None:
+    engine = Engine(tiny, Settings(device="cpu", prefill_chunk=32, prefix_cache_mib=0, stream_interval_ms=0))
+    runner = Counting(engine._runner)
+    engine._runner = runner  # type: ignore[assignment]
+    engine.start()
+
+    async def run() -> list[str]:
+        order: list[str] = []
+
+        async def follow(name: str, shown: Shown) -> None:
+            async for event in engine.generate(shown.request, shown.media):
+                if isinstance(event, Piece):
+                    order.append(name)
+
+        short = asyncio.create_task(follow("short", ask("Locate the red ring.", picture(1))))
+        while not order:
+            await asyncio.sleep(0)
+        await follow("long", ask("Tell me more. " * 60))
+        await short
+        return order
+
+    order = asyncio.run(run())
+    engine.close()
+    assert max(runner.chunks) <= 32
+    assert order.index("long") > 3  # the short answer went on while the long prompt was computed
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu", kv_cache_mib=2))
+    with pytest.raises(PromptTooLong, match=r"1 x \d+ tokens need \S+ MiB of keys and values, there are 2\.0"):
+        text_and_end(engine, ask("Hello", max_tokens=3000))
+    assert text_and_end(engine, ask("Hello", max_tokens=60))[1].reasons == ("stop",)
+    engine.close()
+
+
+def test_what_does_not_fit_beside_the_others_waits_and_all_are_answered(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu", kv_cache_mib=8, max_num_seqs=16))
+    most = [0]
+    join = engine._cache.join
+
+    def watched(*args: Any) -> None:
+        join(*args)
+        most[0] = max(most[0], engine._cache.num_bytes)
+
+    engine._cache.join = watched  # type: ignore[method-assign]
+
+    async def run() -> list[Any]:
+        wanted = [ask("Who are you?", max_tokens=60 if index % 3 else 500) for index in range(12)]
+        return await asyncio.gather(*(events(engine, one) for one in wanted))
+
+    assert all(outcome[-1].reasons == ("stop",) for outcome in asyncio.run(run()))
+    assert 0 < most[0] <= 8 * 2**20
+    engine.close()
 
 
 def test_a_broken_device_ends_the_engine_and_everybody_is_told(engine: Engine) -> None:
@@ -176,9 +419,8 @@ def test_a_broken_device_ends_the_engine_and_everybody_is_told(engine: Engine) -
     assert not engine.is_healthy
 
 
-def test_closing_ends_what_runs_and_joins_the_thread(tiny: LoadedModel) -> None:
-    engine = Engine(tiny, Settings(device="cpu"))
-    engine.start()
+def test_closing_ends_what_runs_and_joins_the_thread(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu"))
 
     async def run() -> None:
         stream = engine.generate(ask("Locate the red ring.", picture(1)).request, (picture(1),))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -13,22 +14,32 @@ from pydantic import (
     Tag,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
 from worker.contract import (
+    MAX_BIASES,
     MAX_STOPS,
     MAX_TEXT_CHARS,
+    AdditivePenalty,
     BoundedText,
     Frames,
     Inline,
+    Likely,
     MaxTokens,
     Media,
     Message,
+    MinP,
+    NumAnswers,
+    NumLikely,
+    RepetitionPenalty,
     Role,
     Sampling,
     Seed,
     StopString,
     Temperature,
     Text,
+    TokenIds,
+    TokenLogprob,
     TopK,
     TopP,
     Url,
@@ -173,26 +184,71 @@ Stops = Annotated[
 ]
 
 
+def _token_ids(bias: dict[str, float]) -> dict[int, float]:
+    if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in bias):
+        raise PydanticCustomError("token_ids", "the keys are token ids")
+    return {int(key): value for key, value in bias.items()}
+
+
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
+]
+
+
 class SamplingFields(Body):
     """What a body of any dialect may say about how tokens are chosen."""
 
     max_tokens: MaxTokens | None = None
+    min_tokens: MaxTokens | Literal[0] | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: AdditivePenalty | None = None
+    frequency_penalty: AdditivePenalty | None = None
+    logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: Stops | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    n: NumAnswers | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumLikely | None = None
 
     def sampling(self) -> Sampling:
-        """The same in the contract's terms."""
+        """The same in the contract's terms. Raises InputInvalid."""
+        if self.top_logprobs and not self.logprobs:
+            raise InputInvalid(where="top_logprobs", detail="logprobs must be true beside it")
+        if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InputInvalid(where="min_tokens", detail="more than max_tokens")
         return Sampling(
             max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens or 0,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]  # ids by now
             seed=self.seed,
             stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos or False,
+            n=self.n or 1,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+
+def logprobs(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Log-probabilities as the OpenAI API writes them; the native dialect has the same."""
+    return [{**_likely(one.chosen), "top_logprobs": [_likely(other) for other in one.top]} for one in tokens]
+
+
+def _likely(one: Likely) -> dict[str, Any]:
+    return {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
 
 
 def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:

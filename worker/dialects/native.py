@@ -16,6 +16,7 @@ from worker.contract import (
     Message,
     Meta,
     Piece,
+    Said,
     Start,
     StreamEvent,
     Text,
@@ -84,13 +85,17 @@ def _messages(body: NativeBody) -> tuple[Message, ...]:
 
 
 def reply(answer: Answer) -> dict[str, Any]:
-    return {
-        "id": answer.meta.id,
-        "model": answer.meta.model,
-        "text": answer.text,
-        "finish_reason": answer.reason,
-        "usage": usage(answer.usage),
-    }
+    """`text` is the first answer; where `n` asked for several, `choices` has all."""
+    first, *others = choices = [_choice(said) for said in answer.said]
+    head = {"id": answer.meta.id, "model": answer.meta.model, **first}
+    return {**head, **({"choices": choices} if others else {}), "usage": usage(answer.usage)}
+
+
+def _choice(said: Said) -> dict[str, Any]:
+    choice: dict[str, Any] = {"text": said.text, "finish_reason": said.reason}
+    if said.logprobs:
+        choice["logprobs"] = fields.logprobs(said.logprobs)
+    return choice
 
 
 def usage(used: Usage) -> dict[str, int]:
@@ -100,6 +105,7 @@ def usage(used: Usage) -> dict[str, int]:
         "total_tokens": used.total_tokens,
         "image_tokens": used.image_tokens,
         "video_tokens": used.video_tokens,
+        "cached_tokens": used.cached_tokens,
     }
 
 
@@ -108,10 +114,21 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
         case Start():
             return []
         case Piece():
-            return [{"text": event.text}]
+            return [_piece(event, meta)]
         case Done():
-            end = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reason}
+            end: dict[str, Any] = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reasons[0]}
+            if len(event.reasons) > 1:
+                end["finish_reasons"] = list(event.reasons)
             return [{**end, "usage": usage(event.usage)}]
+
+
+def _piece(event: Piece, meta: Meta) -> dict[str, Any]:
+    piece: dict[str, Any] = {"text": event.text}
+    if meta.num_answers > 1:
+        piece["index"] = event.index
+    if event.logprobs:
+        piece["logprobs"] = fields.logprobs(event.logprobs)
+    return piece
 
 
 def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:

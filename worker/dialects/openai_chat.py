@@ -20,6 +20,7 @@ from worker.contract import (
     Role,
     Start,
     StreamEvent,
+    TokenLogprob,
     Usage,
 )
 from worker.dialects import fields
@@ -30,19 +31,9 @@ ROUTE = "/v1/chat/completions"
 MAX_NAMES_LOGGED = 20
 
 _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
-    "stop_token_ids": (None, []),
-    "ignore_eos": (None, False),
     "mm_processor_kwargs": (None, {}),
     "chat_template_kwargs": (None, {}),
 }
@@ -125,23 +116,35 @@ def _refuse_unbuilt(given: dict[str, Any]) -> None:
 
 
 def reply(answer: Answer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.reason}
-    return {**_head(answer.meta, "chat.completion"), "choices": [choice], "usage": _usage(answer.usage)}
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": said.text, "refusal": None},
+            "logprobs": _logprobs(said.logprobs),
+            "finish_reason": said.reason,
+        }
+        for index, said in enumerate(answer.said)
+    ]
+    return {**_head(answer.meta, "chat.completion"), "choices": choices, "usage": _usage(answer.usage)}
 
 
 def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
     """Server-sent events; the platform writes strings through as they are."""
     match event:
         case Start():
-            return [_sse(_chunk(meta, {"role": "assistant", "content": ""}))]
+            opening = {"role": "assistant", "content": ""}
+            return ["".join(_sse(_chunk(meta, opening, index)) for index in range(meta.num_answers))]
         case Piece():
-            return [_sse(_chunk(meta, {"content": event.text}))]
+            return [_sse(_chunk(meta, {"content": event.text}, event.index, logprobs=_logprobs(event.logprobs)))]
         case Done():
-            text = _sse(_chunk(meta, {}, event.reason))
+            text = "".join(_sse(_chunk(meta, {}, index, reason)) for index, reason in enumerate(event.reasons))
             if meta.include_usage:
                 text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
             return [text + "data: [DONE]\n\n"]
+
+
+def _logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+    return {"content": fields.logprobs(tokens), "refusal": None} if tokens else None
 
 
 def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
@@ -163,8 +166,10 @@ def _head(meta: Meta, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
 
 
-def _chunk(meta: Meta, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+def _chunk(
+    meta: Meta, delta: dict[str, str], index: int, reason: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
     chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
     return {**chunk, "usage": None} if meta.include_usage else chunk
 
@@ -174,7 +179,11 @@ def _usage(used: Usage) -> dict[str, Any]:
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.total_tokens,
-        "prompt_tokens_details": {"image_tokens": used.image_tokens, "video_tokens": used.video_tokens},
+        "prompt_tokens_details": {
+            "image_tokens": used.image_tokens,
+            "video_tokens": used.video_tokens,
+            "cached_tokens": used.cached_tokens,
+        },
     }
 
 

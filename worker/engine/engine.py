@@ -1,48 +1,71 @@
-"""Continuous batching on a thread of its own: one prefill, one decode step of all live rows, again and again.
+"""Continuous batching on a thread of its own: some tokens of prompts, one step of all live rows, again and again.
 
-Sequences join and leave at every step. The event loop never waits for this thread: requests come in through a
-queue, events go out through each sequence's `emit`.
+Answers join and leave at every step. The event loop never waits for this thread: requests come in through a
+queue, events go out through each request's `emit`.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from worker.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
-from worker.engine.cache import SlotCache
+from worker.engine.admission import Admission, Entry
 from worker.engine.loading import LoadedModel
+from worker.engine.prefill import Prefill
 from worker.engine.prompt import Prompt, PromptBuilder
+from worker.engine.reuse import FeatureCache, PrefixCache
 from worker.engine.runner import Runner
-from worker.engine.sampling import pick, resolve
-from worker.engine.sequence import Emit, Sequence
-from worker.engine.streaming import TextStream
-from worker.errors import EngineStopped, InternalError, OutOfMemory, PromptTooLong, QueueFull, WorkerError
-from worker.settings import Settings
+from worker.engine.sampling import Chooser, resolve, rows
+from worker.engine.sequence import Emit, Request, Sequence
+from worker.engine.streaming import TextStream, Vocabulary
+from worker.errors import (
+    EngineStopped,
+    InputInvalid,
+    InternalError,
+    OutOfMemory,
+    PromptTooLong,
+    QueueFull,
+    WorkerError,
+)
+from worker.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
+SMALLEST_CHUNK = 64
 
 
 class Engine:
-    """Serves one model. `start` it, send it work from any thread or event loop, `close` it: the thread is joined."""
+    """Serves one model. `start` it, send it work from any thread or event loop, `close` it: the thread is joined.
 
-    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+    `on_death` is called on the engine's thread when it ended by itself, after everybody was told.
+    """
+
+    def __init__(self, model: LoadedModel, settings: Settings, on_death: Callable[[], None] = lambda: None) -> None:
+        self._on_death = on_death
         self._model = model
         self._settings = settings
         self._builder = PromptBuilder(model, settings)
+        self._vocabulary = Vocabulary(model.tokenizer)
         self._runner = Runner(model)
-        self._cache = SlotCache(self._runner.num_layers, settings.max_num_seqs, model.device)
-        self._incoming: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
-        self._waiting: deque[Sequence] = deque()
+        self._cache = self._runner.slots()
+        self._features = FeatureCache(settings.feature_cache_mib * MIB)
+        can_cut = not self._cache.has_states
+        self._prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if can_cut and settings.prefix_cache_mib else None
+        max_bytes = _cache_bytes(settings, model.device)
+        self._admission = Admission(settings.max_num_seqs, max_bytes, self._cache, self._runner.bytes_per_token)
+        log.info("keys and values: %d MiB for %d tokens", max_bytes // MIB, max_bytes // self._runner.bytes_per_token)
+        self._incoming: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._beginning: list[Entry] = []
         self._live: list[Sequence] = []
-        self._num_unfinished = 0
+        self._num_turns = 0
+        self._unfinished: set[Request] = set()
         self._lock = threading.Lock()
         self._is_closing = False
         self._is_dead = False
@@ -56,6 +79,11 @@ class Engine:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it ended by itself: the worker must be replaced."""
+        return self._is_dead
 
     @property
     def is_healthy(self) -> bool:
@@ -74,33 +102,43 @@ class Engine:
     async def generate(self, request: ChatRequest, media: Items[Opened]) -> AsyncGenerator[Event, None]:
         """Pieces of text, then exactly one Done. `media` are the request's, opened. Leaving early frees the slot.
 
-        What has gathered while the consumer was busy comes as one piece. Raises WorkerError.
+        A plain request's text comes in one piece. In a stream the first piece comes at once, then what has gathered
+        in STREAM_INTERVAL_MS, or for as long as the consumer was busy. Raises WorkerError.
         """
         if not self.is_healthy:
             raise EngineStopped()
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
         events: asyncio.Queue[Event | WorkerError] = asyncio.Queue()
+        has_ended = asyncio.Event()
+
+        def deliver(event: Event | WorkerError) -> None:
+            events.put_nowait(event)
+            if not isinstance(event, Piece):
+                has_ended.set()
 
         def emit(event: Event | WorkerError) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                loop.call_soon_threadsafe(deliver, event)
 
-        sequence = self.submit(prompt, request.sampling, emit)
+        submitted = self.submit(prompt, request.sampling, emit)
         task = asyncio.current_task()
         assert task is not None
         # A task that is cancelled while its consumer is busy never comes back into this generator,
         # so `finally` alone would leave the slot taken.
-        release = lambda _: self.cancel(sequence)  # noqa: E731
+        release = lambda _: self.cancel(submitted)  # noqa: E731
         task.add_done_callback(release)
+        pause = self._settings.stream_interval_ms / 1000 if request.stream else None
+        may_speak_at = loop.time()
         try:
             while True:
                 gathered = [await events.get()]
+                await _until(has_ended, None if pause is None else may_speak_at - loop.time())
+                may_speak_at = loop.time() + (pause or 0)
                 while not events.empty():
                     gathered.append(events.get_nowait())
-                text = "".join(event.text for event in gathered if isinstance(event, Piece))
-                if text:
-                    yield Piece(text=text)
+                for piece in _merged(gathered):
+                    yield piece
                 match gathered[-1]:
                     case WorkerError() as error:
                         raise error
@@ -111,34 +149,46 @@ class Engine:
                         pass
         finally:
             task.remove_done_callback(release)
-            self.cancel(sequence)
+            self.cancel(submitted)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit) -> Sequence:
+    def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit) -> Request:
         """Hand over a prompt; `emit` is called on the engine's thread.
 
-        Raises QueueFull, PromptTooLong, EngineStopped.
+        Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
-        sequence = Sequence(
-            prompt=prompt,
-            max_tokens=self._max_tokens(prompt, sampling),
-            choice=resolve(sampling, self._model.generation),
-            stream=TextStream(self._model.tokenizer, sampling.stop),
-            eos_ids=self._model.eos_ids,
-            emit=emit,
+        request = Request(prompt, self._max_tokens(prompt, sampling), emit, sampling.n)
+        self._check(request, sampling)
+        choice = resolve(sampling, self._model.generation)
+        ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._model.eos_ids)
+        entry = Entry(
+            [
+                Sequence(
+                    request=request,
+                    index=index,
+                    chooser=Chooser(choice, prompt.ids, ending, index),
+                    stream=TextStream(self._model.tokenizer, sampling.stop),
+                    ending=ending,
+                    vocabulary=self._vocabulary,
+                    num_likely=sampling.logprobs,
+                )
+                for index in range(sampling.n)
+            ]
         )
         limit = self._settings.max_num_seqs + self._settings.max_queue
         with self._lock:
             if not self.is_healthy:
                 raise EngineStopped()
-            if self._num_unfinished >= limit:
+            if len(self._unfinished) >= limit:
+                self._unfinished = {other for other in self._unfinished if not other.is_over}
+            if len(self._unfinished) >= limit:
                 raise QueueFull(detail=f"{limit} requests are unfinished")
-            self._num_unfinished += 1
-            self._incoming.put(sequence)
-        return sequence
+            self._unfinished.add(request)
+            self._incoming.put(entry)
+        return request
 
-    def cancel(self, sequence: Sequence) -> None:
-        """Free the sequence's slot before the next step; again or afterwards does nothing."""
-        sequence.is_cancelled = True
+    def cancel(self, request: Request) -> None:
+        """Free the request's slots before the next step; again or afterwards does nothing."""
+        request.is_cancelled = True
 
     def _max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
         room = self._model.max_model_len - len(prompt.ids)
@@ -148,63 +198,126 @@ class Engine:
             raise PromptTooLong(detail=numbers)
         return wanted
 
+    def _check(self, request: Request, sampling: Sampling) -> None:
+        if sampling.n > self._settings.max_num_seqs:
+            raise InputInvalid(where="n", detail=f"at most {self._settings.max_num_seqs}")
+        size = self._model.vocabulary_size
+        for where, ids in (
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("logit_bias", tuple(token for token, _ in sampling.logit_bias)),
+        ):
+            if any(not 0 <= token < size for token in ids):
+                raise InputInvalid(where=where, detail=f"token ids are 0 to {size - 1}")
+        needed = self._admission.bytes_alone(request)
+        if needed > self._admission.max_bytes:
+            detail = (
+                f"{sampling.n} x {request.num_positions} tokens need {needed / MIB:.1f} MiB of keys and values, "
+                f"there are {self._admission.max_bytes / MIB:.1f}"
+            )
+            raise PromptTooLong(detail=detail)
+
     def _run(self) -> None:
         try:
             while not self._is_closing:
-                self._receive()
                 self._drop_over()
-                self._prefill_one()
+                self._receive()
+                self._prefill_some()
                 self._decode_all()
         except Exception:
             log.exception("the engine has ended")
             self._is_dead = True
         finally:
             self._fail_everything()
+        if self._is_dead:
+            self._on_death()
 
     def _receive(self) -> None:
         """Take in what has come; wait for it where there is nothing else to do."""
         while True:
-            is_idle = not self._live and not self._waiting
+            is_idle = not self._live and not self._beginning and not self._admission.waiting
             try:
-                sequence = self._incoming.get(block=is_idle)
+                entry = self._incoming.get(block=is_idle)
             except queue.Empty:
                 return
-            if sequence is None:
+            if entry is None:
                 return
-            self._waiting.append(sequence)
+            self._admission.waiting.append(entry)
 
     def _drop_over(self) -> None:
-        """Free the rows of what has ended, and forget what was cancelled while it waited."""
+        """Free the rows of what has ended, and forget what was cancelled on the way."""
         for row in reversed(range(len(self._live))):
             if self._live[row].is_over:
                 self._leave(row)
-        kept = deque(sequence for sequence in self._waiting if not sequence.is_cancelled)
-        self._finished(len(self._waiting) - len(kept))
-        self._waiting = kept
+        self._beginning = [entry for entry in self._beginning if not entry.is_over]
+        self._admission.drop_over()
+        with self._lock:
+            self._unfinished = {request for request in self._unfinished if not request.is_over}
 
-    def _prefill_one(self) -> None:
-        if not self._waiting or len(self._live) == self._settings.max_num_seqs:
-            return
-        sequence = self._waiting.popleft()
-        try:
-            logits, filled = self._runner.prefill(sequence.prompt)
-            sequence.take(pick(logits[None], [sequence.choice], [sequence.source])[0])
+    def _prefill_some(self) -> None:
+        """Compute prompts for at most `prefill_chunk` tokens, and a picture's worth where it is larger."""
+        while (entry := self._admission.next(self._beginning)) is not None:
+            self._beginning.append(entry)
+        budget = self._settings.prefill_chunk
+        while self._beginning and budget > 0:
+            entry = self._next_to_prefill()
+            if entry.is_over:
+                self._beginning.remove(entry)
+                continue
+            try:
+                if entry.prefill is None:
+                    entry.prefill = Prefill(
+                        entry.request.prompt, entry.sequences[0].tokens, self._runner, self._features, self._prefixes
+                    )
+                    entry.request.num_cached = entry.prefill.reused
+                budget -= max(1, entry.prefill.step(max(budget, min(SMALLEST_CHUNK, self._settings.prefill_chunk))))
+                if not entry.prefill.left:
+                    self._begin(entry)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                self._give_up_prefill(entry, error)
+
+    def _next_to_prefill(self) -> Entry:
+        """The one with the least left and the one that came first take turns: short ones pass, long ones go on."""
+        self._num_turns += 1
+        if self._num_turns % 2:
+            return self._beginning[0]
+        return min(self._beginning, key=lambda entry: entry.prefill.left if entry.prefill else 0)
+
+    def _begin(self, entry: Entry) -> None:
+        """First tokens from a whole prefill, and rows for the answers that go on."""
+        prefill = entry.prefill
+        assert prefill is not None and prefill.logits is not None
+        length = len(entry.request.prompt.ids) + len(entry.sequences[0].tokens)
+        (row,) = rows(prefill.logits[None], [entry.sequences[0].chooser.choice])
+        for sequence in entry.sequences:
+            sequence.take(row)
             if not sequence.is_over:
-                self._cache.join(filled, len(sequence.prompt.ids))
+                self._cache.join(prefill.cache, length, entry.request.num_positions)
                 self._live.append(sequence)
+        self._beginning.remove(entry)
+
+    def _give_up_prefill(self, entry: Entry, error: Exception) -> None:
+        """A prefill failed. Without memory it is tried once more, alone; all other failures are its own."""
+        self._beginning.remove(entry)
+        if isinstance(error, torch.OutOfMemoryError):
+            self._let_go_of_caches()
+            if entry.must_be_alone:
+                entry.request.fail(OutOfMemory())
                 return
-        except torch.OutOfMemoryError:
-            sequence.fail(OutOfMemory())
-        except torch.AcceleratorError:
-            sequence.fail(EngineStopped())
-            raise
-        except Exception:
-            log.exception("a prefill failed")
-            sequence.fail(InternalError())
-        self._finished(1)
+            log.warning("no memory for a prompt: it is tried again alone")
+            left = [one for one in entry.sequences if not one.is_over and one not in self._live]
+            begun = [Entry([one], must_be_alone=True) for one in left if one.tokens]
+            fresh = [one for one in left if not one.tokens]
+            self._admission.waiting.extendleft([*begun, *([Entry(fresh, must_be_alone=True)] if fresh else [])])
+        elif isinstance(error, WorkerError):
+            entry.request.fail(error)
+        else:
+            log.error("a prefill failed", exc_info=error)
+            entry.request.fail(InternalError())
 
     def _decode_all(self) -> None:
-        """One token for every live sequence. A failure here cannot be told apart by row: all live ones fail."""
+        """One token for every live answer."""
         if not self._live:
             return
         try:
@@ -213,28 +326,52 @@ class Engine:
                 [sequence.next_position for sequence in self._live],
                 self._cache,
             )
-            tokens = pick(logits, [s.choice for s in self._live], [s.source for s in self._live])
-            for sequence, token in zip(self._live, tokens, strict=True):
-                self._take(sequence, token)
+            found = rows(logits, [sequence.chooser.choice for sequence in self._live])
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            log.exception("a decode step failed")
-            is_memory = isinstance(error, torch.OutOfMemoryError)
-            for sequence in self._live:
-                if not sequence.is_over:
-                    sequence.fail(OutOfMemory() if is_memory else InternalError())
-            self._finished(len(self._live))
-            self._live.clear()
-            self._cache.clear()
+            self._take_back(error)
+            return
+        for sequence, row in zip(self._live, found, strict=True):
+            try:
+                sequence.take(row)
+            except torch.AcceleratorError:
+                raise
+            except WorkerError as error:
+                sequence.request.fail(error)
+            except Exception:
+                log.exception("a token could not be chosen or turned into text")
+                sequence.request.fail(InternalError())
 
-    def _take(self, sequence: Sequence, token: int) -> None:
-        """A token whose text fails ends its own request only."""
-        try:
-            sequence.take(token)
-        except Exception:
-            log.exception("a token could not be turned into text")
-            sequence.fail(InternalError())
+    def _take_back(self, error: Exception) -> None:
+        """A step failed, and it cannot be told by whom. Without memory the longest answer goes back to be tried again
+        alone; else all do, one after the other, so that only the one at fault fails."""
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        if is_memory:
+            self._let_go_of_caches()
+            log.warning("no memory for a step of %d answers", len(self._live))
+        else:
+            log.error("a step of %d answers failed", len(self._live), exc_info=error)
+        if is_memory and not self._cache.has_states:
+            lengths = self._cache.lengths
+            taken = [max(range(len(lengths)), key=lengths.__getitem__)]
+        else:  # recurrent states may be half a step further: none of the rows can go on
+            taken = list(range(len(self._live)))
+        for row in reversed(taken):
+            sequence = self._live[row]
+            self._leave(row)
+            if sequence.is_retried:
+                sequence.request.fail(OutOfMemory() if is_memory else InternalError())
+            elif not sequence.is_over:
+                sequence.is_retried = True
+                self._admission.waiting.appendleft(Entry([sequence], must_be_alone=True))
+
+    def _let_go_of_caches(self) -> None:
+        self._features.clear()
+        if self._prefixes is not None:
+            self._prefixes.clear()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _leave(self, row: int) -> None:
         """The cache moves its last row into the hole, and so does the list."""
@@ -242,24 +379,46 @@ class Engine:
         last = self._live.pop()
         if row < len(self._live):
             self._live[row] = last
-        self._finished(1)
-
-    def _finished(self, count: int) -> None:
-        with self._lock:
-            self._num_unfinished -= count
 
     def _fail_everything(self) -> None:
         with self._lock:
             self._is_closing = True
-        left = [*self._live, *self._waiting]
-        while not self._incoming.empty():
-            sequence = self._incoming.get()
-            if sequence is not None:
-                left.append(sequence)
-        for sequence in left:
-            if not sequence.is_over:
-                sequence.fail(EngineStopped())
-        self._finished(len(left))
+            unfinished, self._unfinished = self._unfinished, set()
+        for request in unfinished:
+            request.fail(EngineStopped())
         self._live.clear()
-        self._waiting.clear()
+        self._beginning.clear()
+        self._admission.waiting.clear()
         self._cache.clear()
+
+
+async def _until(event: asyncio.Event, seconds: float | None) -> None:
+    """Wait for the event, but no longer than `seconds`; None waits as long as it takes."""
+    if seconds is None or seconds > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+
+
+def _merged(events: Items[Event | WorkerError]) -> list[Piece]:
+    """The pieces among the events, one for each answer, in the order of their beginnings."""
+    pieces: dict[int, Piece] = {}
+    for event in events:
+        if isinstance(event, Piece):
+            before = pieces.get(event.index)
+            pieces[event.index] = event if before is None else _joined(before, event)
+    return list(pieces.values())
+
+
+def _joined(first: Piece, second: Piece) -> Piece:
+    return Piece(text=first.text + second.text, index=first.index, logprobs=first.logprobs + second.logprobs)
+
+
+def _cache_bytes(settings: Settings, device: torch.device) -> int:
+    """The memory for keys and values: as set, or from what is free now that the weights are loaded."""
+    if settings.kv_cache_mib is not None:
+        return settings.kv_cache_mib * MIB
+    if device.type == "cuda":
+        reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
+        return max(0, torch.cuda.mem_get_info(device)[0] - reserve * MIB)
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 4

@@ -8,16 +8,18 @@ Seconds = float
 
 @dataclass(frozen=True)
 class Family:
-    """How a family writes media into its prompt.
+    """How a family writes media into its prompt, and what its rope index wants to know.
 
-    video_text: from the time of each temporal patch to the text that stands for the whole video, one
-    `<|video_pad|>` for each temporal patch (it is widened to that patch's tokens later).
+    video_text: from the time of each temporal patch to the text that stands for the whole video, with a
+    `<|video_pad|>` for each span (widened to that span's tokens later). is_video_timed: a span for each temporal
+    patch, behind its time; else one span for the video, and positions from its seconds per temporal patch.
     """
 
     image_pad: str
     video_pad: str
     video_placeholder: str
     video_text: Callable[[list[Seconds]], str]
+    is_video_timed: bool
 
 
 def patch_times(num_frames: int, fps: float, temporal: int) -> list[Seconds]:
@@ -26,16 +28,20 @@ def patch_times(num_frames: int, fps: float, temporal: int) -> list[Seconds]:
     return [(at[index] + at[index + temporal - 1]) / 2 for index in range(0, len(at), temporal)]
 
 
+_SPAN = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
 def _timed_spans(times: list[Seconds]) -> str:
-    """Qwen3-VL: every temporal patch is a span of its own, behind its time."""
-    return "".join(f"<{time:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>" for time in times)
+    return "".join(f"<{time:.1f} seconds>{_SPAN}" for time in times)
 
 
-QWEN3_VL = Family(
-    image_pad="<|image_pad|>",
-    video_pad="<|video_pad|>",
-    video_placeholder="<|vision_start|><|video_pad|><|vision_end|>",
-    video_text=_timed_spans,
-)
+TIMED = Family("<|image_pad|>", "<|video_pad|>", _SPAN, _timed_spans, is_video_timed=True)
+ONE_SPAN = Family("<|image_pad|>", "<|video_pad|>", _SPAN, lambda _: _SPAN, is_video_timed=False)
 
-FAMILIES: dict[str, Family] = {"qwen3_vl": QWEN3_VL}
+FAMILIES: dict[str, Family] = {
+    "qwen3_vl": TIMED,
+    "qwen3_vl_moe": TIMED,
+    "qwen3_5": TIMED,
+    "qwen3_5_moe": TIMED,
+    "qwen2_5_vl": ONE_SPAN,
+}

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from worker.engine.attention import register
 from worker.engine.families import FAMILIES, Family
 from worker.engine.rules import PixelRules, read_json, read_rules
 from worker.settings import EMBEDDED_MODEL, Settings
@@ -35,6 +37,7 @@ class LoadedModel:
     generation: dict[str, Any]
     eos_ids: frozenset[int]
     max_model_len: int
+    vocabulary_size: int
     device: torch.device
     dtype: torch.dtype
 
@@ -51,8 +54,10 @@ def load(settings: Settings) -> LoadedModel:
         raise ModelError(f"the model type {config.model_type} is not served; known: {', '.join(sorted(FAMILIES))}")
     dtype = _dtype(settings.dtype, device, config)
     transformers_logging.disable_progress_bar()
-    module = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    attention = _attention(settings.attention, device)
+    module = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     module = module.to(device).eval().requires_grad_(False)
+    module.model.language_model.config._attn_implementation = register(attention)
     templated = AutoTokenizer.from_pretrained(folder)
     generation = read_json(folder / "generation_config.json")
     own_limit = int(config.get_text_config().max_position_embeddings)
@@ -70,6 +75,7 @@ def load(settings: Settings) -> LoadedModel:
         generation=generation,
         eos_ids=_eos_ids(generation, config),
         max_model_len=min(settings.max_model_len or own_limit, own_limit),
+        vocabulary_size=int(config.get_text_config().vocab_size),
         device=device,
         dtype=dtype,
     )
@@ -82,6 +88,13 @@ def _device(wanted: str) -> torch.device:
     if wanted.startswith("cuda") and not has_cuda:
         raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device")
     return torch.device(wanted)
+
+
+def _attention(wanted: str, device: torch.device) -> str:
+    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own."""
+    if wanted != "auto":
+        return wanted
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
 
 
 def _dtype(wanted: str, device: torch.device, config: Any) -> torch.dtype:

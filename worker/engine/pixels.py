@@ -10,7 +10,7 @@ from worker.engine.rules import PixelRules
 from worker.engine.sizes import Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patches:
     """Patches of one picture or video. pixels: (t * h * w, channels * copies * patch * patch) uint8; grid: (t, h, w).
 

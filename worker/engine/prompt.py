@@ -3,6 +3,7 @@
 Text from a caller never becomes a control token: `<|im_end|>` in a message is read as those ten characters.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from worker.contract import ChatRequest, Clip, Media, Opened, Picture, Text
+from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Text
 from worker.engine import pixels
 from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
@@ -26,21 +27,49 @@ _STAND_INS = re.compile("\ue000(\\d+)\ue001")
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A picture or video of a prompt. key: the same for the same content seen in the same way."""
+
+    kind: Kind
+    patches: Patches
+    key: bytes
+
+
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """All that the model needs to prefill a request.
 
     ids: the tokens. positions: (3, tokens) M-RoPE positions. delta: what the position of a later token
-    differs by from its index. images, videos: patches in the order of the prompt.
+    differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
+    each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
+    begin with the same fingerprints begin with the same keys and values.
     """
 
     ids: tuple[int, ...]
     positions: torch.Tensor
     delta: int
-    images: tuple[Patches, ...]
-    videos: tuple[Patches, ...]
+    items: tuple[Item, ...]
+    item_of: torch.Tensor
+    offset_of: torch.Tensor
+    fingerprint: torch.Tensor
     image_tokens: int
     video_tokens: int
+
+    @property
+    def images(self) -> tuple[Patches, ...]:
+        return tuple(item.patches for item in self.items if item.kind == "image")
+
+    @property
+    def videos(self) -> tuple[Patches, ...]:
+        return tuple(item.patches for item in self.items if item.kind == "video")
+
+    def positions_with(self, num_later: int) -> torch.Tensor:
+        """(3, tokens + num_later) positions of the prompt and of the tokens that follow it."""
+        if not num_later:
+            return self.positions
+        first = len(self.ids) + self.delta
+        return torch.cat([self.positions, torch.arange(first, first + num_later).expand(3, -1)], dim=1)
 
 
 class PromptBuilder:
@@ -60,38 +89,67 @@ class PromptBuilder:
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
         """Raises PromptTooLong. `media` are the request's, in order."""
-        images = tuple(self._picture(one) for one in media if isinstance(one, Picture))
-        videos, times = [], []
+        items, times, seconds = [], [], []
         for one in media:
-            if isinstance(one, Clip):
-                patches, at = self._clip(one)
-                videos.append(patches)
-                times.append(at)
-        merge = self._model.pixels.merge
-        image_tokens = [patches.num_tokens(merge) for patches in images]
-        span_tokens = [
-            patches.num_tokens(merge) // patches.grid[0] for patches in videos for _ in range(patches.grid[0])
-        ]
-        visual = sum(image_tokens) + sum(span_tokens)
-        if visual >= self._model.max_model_len:
-            raise PromptTooLong(detail=f"pictures and videos have {visual} tokens of {self._model.max_model_len}")
-        ids = _widen(self._tokens(request, times), {self._image_pad: image_tokens, self._video_pad: span_tokens})
-        positions, delta = self._positions(ids, images, videos)
-        return Prompt(tuple(ids), positions, delta, images, tuple(videos), sum(image_tokens), sum(span_tokens))
+            if isinstance(one, Picture):
+                items.append(_item("image", self._picture(one)))
+            else:
+                patches, fps = self._clip(one)
+                items.append(_item("video", patches, fps))
+                times.append(patch_times(len(one.frames), fps, self._model.pixels.temporal))
+                seconds.append(self._model.pixels.temporal / fps)
+        counts = [item.patches.num_tokens(self._model.pixels.merge) for item in items]
+        if sum(counts) >= self._model.max_model_len:
+            detail = f"pictures and videos have {sum(counts)} tokens of {self._model.max_model_len}"
+            raise PromptTooLong(detail=detail)
+        widths: dict[int, list[int]] = {self._image_pad: [], self._video_pad: []}
+        for item, count in zip(items, counts, strict=True):
+            if item.kind == "image":
+                widths[self._image_pad].append(count)
+            else:
+                spans = item.patches.grid[0] if self._model.family.is_video_timed else 1
+                widths[self._video_pad] += [count // spans] * spans
+        ids = torch.tensor(_widen(self._tokens(request, times), widths))
+        positions, delta = self._positions(ids, items, seconds)
+        item_of, offset_of, fingerprint = self._who_is_where(ids, items, counts)
+        return Prompt(
+            ids=tuple(ids.tolist()),
+            positions=positions,
+            delta=delta,
+            items=tuple(items),
+            item_of=item_of,
+            offset_of=offset_of,
+            fingerprint=fingerprint,
+            image_tokens=sum(count for item, count in zip(items, counts, strict=True) if item.kind == "image"),
+            video_tokens=sum(count for item, count in zip(items, counts, strict=True) if item.kind == "video"),
+        )
+
+    def _who_is_where(
+        self, ids: torch.Tensor, items: Sequence[Item], counts: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        item_of, offset_of, fingerprint = torch.full_like(ids, -1), torch.full_like(ids, -1), ids.clone()
+        spots = ((ids == self._image_pad) | (ids == self._video_pad)).nonzero()[:, 0]
+        assert len(spots) == sum(counts), "every pad belongs to a picture or video"
+        first = 0
+        for index, (item, count) in enumerate(zip(items, counts, strict=True)):
+            at = spots[first : first + count]
+            item_of[at], offset_of[at] = index, torch.arange(count)
+            fingerprint[at] = int.from_bytes(item.key[:7]) + torch.arange(count) - 2**57
+            first += count
+        return item_of, offset_of, fingerprint
 
     def _picture(self, picture: Picture) -> Patches:
         height, width = picture.rgb.shape[:2]
         rules = self._model.pixels
         return pixels.of_picture(picture.rgb, image_size(height, width, rules, self._settings.max_image_tokens), rules)
 
-    def _clip(self, clip: Clip) -> tuple[Patches, list[float]]:
-        """Patches and the mean time of each temporal patch; the last frame is repeated to fill the last one."""
+    def _clip(self, clip: Clip) -> tuple[Patches, float]:
+        """Patches, and the frames' rate; the last frame is repeated to fill the last temporal patch."""
         rules = self._model.pixels
         frames = [*clip.frames, *clip.frames[-1:] * (-len(clip.frames) % rules.temporal)]
         height, width = frames[0].shape[:2]
         size = video_size(len(frames), height, width, rules, self._settings.max_video_tokens)
-        times = patch_times(len(clip.frames), clip.fps or rules.video_fps, rules.temporal)
-        return pixels.of_frames(frames, size, rules), times
+        return pixels.of_frames(frames, size, rules), clip.fps or rules.video_fps
 
     def _tokens(self, request: ChatRequest, times: list[list[float]]) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
@@ -117,14 +175,24 @@ class PromptBuilder:
         return ids
 
     def _positions(
-        self, ids: list[int], images: Sequence[Patches], videos: Sequence[Patches]
+        self, ids: torch.Tensor, items: Sequence[Item], seconds: Sequence[float]
     ) -> tuple[torch.Tensor, int]:
-        tokens = torch.tensor([ids])
-        kinds = torch.where(tokens == self._image_pad, _IMAGE, torch.where(tokens == self._video_pad, _VIDEO, _TEXT))
+        """`seconds` are those of each video's temporal patch; only families with untimed spans ask for them."""
+        kinds = torch.where(ids == self._image_pad, _IMAGE, torch.where(ids == self._video_pad, _VIDEO, _TEXT))
+        asked = {} if self._model.family.is_video_timed or not seconds else {"second_per_grid_ts": list(seconds)}
         positions, deltas = self._model.module.model.get_rope_index(
-            tokens, mm_token_type_ids=kinds, image_grid_thw=grids(images), video_grid_thw=grids(videos)
+            ids[None],
+            mm_token_type_ids=kinds[None],
+            image_grid_thw=grids([item.patches for item in items if item.kind == "image"]),
+            video_grid_thw=grids([item.patches for item in items if item.kind == "video"]),
+            **asked,
         )
         return positions[:, 0], int(deltas[0, 0])
+
+
+def _item(kind: Kind, patches: Patches, fps: float = 0.0) -> Item:
+    seen = f"{kind} {patches.grid} {patches.copies} {fps}".encode()
+    return Item(kind, patches, hashlib.blake2b(patches.pixels.numpy().data, digest_size=16, key=seen[:64]).digest())
 
 
 def grids(patches: Sequence[Patches]) -> torch.Tensor | None:

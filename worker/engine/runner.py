@@ -1,17 +1,31 @@
-"""The two forwards of a served model: prefill one request, decode all live rows. Knows no sampling and no threads.
+"""The model's narrow face: features of a picture, prefill of a chunk, decode of rows. No sampling, no threads.
 
 This is transformers' own forward; it asks the model for nothing that depends on an earlier call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from worker.engine.cache import SlotCache
 from worker.engine.loading import LoadedModel
-from worker.engine.pixels import Patches, normalised
-from worker.engine.prompt import Prompt, grids
+from worker.engine.pixels import normalised
+from worker.engine.prompt import Item, Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the vision tower says of one picture or video. embeds: (tokens, hidden). deep: the same for each of the
+    first layers of the text model, where the family has them."""
+
+    embeds: torch.Tensor
+    deep: tuple[torch.Tensor, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in (self.embeds, *self.deep))
 
 
 class Runner:
@@ -19,46 +33,95 @@ class Runner:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self.num_layers = int(model.module.config.get_text_config().num_hidden_layers)
+        self._text = model.module.model.language_model
+        self._config = model.module.config.get_text_config()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token in all attention layers."""
+        kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
+        layers = sum(kind != "linear_attention" for kind in kinds)
+        heads = int(self._config.num_key_value_heads)
+        size: int = 2 * layers * heads * self._head_dim * self._model.dtype.itemsize
+        return size
+
+    @property
+    def _head_dim(self) -> int:
+        own = getattr(self._config, "head_dim", None)
+        return int(own or self._config.hidden_size // self._config.num_attention_heads)
+
+    def empty_cache(self) -> DynamicCache:
+        """What a prefill fills."""
+        return DynamicCache(config=self._config)
+
+    def slots(self) -> SlotCache:
+        """What decode reads and writes."""
+        return SlotCache(self.empty_cache(), self.bytes_per_token, self._model.device, self._model.dtype)
 
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt) -> tuple[torch.Tensor, Cache]:
-        """(vocabulary,) logits after the prompt's last token, and the keys and values of all its tokens."""
+    def features(self, item: Item) -> Features:
+        """One picture or video through the vision tower."""
         device = self._model.device
-        cache = DynamicCache(config=self._model.module.config.get_text_config())
-        output = self._model.module(
-            input_ids=torch.tensor([prompt.ids], device=device),
-            position_ids=prompt.positions[:, None].to(device),
-            pixel_values=self._pixels(prompt.images),
-            image_grid_thw=self._grids(prompt.images),
-            pixel_values_videos=self._pixels(prompt.videos),
-            video_grid_thw=self._grids(prompt.videos),
+        see = self._model.module.get_image_features if item.kind == "image" else self._model.module.get_video_features
+        pixels = normalised([item.patches], self._model.pixels, device, self._model.dtype)
+        seen = see(pixels, torch.tensor([item.patches.grid], device=device))
+        deep = getattr(seen, "deepstack_features", None) or ()
+        return Features(torch.cat(list(seen.pooler_output)), tuple(torch.cat(list(layer)) for layer in deep))
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: Cache
+    ) -> torch.Tensor:
+        """(vocabulary,) logits after the chunk's last token; `cache` grows by the chunk.
+
+        `tokens` are those of the answer that follow the prompt already; `chunk` counts over both. `seen` has the
+        features of every item with a token in the chunk.
+        """
+        device = self._model.device
+        ids = [*prompt.ids, *tokens][chunk]
+        embeds = self._model.module.get_input_embeddings()(torch.tensor([ids], device=device))
+        visual = self._place(embeds, prompt, chunk, seen)
+        hidden = self._text(
+            inputs_embeds=embeds,
+            position_ids=prompt.positions_with(len(tokens))[:, None, chunk].to(device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[0, -1], cache
+            **visual,
+        ).last_hidden_state
+        logits: torch.Tensor = self._model.module.lm_head(hidden[0, -1])
+        return logits
+
+    def _place(
+        self, embeds: torch.Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
+    ) -> dict[str, object]:
+        """Write features over the pads of a chunk's embeds; what the text model needs for deepstack."""
+        items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
+        spots = (items >= 0).nonzero()[:, 0]
+        if not len(spots):
+            return {}
+        runs = [(seen[item], offsets[items == item]) for item in dict.fromkeys(items[spots].tolist())]
+        embeds[0, spots.to(embeds.device)] = torch.cat([one.embeds[at.to(embeds.device)] for one, at in runs])
+        depth = len(runs[0][0].deep)
+        if not depth:
+            return {}
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        mask[0, spots.to(embeds.device)] = True
+        deep = [torch.cat([one.deep[level][at.to(embeds.device)] for one, at in runs]) for level in range(depth)]
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
 
     @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int], cache: SlotCache) -> torch.Tensor:
-        """(rows, vocabulary) logits after feeding each live row its newest token at its position."""
+    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> torch.Tensor:
+        """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position."""
         device = self._model.device
-        mask = cache.begin_step(self._model.dtype)
-        output = self._model.module(
+        slots.begin_step()
+        hidden = self._text(
             input_ids=torch.tensor(tokens, device=device)[:, None],
             position_ids=torch.tensor(positions, device=device)[None, :, None].expand(3, -1, -1),
-            attention_mask=mask,
-            past_key_values=cache.model_view,
+            attention_mask=torch.zeros(len(tokens), 1, 1, 1, dtype=self._model.dtype, device=device),
+            past_key_values=slots.model_view,
             use_cache=True,
-        )
-        cache.end_step()
-        return output.logits[:, -1]  # type: ignore[no-any-return]
-
-    def _pixels(self, patches: Sequence[Patches]) -> torch.Tensor | None:
-        if not patches:
-            return None
-        return normalised(patches, self._model.pixels, self._model.device, self._model.dtype)
-
-    def _grids(self, patches: Sequence[Patches]) -> torch.Tensor | None:
-        found = grids(patches)
-        return None if found is None else found.to(self._model.device)
+            slots=slots,
+        ).last_hidden_state
+        slots.end_step()
+        logits: torch.Tensor = self._model.module.lm_head(hidden[:, -1])
+        return logits

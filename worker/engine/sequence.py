@@ -1,73 +1,121 @@
-"""One request on its way through the engine: the only mutable thing of a request."""
+"""One answer on its way through the engine: the only mutable thing of a request."""
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.contract import Done, Event, FinishReason, Piece, Usage
+from worker.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
 from worker.engine.prompt import Prompt
-from worker.engine.sampling import Choice, generator
-from worker.engine.streaming import TextStream
-from worker.errors import WorkerError
+from worker.engine.sampling import Chooser, Row, likeliest
+from worker.engine.streaming import TextStream, Vocabulary
+from worker.errors import InternalError, WorkerError
 
 Emit = Callable[[Event | WorkerError], None]
 
 
 @dataclass(eq=False)
-class Sequence:
-    """A prompt, the tokens that followed it, and where its events go. Only the engine's thread changes it,
-    but for `is_cancelled`, which anyone may set."""
+class Request:
+    """What the answers to one prompt share: the prompt, where events go, and who has ended how."""
 
     prompt: Prompt
     max_tokens: int
-    choice: Choice
-    stream: TextStream
-    eos_ids: frozenset[int]
     emit: Emit
-    tokens: list[int] = field(default_factory=list)
-    reason: FinishReason | None = None
+    num_answers: int = 1
+    reasons: dict[int, FinishReason] = field(default_factory=dict)
+    num_generated: int = 0
+    num_cached: int = 0
     is_cancelled: bool = False
-    source: random.Random = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.source = generator(self.choice)
 
     @property
     def is_over(self) -> bool:
-        return self.reason is not None or self.is_cancelled
+        return self.is_cancelled or len(self.reasons) == self.num_answers
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens of the prompt and of one answer as long as it may become."""
+        return len(self.prompt.ids) + self.max_tokens
+
+    def ended(self, index: int, reason: FinishReason, num_tokens: int) -> None:
+        """One answer is complete; the last one closes the request."""
+        self.reasons[index] = reason
+        self.num_generated += num_tokens
+        if len(self.reasons) < self.num_answers:
+            return
+        usage = Usage(
+            prompt_tokens=len(self.prompt.ids),
+            completion_tokens=self.num_generated,
+            image_tokens=self.prompt.image_tokens,
+            video_tokens=self.prompt.video_tokens,
+            cached_tokens=self.num_cached,
+        )
+        self.emit(Done(reasons=tuple(self.reasons[index] for index in range(self.num_answers)), usage=usage))
+
+    def fail(self, error: WorkerError) -> None:
+        """End all answers with an error; once."""
+        if not self.is_over:
+            self.is_cancelled = True
+            self.emit(error)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
+
+    num_likely: how many likeliest tokens to name with each, None for no log-probabilities.
+    is_retried: whether it was taken back once.
+    """
+
+    request: Request
+    index: int
+    chooser: Chooser
+    stream: TextStream
+    ending: frozenset[int]
+    vocabulary: Vocabulary
+    num_likely: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    is_finished: bool = False
+    is_retried: bool = False
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_finished or self.request.is_cancelled
 
     @property
     def next_position(self) -> int:
         """M-RoPE position of the newest token, the same on all three axes."""
-        return len(self.prompt.ids) + len(self.tokens) - 1 + self.prompt.delta
+        return len(self.request.prompt.ids) + len(self.tokens) - 1 + self.request.prompt.delta
 
-    def take(self, token: int) -> None:
-        """Add a token; emit its text, and the end where this was the last."""
+    def take(self, row: Row) -> None:
+        """Choose a token; emit its text, and the end where this was the last. Raises InternalError for NaN."""
+        if not row.is_finite:
+            raise InternalError(detail="the model gave no numbers")
+        token = self.chooser.choose(row)
         self.tokens.append(token)
-        if token in self.eos_ids:
+        is_end = token in self.ending
+        if self.num_likely is not None:
+            self._logprobs.append(self._logprob(row, token, self.num_likely))
+        if is_end:
             self._end("stop")
             return
-        self._emit_text(self.stream.push(token))
+        self._emit(self.stream.push(token))
         if self.stream.is_stopped:
             self._end("stop")
-        elif len(self.tokens) >= self.max_tokens:
+        elif len(self.tokens) >= self.request.max_tokens:
             self._end("length")
 
-    def fail(self, error: WorkerError) -> None:
-        self.is_cancelled = True
-        self.emit(error)
+    def _logprob(self, row: Row, token: int, count: int) -> TokenLogprob:
+        logprob, top = likeliest(row, token, count)
+        return TokenLogprob(
+            self.vocabulary.likely(token, logprob), tuple(self.vocabulary.likely(one, value) for one, value in top)
+        )
 
     def _end(self, reason: FinishReason) -> None:
-        self._emit_text(self.stream.finish())
-        self.reason = "stop" if self.stream.is_stopped else reason
-        usage = Usage(
-            prompt_tokens=len(self.prompt.ids),
-            completion_tokens=len(self.tokens),
-            image_tokens=self.prompt.image_tokens,
-            video_tokens=self.prompt.video_tokens,
-        )
-        self.emit(Done(reason=self.reason, usage=usage))
+        self._emit(self.stream.finish(), is_last=True)
+        self.is_finished = True
+        self.request.ended(self.index, reason, len(self.tokens))
 
-    def _emit_text(self, text: str) -> None:
-        if text:
-            self.emit(Piece(text=text))
+    def _emit(self, text: str, *, is_last: bool = False) -> None:
+        """Log-probabilities of text that is held back wait for it."""
+        if text or (is_last and self._logprobs):
+            self.request.emit(Piece(text=text, index=self.index, logprobs=tuple(self._logprobs)))
+            self._logprobs.clear()

@@ -5,6 +5,33 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from worker.contract import Likely
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The letters that stand for bytes in a byte-level vocabulary, as GPT-2 laid them out."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+class Vocabulary:
+    """Single tokens as text and bytes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._added = {token: one.content for token, one in tokenizer.get_added_tokens_decoder().items()}
+        self._bytes = _byte_of_letter()
+
+    def likely(self, token: int, logprob: float) -> Likely:
+        """The token in the contract's terms."""
+        letters = self._added.get(token) or self._tokenizer.id_to_token(token) or ""
+        if token in self._added:
+            raw = letters.encode()
+        else:
+            raw = bytes(self._bytes[letter] for letter in letters if letter in self._bytes)
+        return Likely(text=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+
 
 class TextStream:
     """The text of one answer as its tokens come.

@@ -1,0 +1,208 @@
+"""Tokens a second: one-at-a-time `generate`, the bare batched forward (the bound), and this engine, in one run.
+
+python -m benchmarks.throughput [--threads 2] [--rounds 3] [--jobs 1,4,8,16,32] [--save]
+
+Random weights of about 230 million parameters, float32 on the CPU. Three kinds of work: decode-heavy (short
+questions, 48 tokens each), mixed lengths (questions of 20 to 400 tokens, 8 to 64 tokens back), image-heavy (a
+picture of 256 tokens, 12 tokens back). Every round measures everything once; the figures are medians of the rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers.cache_utils import DynamicCache
+
+from benchmarks import models
+from builder.tiny_model.evaluate import generate_ids
+from worker.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
+from worker.engine.engine import Engine
+from worker.engine.loading import LoadedModel, load
+from worker.engine.prompt import PromptBuilder
+from worker.settings import load as settings
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = ("decode-heavy", "mixed lengths", "image-heavy")
+NUM_ALONE = 4  # jobs that one-at-a-time `generate` is measured with; its rate does not depend on their number
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, its opened media, and how many tokens come back."""
+
+    request: ChatRequest
+    media: tuple[Opened, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens of answers a second of the clock, and seconds of CPU spent."""
+
+    tokens_per_second: float
+    cpu_seconds: float
+
+
+def jobs(kind: str, count: int) -> list[Job]:
+    """`count` jobs of one kind, the same at every call; no two begin alike."""
+    rng = random.Random(kind)
+    made = []
+    for index in range(count):
+        media: tuple[Opened, ...] = ()
+        words, tokens = 8, 48
+        if kind == "mixed lengths":
+            words, tokens = rng.randint(5, 130), rng.choice((8, 16, 32, 64))
+        elif kind == "image-heavy":
+            pixels = np.random.default_rng(index).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+            media, tokens = (Picture(pixels),), 12
+        question = f"{index} " + " ".join(rng.choice(("how", "many", "red", "objects", "are")) for _ in range(words))
+        parts = tuple(Media(kind="image", source=Inline(data=""), where="") for _ in media)
+        message = Message(role="user", parts=(*parts, Text(text=question)))
+        sampling = Sampling(max_tokens=tokens, temperature=0, ignore_eos=True, stop=())
+        made.append(Job(ChatRequest(messages=(message,), sampling=sampling), media, tokens))
+    return made
+
+
+def timed(work: Callable[[], int]) -> Rate:
+    """Run `work`, which gives the number of tokens that it made."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    tokens = work()
+    return Rate(tokens / (time.perf_counter() - begin), time.process_time() - cpu)
+
+
+def one_at_a_time(model: LoadedModel, work: list[Job]) -> Rate:
+    builder = PromptBuilder(model, settings({}))
+    prompts = [builder.build(job.request, job.media) for job in work]
+
+    def run() -> int:
+        for prompt, job in zip(prompts, work, strict=True):
+            generate_ids(model, prompt, job.tokens, min_new_tokens=job.tokens)
+        return sum(job.tokens for job in work)
+
+    return timed(run)
+
+
+@torch.inference_mode()
+def bound(model: LoadedModel, work: list[Job]) -> Rate:
+    """The bare forward over as many rows as there are jobs, all of one length, nothing chosen and nothing decoded
+    to text: what no loop on this forward can pass. Only for work without pictures and of one length."""
+    builder = PromptBuilder(model, settings({}))
+    prompts = [builder.build(job.request, job.media) for job in work]
+    length = min(len(prompt.ids) for prompt in prompts)
+    ids = torch.tensor([prompt.ids[:length] for prompt in prompts])
+    text, head = model.module.model.language_model, model.module.lm_head
+    steps = work[0].tokens
+
+    def run() -> int:
+        cache = DynamicCache(config=model.module.config.get_text_config())
+        tokens = head(text(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]).argmax(-1)
+        for _ in range(steps - 1):
+            hidden = text(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+            tokens = head(hidden[:, -1]).argmax(-1)
+        return steps * len(work)
+
+    return timed(run)
+
+
+def engine(model: LoadedModel, work: list[Job]) -> Rate:
+    served = Engine(model, settings({"DEVICE": "cpu", "MAX_NUM_SEQS": str(len(work))}))
+    served.start()
+
+    async def answer(job: Job) -> int:
+        async for event in served.generate(job.request, job.media):
+            if isinstance(event, Done):
+                return event.usage.completion_tokens
+        raise AssertionError("no end")
+
+    async def all_jobs() -> int:
+        return sum(await asyncio.gather(*(answer(job) for job in work)))
+
+    try:
+        return timed(lambda: asyncio.run(all_jobs()))
+    finally:
+        served.close()
+
+
+def measure(model: LoadedModel, counts: list[int], rounds: int) -> list[dict[str, object]]:
+    """A row for each kind of work and number of jobs, medians over the rounds."""
+    seen: dict[tuple[str, int, str], list[Rate]] = {}
+    for round_ in range(rounds):
+        for kind in KINDS:
+            print(f"round {round_ + 1}: {kind}", flush=True)
+            alone = one_at_a_time(model, jobs(kind, NUM_ALONE))
+            for count in counts:
+                seen.setdefault((kind, count, "generate"), []).append(alone)
+                if kind == "decode-heavy":
+                    seen.setdefault((kind, count, "bound"), []).append(bound(model, jobs(kind, count)))
+                seen.setdefault((kind, count, "engine"), []).append(engine(model, jobs(kind, count)))
+    rows = []
+    for kind in KINDS:
+        for count in counts:
+            row: dict[str, object] = {"work": kind, "jobs": count}
+            for who in ("generate", "bound", "engine"):
+                rates = seen.get((kind, count, who))
+                if rates:
+                    row[who] = round(statistics.median(rate.tokens_per_second for rate in rates), 1)
+                    row[f"{who}_cpu_s"] = round(statistics.median(rate.cpu_seconds for rate in rates), 1)
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [
+        "| work | jobs | one-at-a-time `generate`, tokens/s | bare forward, tokens/s | engine, tokens/s "
+        "| engine / generate | engine / bare forward |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        generate, most, own = (float(str(row.get(who, "nan"))) for who in ("generate", "bound", "engine"))
+        share = f"{own / most:.0%}" if most == most else ""
+        shown = f"{most}" if most == most else ""
+        lines.append(
+            f"| {row['work']} | {row['jobs']} | {generate} | {shown} | {own} | {own / generate:.1f}x | {share} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", default="1,4,8,16,32")
+    parser.add_argument("--save", action="store_true", help="write JSON and the table into benchmarks/results/")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = models.write(Path(folder) / "model")
+        model = load(settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}))
+        rows = measure(model, [int(count) for count in options.jobs.split(",")], options.rounds)
+    about = {
+        "date": date.today().isoformat(),
+        "command": f"python -m benchmarks.throughput --threads {options.threads} --rounds {options.rounds}",
+        "hardware": f"{platform.machine()}, {options.threads} threads",
+        "parameters": parameters,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rows": rows,
+    }
+    print(table(rows))
+    if options.save:
+        name = RESULTS / f"{about['date']}-throughput-cpu"
+        name.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        name.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Every family, token for token what transformers' greedy `generate` says, in every way in which rows come and go."""
+
+import asyncio
+
+import pytest
+import torch
+
+from builder.tiny_model.evaluate import generate_ids
+from tests.conftest import EQUALITY
+from tests.engine import checkpoints
+from tests.engine.requests import Shown, ask, clip, picture, varied
+from worker.contract import Clip, Done, Sampling
+from worker.engine.engine import Engine
+from worker.engine.loading import LoadedModel, load
+from worker.engine.prompt import PromptBuilder
+from worker.engine.runner import Runner
+from worker.engine.streaming import Vocabulary
+from worker.settings import Settings
+
+Tokens = tuple[bytes, ...]
+LONG = "Tell me about the picture, and then about the other one. " * 12
+
+
+@pytest.fixture(scope="module", params=checkpoints.FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = checkpoints.write(request.param, tmp_path_factory.mktemp("models") / request.param)
+    torch.set_num_threads(2)
+    return load(Settings(device="cpu", model_path=folder))
+
+
+@pytest.fixture(scope="module")
+def expected(model: LoadedModel) -> list[Tokens]:
+    """The tokens of `generate`, one request at a time."""
+    return [reference(model, one) for one in requests()]
+
+
+def requests() -> list[Shown]:
+    shown = [*varied(), ask(LONG, picture(3), picture(11, 96, 256))]
+    return [
+        Shown(one.request.model_copy(update={"sampling": Sampling(max_tokens=12, logprobs=0)}), one.media)
+        for one in shown
+    ]
+
+
+def reference(model: LoadedModel, shown: Shown) -> Tokens:
+    prompt = PromptBuilder(model, Settings()).build(shown.request, shown.media)
+    more = {}
+    if not model.family.is_video_timed and prompt.videos:
+        more["second_per_grid_ts"] = [2 / (one.fps or 2.0) for one in shown.media if isinstance(one, Clip)]
+    vocabulary = Vocabulary(model.tokenizer)
+    return tuple(vocabulary.likely(token, 0).bytes for token in generate_ids(model, prompt, 12, **more))
+
+
+async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -> Tokens:
+    """The bytes of each token, as their log-probabilities name them."""
+    tokens: list[bytes] = []
+    async for event in engine.generate(shown.request, shown.media):
+        if isinstance(event, Done) or (leave_after and len(tokens) >= leave_after):
+            break
+        tokens += [one.chosen.bytes for one in event.logprobs]
+    return tuple(tokens)
+
+
+async def burst(engine: Engine) -> list[Tokens]:
+    return list(await asyncio.gather(*(answer(engine, one) for one in requests())))
+
+
+async def one_by_one(engine: Engine) -> list[Tokens]:
+    return [await answer(engine, one) for one in requests()]
+
+
+async def staggered(engine: Engine) -> list[Tokens]:
+    """Each joins when the one before it has begun; in between others join and leave, so that rows move."""
+    tasks = []
+    for index, one in enumerate(requests()):
+        other = ask("Go.", picture(20 + index), max_tokens=30, logprobs=0)
+        leaving = asyncio.create_task(answer(engine, other, leave_after=2))
+        tasks.append(asyncio.create_task(answer(engine, one)))
+        await leaving
+    return list(await asyncio.gather(*tasks))
+
+
+async def twice(engine: Engine) -> list[Tokens]:
+    """The second time features are known, and so is all of a prompt but its last token."""
+    await burst(engine)
+    return await burst(engine)
+
+
+async def shared_beginnings(engine: Engine) -> list[Tokens]:
+    """Others with the same pictures and other questions go before."""
+    for one in requests():
+        await answer(engine, ask("Something else that is asked about it.", *one.media, max_tokens=2))
+    return await burst(engine)
+
+
+WAYS = {
+    "one by one": (one_by_one, {}),
+    "burst": (burst, {"max_num_seqs": 16}),
+    "joins and leaves": (staggered, {"max_num_seqs": 16}),
+    "four rows": (burst, {"max_num_seqs": 4}),
+    "chunks of 16": (burst, {"prefill_chunk": 16}),
+    "nothing kept": (burst, {"feature_cache_mib": 0, "prefix_cache_mib": 0}),
+    "all seen before": (twice, {}),
+    "shared beginnings": (shared_beginnings, {"prefill_chunk": 64}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_family_in_every_way(model: LoadedModel, expected: list[Tokens], way: str) -> None:
+    run, options = WAYS[way]
+    engine = Engine(model, Settings(device="cpu", **options))
+    engine.start()
+    try:
+        answers = asyncio.run(run(engine))
+    finally:
+        engine.close()
+    right = [a == b for a, b in zip(answers, expected, strict=True)]
+    EQUALITY[model.module.config.model_type, way] = f"{sum(right)}/{len(right)}"
+    assert answers == expected
+
+
+def test_other_pixels_and_other_positions_give_another_text(model: LoadedModel, expected: list[Tokens]) -> None:
+    """Controls: without them the table above could be of models that look at nothing."""
+    assert len(set(expected)) >= len(expected) - 2
+    assert len({reference(model, ask("What is it?", picture(seed), max_tokens=12)) for seed in range(40, 46)}) > 2
+    assert len({reference(model, ask("What is it?", clip(seed), max_tokens=12)) for seed in range(40, 46)}) > 1
+
+
+def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_for_text(model: LoadedModel) -> None:
+    builder = PromptBuilder(model, Settings())
+    assert builder.build(ask("Hi").request, ()).delta == 0
+    for shown in (ask("Hi", picture(1, 400, 300)), ask("Hi", clip(1))):
+        prompt = builder.build(shown.request, shown.media)
+        assert prompt.delta != 0
+        steps = []
+        for delta in (prompt.delta, 0):
+            runner = Runner(model)
+            filled, slots = runner.empty_cache(), runner.slots()
+            seen = {index: runner.features(item) for index, item in enumerate(prompt.items)}
+            runner.prefill(prompt, [], slice(0, len(prompt.ids)), seen, filled)
+            slots.join(filled, len(prompt.ids), len(prompt.ids) + 1)
+            steps.append(runner.decode([5], [len(prompt.ids) + delta], slots))
+        assert not torch.allclose(steps[0], steps[1], atol=1e-4)

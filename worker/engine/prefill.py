@@ -1,0 +1,54 @@
+"""A prompt on its way through the model, a piece at a time, so that running answers need not wait for all of it."""
+
+import torch
+from transformers.cache_utils import Cache
+
+from worker.engine.prompt import Prompt
+from worker.engine.reuse import FeatureCache, PrefixCache
+from worker.engine.runner import Features, Runner
+
+
+class Prefill:
+    """One prompt, and the tokens of its answer that are known already. `cache` is whole when `left` is 0."""
+
+    def __init__(
+        self, prompt: Prompt, tokens: list[int], runner: Runner, features: FeatureCache, prefixes: PrefixCache | None
+    ) -> None:
+        self._prompt, self._tokens = prompt, list(tokens)
+        self._runner, self._features, self._prefixes = runner, features, prefixes
+        self._seen: dict[int, Features] = {}
+        self.cache: Cache = runner.empty_cache()
+        self.reused = prefixes.fill(prompt.fingerprint, self.cache) if prefixes else 0
+        self._done = self.reused
+        self.logits: torch.Tensor | None = None
+
+    @property
+    def left(self) -> int:
+        """Tokens still to be computed."""
+        return self._length - self._done
+
+    @property
+    def _length(self) -> int:
+        return len(self._prompt.ids) + len(self._tokens)
+
+    def step(self, budget: int) -> int:
+        """Compute one picture or one chunk of at most `budget` tokens; what it cost in tokens."""
+        chunk = slice(self._done, min(self._done + budget, self._length))
+        for index in dict.fromkeys(self._prompt.item_of[chunk].tolist()):
+            if index >= 0 and index not in self._seen:
+                return self._see(index)
+        self.logits = self._runner.prefill(self._prompt, self._tokens, chunk, self._seen, self.cache)
+        self._done = chunk.stop
+        if not self.left and self._prefixes is not None:
+            self._prefixes.keep(self._prompt.fingerprint, self.cache)
+        return chunk.stop - chunk.start
+
+    def _see(self, index: int) -> int:
+        item = self._prompt.items[index]
+        found = self._features.get(item.key)
+        if found is not None:
+            self._seen[index] = found
+            return 0
+        self._seen[index] = fresh = self._runner.features(item)
+        self._features.put(item.key, fresh, fresh.num_bytes)
+        return len(fresh.embeds)
