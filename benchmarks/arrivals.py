@@ -4,29 +4,28 @@ python -m benchmarks.arrivals [--threads 2] [--jobs 16] [--save]
 
 Random weights of about 230 million parameters, float32 on the CPU. Arrivals are a Poisson process, the same for both;
 a load of 1 is as many jobs a second as `generate` can answer. A second table: how long the tokens of a running answer
-pause while a prompt of 4,000 tokens is computed, in chunks and in one piece.
+pause while a prompt of 4,000 tokens is computed, in chunks and in one piece. A third: how late the event loop is for
+a timer while the engine works, and while nothing does.
 """
 
 import argparse
 import asyncio
-import json
-import platform
 import queue
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from benchmarks import models
-from benchmarks.throughput import RESULTS, Job, jobs, one_at_a_time
+from benchmarks.report import environment, save
+from benchmarks.throughput import Job, jobs, one_at_a_time
 from worker.contract import ChatRequest, Message, Piece, Sampling, Text
 from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel, load
@@ -194,7 +193,38 @@ def stall(model: LoadedModel, chunk: int) -> tuple[float, float]:
         served.close()
 
 
-def tables(about: dict[str, Any]) -> str:
+async def ticks(is_over: Callable[[], bool]) -> list[float]:
+    """Seconds by which the loop was late for timers of 5 ms, until it is over."""
+    late = []
+    while not is_over():
+        due = time.perf_counter() + 0.005
+        await asyncio.sleep(0.005)
+        late.append(time.perf_counter() - due)
+    return late
+
+
+def lateness(model: LoadedModel, count: int) -> list[tuple[str, list[int]]]:
+    """Milliseconds, p50, p95, p99 and the most: with nothing to do, and with `count` jobs decoded and streamed."""
+
+    async def busy() -> list[float]:
+        work = [
+            Job(job.request.model_copy(update={"stream": True}), job.media, job.tokens)
+            for job in jobs("decode-heavy", count)
+        ]
+        answers = asyncio.create_task(with_engine(model, work, [0.0] * count))
+        late = await ticks(answers.done)
+        await answers
+        return late
+
+    async def idle() -> list[float]:
+        end = time.perf_counter() + 3
+        return await ticks(lambda: time.perf_counter() > end)
+
+    rows = (("nothing runs", asyncio.run(idle())), (f"{count} jobs are streamed", asyncio.run(busy())))
+    return [(name, [*shares(late), round(1000 * max(late))]) for name, late in rows]
+
+
+def tables(about: Any) -> str:
     lines = [
         "| load | who | first token, ms: p50 | p95 | p99 | between tokens, ms: p50 | p95 | p99 |",
         "|---|---|---|---|---|---|---|---|",
@@ -204,6 +234,8 @@ def tables(about: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     lines += ["", "| `PREFILL_CHUNK` | longest pause of a running answer, ms | usual pause, ms |", "|---|---|---|"]
     lines += [f"| {chunk} | {1000 * longest:.0f} | {1000 * usual:.0f} |" for chunk, longest, usual in about["stalls"]]
+    lines += ["", "| while | the loop is late by, ms: p50 | p95 | p99 | most |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | " + " | ".join(str(cell) for cell in late) + " |" for name, late in about["lateness"]]
     return "\n".join(lines) + "\n"
 
 
@@ -217,21 +249,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parameters = models.write(Path(folder) / "model")
         model = load(settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}))
-        about: dict[str, Any] = {
-            "date": date.today().isoformat(),
-            "command": f"python -m benchmarks.arrivals --threads {options.threads} --jobs {options.jobs}",
-            "hardware": f"{platform.machine()}, {options.threads} threads",
-            "parameters": parameters,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "stalls": [(chunk, *stall(model, chunk)) for chunk in CHUNKS],
-            "under_load": under_load(model, options.jobs),
-        }
+        about = environment(
+            f"python -m benchmarks.arrivals --threads {options.threads} --jobs {options.jobs}",
+            threads=options.threads,
+            parameters=parameters,
+            stalls=[(chunk, *stall(model, chunk)) for chunk in CHUNKS],
+            under_load=under_load(model, options.jobs),
+            lateness=lateness(model, options.jobs),
+        )
     print(tables(about))
     if options.save:
-        name = RESULTS / f"{about['date']}-arrivals-cpu"
-        name.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        name.with_suffix(".md").write_text(tables(about), encoding="utf-8")
+        save("arrivals-cpu", about, tables(about))
 
 
 if __name__ == "__main__":

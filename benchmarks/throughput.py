@@ -9,23 +9,21 @@ picture of 256 tokens, 12 tokens back). Every round measures everything once; th
 
 import argparse
 import asyncio
-import json
-import platform
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers.cache_utils import DynamicCache
 
 from benchmarks import models
+from benchmarks.report import environment, plot, save
 from builder.tiny_model.evaluate import generate_ids
 from worker.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
 from worker.engine.engine import Engine
@@ -33,7 +31,6 @@ from worker.engine.loading import LoadedModel, load
 from worker.engine.prompt import PromptBuilder
 from worker.settings import load as settings
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("decode-heavy", "mixed lengths", "image-heavy")
 NUM_ALONE = 4  # jobs that one-at-a-time `generate` is measured with; its rate does not depend on their number
 
@@ -188,20 +185,24 @@ def main() -> None:
         parameters = models.write(Path(folder) / "model")
         model = load(settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}))
         rows = measure(model, [int(count) for count in options.jobs.split(",")], options.rounds)
-    about = {
-        "date": date.today().isoformat(),
-        "command": f"python -m benchmarks.throughput --threads {options.threads} --rounds {options.rounds}",
-        "hardware": f"{platform.machine()}, {options.threads} threads",
-        "parameters": parameters,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "rows": rows,
-    }
     print(table(rows))
     if options.save:
-        name = RESULTS / f"{about['date']}-throughput-cpu"
-        name.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        name.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+        command = f"python -m benchmarks.throughput --threads {options.threads} --rounds {options.rounds}"
+        about = environment(command, threads=options.threads, parameters=parameters, rows=rows)
+        save("throughput-cpu", about, table(rows))
+        plot("throughput-cpu", lambda axes: draw(rows, axes), columns=len(KINDS))
+
+
+def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+    """Tokens a second over jobs, a picture for each kind of work."""
+    for kind, axis in zip(KINDS, axes, strict=True):
+        mine = [row for row in rows if row["work"] == kind]
+        for who, label in (("generate", "one at a time"), ("bound", "bare forward"), ("engine", "engine")):
+            if who in mine[0]:
+                axis.plot([row["jobs"] for row in mine], [row[who] for row in mine], marker="o", label=label)
+        axis.set(title=kind, xlabel="jobs at once", ylabel="tokens/s", ylim=(0, None), xscale="log")
+        axis.set_xticks([row["jobs"] for row in mine], [row["jobs"] for row in mine])
+        axis.legend()
 
 
 if __name__ == "__main__":
