@@ -87,6 +87,11 @@ def test_it_loads_with_transformers_own_classes() -> None:
     assert len(GenerationConfig.from_pretrained(EMBEDDED_MODEL).eos_token_id) == 2
 
 
+def test_the_recipe_makes_the_tokenizer_of_the_weights(tmp_path: Path) -> None:
+    recipe.write_folder(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (EMBEDDED_MODEL / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize("text", ["Hello", "图片里有什么？", "😀 é ß \t\n", "".join(map(chr, range(1, 256))), "12 345"])
 def test_any_text_goes_through_the_tokenizer_and_back(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)

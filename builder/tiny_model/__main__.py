@@ -13,7 +13,7 @@ def main() -> None:
     train_options.add_argument("--out", type=Path, default=CHECKPOINT, help="the checkpoint folder to write")
     train_options.add_argument("--work", type=Path, default=Path("build/tiny_model"), help="state for resuming")
     train_options.add_argument("--start", type=Path, help="a checkpoint folder whose weights to begin with")
-    train_options.add_argument("--plan", help="one of the two parts; without it both, one after the other")
+    train_options.add_argument("--plan", help="one of the parts; without it all, one after the other")
     train_options.add_argument("--scale", type=float, default=1.0, help="length of the curriculum, 1.0 as published")
     train_options.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
     train_options.add_argument("--device", default="cpu")
@@ -28,11 +28,11 @@ def main() -> None:
         from builder.tiny_model.train import PLANS, train
 
         start = options.start
-        for index, plan in enumerate(PLANS):
-            if options.plan in (None, plan):
+        for index, (name, plan) in enumerate(PLANS.items()):
+            if options.plan in (None, name):
                 train(
                     options.out,
-                    options.work / plan.replace(" ", "-"),
+                    options.work / name.replace(" ", "-"),
                     plan=plan,
                     scale=options.scale,
                     workers=options.workers,

@@ -41,6 +41,7 @@ class Stage:
     asks: int = 3  # questions about a scene
     alike: float = 0.0  # share of objects that take their colour or shape from another
     skills: Weights = skills.SCENE_SKILLS
+    at_border: bool = True  # see `random_scene`
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class BatchMaker:
                 scene = random_number(rng, width / height, rng.choice(stage.digits))
                 asks.append(self._ask(scene, skills.NUMBER_SKILLS, 2))
             else:
-                scene = random_scene(rng, width / height, rng.choice(stage.things), stage.alike)
+                scene = random_scene(
+                    rng, width / height, rng.choice(stage.things), stage.alike, at_border=stage.at_border
+                )
                 asks.append(self._ask(scene, stage.skills, stage.asks))
             images.append([self._draw(scene, width, height, stage.real_sizes)])
         return self._pack(asks, np.stack([patches(frames) for frames in images]), (1, height // 16, width // 16), False)

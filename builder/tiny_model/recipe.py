@@ -58,7 +58,7 @@ def corpus(rng: random.Random, size: int) -> list[str]:
     texts = list(_GENERAL_TEXT) * 8
     for _ in range(size):
         language = rng.choice(skills.LANGUAGES)
-        scene = random_scene(rng, 1.0, rng.randint(0, 6))
+        scene = random_scene(rng, 1.0, rng.randint(0, 6), at_border=True)
         asks = [skill(scene, language, rng) for skill in _CORPUS_SKILLS]
         asks += [skills.number(random_number(rng, 1.0, 4), language, rng), skills.talk(language, rng)]
         clip = random_clip(rng, 1.0, 4)

@@ -116,10 +116,13 @@ def visible_colours(background: Background) -> list[Colour]:
     ]
 
 
-def random_scene(rng: random.Random, aspect: float, num_things: int, alike: float = 0.0) -> Scene:
+def random_scene(
+    rng: random.Random, aspect: float, num_things: int, alike: float = 0.0, *, at_border: bool = False
+) -> Scene:
     """Up to `num_things` objects that do not touch; `aspect` is width / height.
 
-    `alike` is the share of later objects that take their colour or their shape from one before.
+    `alike` is the share of later objects that take their colour or their shape from one before. `at_border`: large
+    objects in the outer thirds begin exactly one hundredth from the border, as a model would learn by heart.
 
     Centres stay away from the borders between the nine places, so that every place has one true name.
     """
@@ -136,8 +139,7 @@ def random_scene(rng: random.Random, aspect: float, num_things: int, alike: floa
             grow = min(1.3, max(aspect, 1 / aspect) ** 0.5)
             half_w, half_h = half_w * grow, half_h * grow
         column, row = rng.randrange(3), rng.randrange(3)
-        x, y = (column + rng.uniform(0.25, 0.75)) / 3, (row + rng.uniform(0.25, 0.75)) / 3
-        x, y = min(max(x, half_w + 0.01), 0.99 - half_w), min(max(y, half_h + 0.01), 0.99 - half_h)
+        x, y = _place(rng, column, half_w, at_border), _place(rng, row, half_h, at_border)
         thing = Thing(rng.choice(colours), rng.choice(SHAPES), x, y, half_w, half_h)
         if things and alike and rng.random() < alike:
             other = rng.choice(things)
@@ -146,6 +148,16 @@ def random_scene(rng: random.Random, aspect: float, num_things: int, alike: floa
             things.append(thing)
     things.sort(key=lambda thing: thing.cell)
     return Scene(background, tuple(things))
+
+
+def _place(rng: random.Random, third: int, half: float, at_border: bool) -> float:
+    """Where the middle of an object lies along one axis: well inside a third, the whole object in the picture."""
+    if at_border:
+        return min(max((third + rng.uniform(0.25, 0.75)) / 3, half + 0.01), 0.99 - half)
+    low, high = max((third + 0.25) / 3, half + 0.01), min((third + 0.75) / 3, 0.99 - half)
+    if low < high:
+        return rng.uniform(low, high)
+    return rng.uniform(low, low + 0.04) if third < 2 else rng.uniform(high - 0.04, high)
 
 
 def _is_clear_of_lines(thing: Thing) -> bool:
@@ -176,9 +188,9 @@ def _between(rng: random.Random, half: float) -> float:
 def random_clip(rng: random.Random, aspect: float, num_frames: int) -> Clip:
     """One object moves in a straight line (or nothing does), others stand still."""
     fps = rng.choice((1.0, 2.0, 2.0, 2.0, 4.0))
-    still = random_scene(rng, aspect, rng.choice((1, 1, 2)))
+    still = random_scene(rng, aspect, rng.choice((1, 1, 2)), at_border=True)
     while not still.things:
-        still = random_scene(rng, aspect, 1)
+        still = random_scene(rng, aspect, 1, at_border=True)
     mover = rng.choice(still.things)
     others = tuple(thing for thing in still.things if thing is not mover)
     if rng.random() < 0.15:

@@ -5,7 +5,7 @@ import multiprocessing as mp
 import queue
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,32 +20,44 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
 
+
+@dataclass(frozen=True)
+class Plan:
+    """One part of the training: its curriculum, and a learning rate of its own that ends at zero."""
+
+    stages: tuple[Stage, ...]
+    peak_rate: float = 2e-3
+    warmup_steps: int = 200
+
+
 PLANS = {
-    "first": (
+    "first": Plan((
         Stage("first shapes", 850, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
         Stage("more of everything", 1050, 36, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False),
         Stage("every size", 850, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5, 6), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True),
-    ),
-    "which one": (
+    )),
+    "which one": Plan((
         Stage("one of two", 1000, 20, (2, 2, 3), (1, 2, 3, 4), (2, 4), False, (0.94, 0.02, 0.02, 0.02), 6, 0.0,
               skills.PICKING_SKILLS),
         Stage("one of many", 900, 36, (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 4), (2, 3, 4, 6), False,
               (0.78, 0.1, 0.09, 0.03), 4, 0.3, skills.ALL_SCENE_SKILLS),
         Stage("every size again", 900, 64, (0, 1, 1, 2, 2, 3, 3, 4, 5), (1, 2, 2, 3, 3, 4, 4), (2, 3, 4, 5, 6, 8), True,
               (0.74, 0.15, 0.08, 0.03), 3, 0.2, skills.BOX_SKILLS),
-    ),
+    )),
+    "edges": Plan((
+        Stage("edges and digits", 700, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 3, 4, 4, 4), (4, 6, 8), True,
+              (0.62, 0.22, 0.13, 0.03), 3, 0.2, skills.BOX_SKILLS, at_border=False),
+    ), peak_rate=1.2e-3, warmup_steps=50),
 }  # fmt: skip
 ROWS = 64
-PEAK_LR = 2e-3
 MATRIX_LR = 1.5  # of the common rate
 PATCH_LR = 0.05  # of the common rate: its 1536 inputs move together and would drown the positions
-WARMUP_STEPS = 200
 CHECKPOINT_EVERY = 200
 
 
-def stages(plan: str, scale: float) -> tuple[Stage, ...]:
+def stages(plan: Plan, scale: float) -> tuple[Stage, ...]:
     """The plan's curriculum, `scale` times as long."""
-    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in PLANS[plan])
+    return tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in plan.stages)
 
 
 def stage_at(plan: tuple[Stage, ...], step: int) -> Stage:
@@ -56,16 +68,16 @@ def stage_at(plan: tuple[Stage, ...], step: int) -> Stage:
     return plan[-1]
 
 
-def learning_rate(step: int, total: int) -> float:
+def learning_rate(plan: Plan, step: int, total: int) -> float:
     """Linear warm-up, a plateau, then a straight line to zero over the last 60 %."""
-    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS, max(0.0, (total - step) / (total * 0.6)))
+    return plan.peak_rate * min(1.0, (step + 1) / plan.warmup_steps, max(0.0, (total - step) / (total * 0.6)))
 
 
 def train(
     folder: Path,
     work: Path,
     *,
-    plan: str,
+    plan: Plan,
     scale: float,
     workers: int,
     device: str,
@@ -96,7 +108,7 @@ def train(
         for step, batch in zip(progress, batches, strict=False):
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, total) * group["share"]
+                    group["lr"] = learning_rate(plan, step, total) * group["share"]
             loss = loss_of(model, batch, device)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
