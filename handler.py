@@ -10,19 +10,17 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
 import runpod
-from runpod.http_client import AsyncClientSession
-from runpod.serverless.modules import rp_job
 from runpod.serverless.modules.rp_logger import RunPodLogger
-from runpod.serverless.modules.worker_state import JobsProgress
 
+from worker import job_api, logs
 from worker import settings as worker_settings
 from worker.engine.engine import Engine
 from worker.engine.loading import ModelError, load
@@ -34,29 +32,64 @@ from worker.serve import Service
 from worker.settings import SettingError, Settings
 
 log = logging.getLogger("handler")
+LATE_JOBS_GRACE_S = 10.0  # to deliver what the late jobs' own limit has ended
+FITNESS_PICTURE = (  # a red circle on white
+    "iVBORw0KGgoAAAANSUhEUgAAAGAAAABgAQMAAADYVuV7AAAABlBMVEX////cHh7/Hx2WAAAA2UlEQVR42t2TsQ3CQAxF3zkI6GAD"
+    "MgIbEDa/ERghI6SMUBRT+CdRuAIoKMDF6X/Z/rZ1NvyjnYYFJ/c8k4N7D2AAZ9gCVAAtpJTDkwAapezc3Tvl7NFjwBFgI1JPsjbl"
+    "JklH9ZQxKUMDpiagnlGYhWgUMNWEfRl2DLQpPfWMnj0rohnTi7DFqmkcSPnNnC+Savmn6wcCGsFfhLWBxtLTBRpKTx+oBwNtYVeG"
+    "jYFaMPAgWZvYxDjYtDuu3lp1g6EWBpFeNTHgDnATcVi+jIv7WNxCeSWr+/ltewC5YDYKf2Xi7gAAAABJRU5ErkJggg=="
+)
 
 
 class Handler:
-    """The two shapes of one handler: the SDK does not iterate generators in its local mode."""
+    """The shapes of one handler: the SDK does not iterate generators in its local mode."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service = service
         self._settings = settings
+        self._hears_stop = False
 
-    async def stream(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def on_platform(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        """`stream` with what a job of the platform has besides: its policy, progress, the worker's stop."""
+        self._hear_stop()
+        progress = job_api.Progress(job, self._settings.progress_after_s)
+        # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
+        release = lambda _: progress.forget()  # noqa: E731
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(release)
+        async with aclosing(self.stream(job, progress)) as values:
+            async for value in values:
+                await progress.end()
+                yield value
+
+    async def stream(
+        self, job: dict[str, Any], tell: Callable[[str], None] = lambda _: None
+    ) -> AsyncGenerator[Any, None]:
         """One safe JSON value for each chunk; what the platform would refuse for its size ends as a coded error."""
         num_bytes = 0
-        async with aclosing(self._service.answer(job.get("input"), str(job["id"]))) as outputs:
+        answer = self._service.answer(job.get("input"), str(job["id"]), job_api.max_seconds(job), tell)
+        async with aclosing(answer) as outputs:
             async for output in outputs:
                 value = safe(output)
                 size = len(json.dumps(value))
                 is_later_chunk, num_bytes = num_bytes > 0, num_bytes + size
                 is_too_large = num_bytes > self._settings.max_result_bytes
                 if is_too_large or (is_later_chunk and size > self._settings.max_chunk_bytes):
-                    log.warning("job %s: its answer is too large for the platform", job["id"])
+                    log.warning("the answer is too large for the platform", extra={"request": job["id"]})
                     yield {"error": ResultTooLarge().as_json()}
                     return
                 yield value
+
+    def _hear_stop(self) -> None:
+        """Give running jobs a limited time once the worker is told to stop: the SDK gives them all there is."""
+        if self._hears_stop:
+            return
+        self._hears_stop = True
+        loop = asyncio.get_running_loop()
+        job_api.on_stop(
+            lambda: loop.call_soon_threadsafe(self._service.stop_by, time.monotonic() + self._settings.drain_s)
+        )
 
     async def drain(self, job: dict[str, Any]) -> Any:
         """The reply, the list of chunks, or the error alone; printed as JSON for the person who waits."""
@@ -73,17 +106,22 @@ def main() -> None:
         settings = worker_settings.load()
         _set_up_logs(settings)
         if settings.is_on_platform:
-            signal.signal(signal.SIGTERM, _leave_quietly)  # until the SDK puts its own handler there
-        engine = Engine(load(settings), settings, on_death=_ask_to_stop)
+            signal.signal(signal.SIGTERM, job_api.leave_quietly)  # until the SDK puts its own handler there
+        engine = Engine(load(settings), settings, on_death=job_api.ask_to_stop)
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     opener = Opener(settings, Fetcher(settings))
-    options = start_options(Handler(Service(engine, opener), settings), settings, sys.argv)
+    service = Service(engine, opener, settings)
+    options = start_options(Handler(service, settings), settings, sys.argv)
     engine.start()
     try:
+        if settings.is_on_platform:
+            job_api.insist_on_delivery()
+            runpod.serverless.register_fitness_check(fitness_check(service))
         runpod.serverless.start(options)
         if settings.is_on_platform:
-            _finish_late_jobs(options, settings.late_jobs_s)
+            service.stop_by(time.monotonic() + settings.late_jobs_s)
+            job_api.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
         engine.close()
         opener.close()
@@ -91,46 +129,33 @@ def main() -> None:
         sys.exit("worker-qwen-vl: the engine has ended, this worker must be replaced")
 
 
-def _leave_quietly(*_: object) -> None:
-    """Told to stop while loading: no job was taken, nothing is lost."""
-    os._exit(143)
+def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A real picture through the real model before the first job is taken, which warms up what that would wait for."""
 
+    async def a_picture_is_answered() -> None:
+        question = {"prompt": "What is in the picture?", "image": FITNESS_PICTURE, "max_tokens": 8, "temperature": 0}
+        async with aclosing(service.answer(question, "fitness")) as outputs:
+            [reply] = [output async for output in outputs]
+        if "error" in reply or not reply["usage"]["image_tokens"]:  # type: ignore[index]
+            raise RuntimeError("the model does not answer a question about a picture")
 
-def _ask_to_stop() -> None:
-    """Make the SDK take no more jobs and return from `start` when the running ones have ended."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _finish_late_jobs(options: dict[str, Any], seconds: float) -> None:
-    """Do what the platform handed over to the poll that was open at the stop: the SDK takes it and forgets it."""
-    late = [{"id": job.id, "input": job.input} for job in JobsProgress()]
-    if not late:
-        return
-    log.info("finishing %d jobs that came with the stop", len(late))
-
-    async def finish() -> None:
-        async with AsyncClientSession() as session, asyncio.timeout(seconds):
-            await asyncio.gather(*(rp_job.handle_job(session, options, job) for job in late))
-
-    try:
-        asyncio.run(finish())
-    except TimeoutError:
-        log.error("jobs that came with the stop were not finished within %s s", seconds)
+    return a_picture_is_answered
 
 
 def _set_up_logs(settings: Settings) -> None:
     """Our lines go to standard error. The SDK's own default level would log every job's input and every chunk."""
-    logging.basicConfig(
-        level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True
-    )
+    logs.set_up(settings.log_level, as_json=settings.is_on_platform)
     RunPodLogger().set_level(settings.runpod_log_level)
 
 
 def start_options(handler: Handler, settings: Settings, arguments: list[str]) -> dict[str, Any]:
     """What the SDK is told. The concurrency never changes: a change would stop new jobs until all have ended."""
-    serves_jobs = settings.is_on_platform or "--rp_serve_api" in arguments
+    if settings.is_on_platform:
+        shape: Any = handler.on_platform
+    else:
+        shape = handler.stream if "--rp_serve_api" in arguments else handler.drain
     return {
-        "handler": handler.stream if serves_jobs else handler.drain,
+        "handler": shape,
         "return_aggregate_stream": True,
         "concurrency_modifier": lambda _: settings.concurrency,
     }

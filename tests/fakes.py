@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from worker.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Usage
+from worker.deadline import Deadline
 from worker.errors import WorkerError
 
 USAGE = Usage(prompt_tokens=20, completion_tokens=3, image_tokens=16)
@@ -27,7 +28,9 @@ class FakeEngine:
     asked: list[ChatRequest] = field(default_factory=list)
     num_closed: int = 0
 
-    async def generate(self, request: ChatRequest, media: Sequence[Opened]) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+    ) -> AsyncGenerator[Event, None]:
         self.asked.append(request)
         try:
             for piece in self.pieces:

@@ -133,7 +133,7 @@ def test_the_options_are_what_the_platform_needs() -> None:
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener()), load({}))
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener(), load({})), load({}))
     local = handler.start_options(ours, load({}), ["handler.py"])
     assert asyncio.iscoroutinefunction(local["handler"])
     for settings, arguments in ((load({"RUNPOD_WEBHOOK_GET_JOB": "http://x"}), []), (load({}), ["--rp_serve_api"])):
@@ -148,7 +148,7 @@ def test_every_chunk_is_safe_json() -> None:
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener()), load({}))
+    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener(), load({})), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x"}})]
@@ -163,7 +163,7 @@ def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> Non
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener()), load({}))
+    ours = handler.Handler(Service(FakeEngine(), FakeOpener(), load({})), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream(job)]
@@ -180,7 +180,7 @@ def test_an_answer_that_the_platform_would_refuse_is_a_coded_error(stream: bool)
 
     engine = FakeEngine(pieces=["x" * 400] * 10)
     limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "500"})
-    ours = handler.Handler(Service(engine, FakeOpener()), limits)
+    ours = handler.Handler(Service(engine, FakeOpener(), load({})), limits)
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x", "stream": stream}})]

@@ -11,13 +11,15 @@ import pytest
 from tests.fakes import FakeEngine, FakeOpener
 from worker.contract import Usage
 from worker.errors import InternalError, MediaCorrupt, OutOfMemory
+from worker.logs import AsJson
 from worker.serve import Service
+from worker.settings import load
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*/*.json"))
 
 
 def outputs(body: object, engine: FakeEngine | None = None, opener: FakeOpener | None = None) -> list[Any]:
-    service = Service(engine or FakeEngine(), opener or FakeOpener(), clock=lambda: 1_700_000_000.9)
+    service = Service(engine or FakeEngine(), opener or FakeOpener(), load({}), clock=lambda: 1_700_000_000.9)
 
     async def run() -> list[Any]:
         return [output async for output in service.answer(body, "job-1")]
@@ -72,7 +74,7 @@ def test_leaving_early_closes_the_generation() -> None:
     engine = FakeEngine(pieces=["a", "b", "c"])
 
     async def leave() -> None:
-        answer = Service(engine, FakeOpener()).answer({"prompt": "x", "stream": True}, "job-1")
+        answer = Service(engine, FakeOpener(), load({})).answer({"prompt": "x", "stream": True}, "job-1")
         assert await anext(answer) == {"text": "a"}
         await answer.aclose()
 
@@ -107,3 +109,87 @@ def codes(bodies: Sequence[dict[str, Any]]) -> list[str]:
 def test_after_bad_input_the_next_request_is_answered() -> None:
     assert codes([{"prompt": 3}, {}]) == ["INPUT_INVALID", "INPUT_INVALID"]
     assert outputs({"prompt": "x"})[0]["text"] == "A cat."
+
+
+class Hanging:
+    """An opener whose other side never answers."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+
+    async def open(self, items: Sequence[Any]) -> Any:
+        self.has_begun.set()
+        await asyncio.Event().wait()
+
+
+def ends(body: dict[str, Any], **arguments: Any) -> str:
+    """The code with which the request fails while its picture never comes."""
+
+    async def run() -> str:
+        service = Service(FakeEngine(), Hanging(), load({}))
+        [refusal] = [output async for output in service.answer(body, "job-1", **arguments)]
+        return str(json.loads(refusal["error"])["code"])
+
+    return asyncio.run(run())
+
+
+def test_the_requests_own_limit_ends_it_wherever_it_waits() -> None:
+    assert ends({"prompt": "x", "image": "y", "max_seconds": 1e-6}) == "DEADLINE_EXCEEDED"
+
+
+def test_the_platforms_limit_ends_it_too() -> None:
+    assert ends({"prompt": "x", "image": "y", "max_seconds": 3600}, max_seconds=1e-6) == "DEADLINE_EXCEEDED"
+
+
+def test_a_stop_brings_running_requests_to_their_end_and_new_ones_too() -> None:
+    async def run() -> list[str]:
+        opener = Hanging()
+        service = Service(FakeEngine(), opener, load({}))
+
+        async def code() -> str:
+            [refusal] = [output async for output in service.answer({"prompt": "x", "image": "y"}, "job-1")]
+            return str(json.loads(refusal["error"])["code"])
+
+        running = asyncio.create_task(code())
+        await opener.has_begun.wait()
+        service.stop_by(0.0)
+        return [await running, await code()]
+
+    assert asyncio.run(run()) == ["DEADLINE_EXCEEDED"] * 2
+
+
+def test_the_phases_are_told_in_order() -> None:
+    told: list[str] = []
+
+    async def run(body: dict[str, Any]) -> None:
+        async for _ in Service(FakeEngine(), FakeOpener(), load({})).answer(body, "job-1", tell=told.append):
+            pass
+
+    asyncio.run(run({"prompt": "x", "image": "y"}))
+    asyncio.run(run({"prompt": "x"}))
+    assert told == ["opening media", "reading the prompt", "reading the prompt"]
+
+
+SECRET = "the words of the person"
+
+
+@pytest.mark.parametrize("log_prompts", ["", "1"])
+def test_the_log_has_one_line_an_answer_and_content_only_where_it_was_wanted(
+    caplog: pytest.LogCaptureFixture, log_prompts: str
+) -> None:
+    service = Service(FakeEngine(pieces=["its answer"]), FakeOpener(), load({"LOG_PROMPTS": log_prompts}))
+
+    async def run() -> None:
+        async for _ in service.answer({"prompt": SECRET, "image": "aGVsbG8="}, "job-1"):
+            pass
+
+    with caplog.at_level("INFO"):
+        asyncio.run(run())
+    [answered] = [json.loads(AsJson().format(one)) for one in caplog.records if one.message == "answered"]
+    assert answered["requestId"] == "job-1"
+    assert answered["usage"]["prompt_tokens"] == 20
+    assert answered["seconds"].keys() == {"media", "answer"}
+    written = "".join(AsJson().format(one) for one in caplog.records)
+    assert (SECRET in written) == bool(log_prompts)
+    assert "aGVsbG8" not in written
+    assert "its answer" not in written

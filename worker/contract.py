@@ -19,9 +19,10 @@ MAX_TOKENS_CEILING = 1_000_000
 MAX_ANSWERS = 16
 MAX_LIKELY = 20
 MAX_BIASES = 1024
+MAX_SECONDS_CEILING = 604_800  # a week, the longest that the platform lets a job run
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "time"]
 Kind = Literal["image", "video"]
 
 
@@ -97,10 +98,12 @@ class Sampling(Value):
 
 
 class ChatRequest(Value):
-    """A whole request: what is said, how to answer, and in which form."""
+    """A whole request: what is said, how to answer, and in which form. Without messages it asks about the model alone.
+    max_seconds: from its arrival to its end."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
+    max_seconds: float | None = None
     stream: bool = False
     include_usage: bool = False
     model: str | None = None
@@ -149,11 +152,13 @@ class Usage(Value):
 
 
 class Meta(Value):
-    """What is known of an answer before its first word. `created` is in seconds since 1970."""
+    """What is known of an answer before its first word. `created` is in seconds since 1970; `is_named`: whether the
+    request names its model."""
 
     id: str
     model: str
     created: int
+    is_named: bool = False
     include_usage: bool = False
     num_answers: int = 1
 
@@ -224,6 +229,7 @@ TopK = Annotated[int, Field(ge=0, le=1_000_000)]
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
+MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
 NumAnswers = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]
 NumLikely = Annotated[int, Field(ge=0, le=MAX_LIKELY)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOPS)]

@@ -23,6 +23,7 @@ WorkerError
     ├── QueueFull               429  too many requests are waiting
     ├── OutOfMemory             503  this request did not fit in memory
     ├── ResultTooLarge          507  the answer is larger than the platform takes
+    ├── DeadlineExceeded        504  the time was over before the answer began
     ├── EngineStopped           503  the engine has ended; the worker must be replaced
     └── InternalError                a fault of our own; the log has the details
 
@@ -227,6 +228,15 @@ class ResultTooLarge(ServerError):
     code = "RESULT_TOO_LARGE"
     status = 507
     text = "the answer is too large to be delivered"
+
+
+class DeadlineExceeded(ServerError):
+    """The request's time was over before the first word of its answer."""
+
+    code = "DEADLINE_EXCEEDED"
+    status = 504
+    text = "the time was over before the answer began"
+    retryable = True
 
 
 class EngineStopped(ServerError):

@@ -3,16 +3,36 @@
 Streaming is the only path: a plain answer is the stream, gathered.
 """
 
+import asyncio
 import logging
+import math
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from worker.contract import Answer, ChatRequest, Done, Event, Media, Meta, Opened, Piece, Said, Start, TokenLogprob
+from worker.contract import (
+    Answer,
+    ChatRequest,
+    Done,
+    Event,
+    FinishReason,
+    Media,
+    Meta,
+    Opened,
+    Piece,
+    Said,
+    Start,
+    Text,
+    TokenLogprob,
+    Usage,
+)
+from worker.deadline import Deadline
 from worker.dialects import JSON, Dialect, choose, native
 from worker.errors import InternalError, ModelNotFound, WorkerError
+from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +43,9 @@ class Generates(Protocol):
     @property
     def model_name(self) -> str: ...
 
-    def generate(self, request: ChatRequest, media: Sequence[Opened]) -> AsyncGenerator[Event, None]: ...
+    def generate(
+        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+    ) -> AsyncGenerator[Event, None]: ...
 
 
 class Opens(Protocol):
@@ -32,57 +54,139 @@ class Opens(Protocol):
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]: ...
 
 
+Tell = Callable[[str], None]
+
+
+def _tell_nobody(phase: str) -> None:
+    pass
+
+
 class Service:
     """Answers requests with one engine. `clock` gives seconds since 1970."""
 
-    def __init__(self, engine: Generates, opener: Opens, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, engine: Generates, opener: Opens, settings: Settings, clock: Callable[[], float] = time.time
+    ) -> None:
         self._engine = engine
         self._opener = opener
+        self._settings = settings
         self._clock = clock
+        self._stop_at = math.inf
+        self._running: weakref.WeakSet[Deadline] = weakref.WeakSet()
 
-    async def answer(self, body: object, request_id: str) -> AsyncGenerator[JSON, None]:
-        """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words."""
+    def stop_by(self, at: float) -> None:
+        """Bring every running and coming request to its end by `at`, in seconds of `time.monotonic()`."""
+        self._stop_at = at
+        for deadline in self._running:
+            deadline.bring_forward(at)
+
+    async def answer(
+        self, body: object, request_id: str, max_seconds: float = math.inf, tell: Tell = _tell_nobody
+    ) -> AsyncGenerator[JSON, None]:
+        """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words.
+
+        `max_seconds` is the caller's own limit, beside the request's. `tell` hears the phases of the request.
+        """
         dialect: Dialect = native
         shown: dict[str, Any] = {}
+        came_at = time.monotonic()
+        deadline = Deadline(min(self._stop_at, came_at + min(self._settings.max_job_s, max_seconds)))
+        self._running.add(deadline)
         try:
             dialect, shown = choose(body)
             request = dialect.parse(shown)
-            async with aclosing(self._run(dialect, request, request_id)) as outputs:
+            if request.max_seconds is not None:
+                deadline.bring_forward(came_at + request.max_seconds)
+            async with aclosing(self._run(dialect, request, request_id, deadline, tell)) as outputs:
                 async for output in outputs:
                     yield output
             return
+        except (asyncio.CancelledError, GeneratorExit):
+            log.info("left by its client", extra={"request": request_id})
+            raise
         except WorkerError as error:
             failure = error
-            log.info("request %s failed: %s", request_id, error.code)
+            log.info("failed: %s", error.code, extra={"request": request_id, "code": error.code})
         except Exception:
             failure = InternalError()
-            log.exception("request %s failed", request_id)
+            log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
         for output in dialect.refusal(failure, shown):
             yield output
 
-    async def _run(self, dialect: Dialect, request: ChatRequest, request_id: str) -> AsyncGenerator[JSON, None]:
+    async def _run(
+        self, dialect: Dialect, request: ChatRequest, request_id: str, deadline: Deadline, tell: Tell
+    ) -> AsyncGenerator[JSON, None]:
         if request.ignored:
-            log.info("request %s: ignored %s", request_id, ", ".join(request.ignored))
+            log.info("ignored: %s", ", ".join(request.ignored), extra={"request": request_id})
         if request.model not in (None, self._engine.model_name):
             raise ModelNotFound(where="model")
-        media = await self._opener.open(request.media)
         meta = Meta(
             id=request_id,
             model=self._engine.model_name,
             created=int(self._clock()),
+            is_named=request.model is not None,
             include_usage=request.include_usage,
             num_answers=request.sampling.n,
         )
-        async with aclosing(self._engine.generate(request, media)) as events:
+        if not request.messages:
+            yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
+            return
+        if self._settings.log_prompts:
+            log.info("asked", extra={"request": request_id, "messages": _legible(request)})
+        phases = _Phases()
+        media: tuple[Opened, ...] = ()
+        if request.media:
+            tell("opening media")
+            async with deadline.watch():
+                media = await self._opener.open(request.media)
+            phases.end("media")
+        tell("reading the prompt")
+        async with aclosing(self._engine.generate(request, media, deadline)) as events:
             if not request.stream:
-                yield dialect.reply(await _gather(events, meta))
+                answer = await _gather(events, meta)
+                phases.end("answer")
+                _log_end(request_id, answer.usage, [said.reason for said in answer.said], phases)
+                yield dialect.reply(answer)
                 return
             has_started = False
             async for event in events:
+                if not has_started:
+                    phases.end("first text")
+                if isinstance(event, Done):
+                    phases.end("answer")
+                    _log_end(request_id, event.usage, event.reasons, phases)
                 for happened in (event,) if has_started else (Start(), event):
                     for chunk in dialect.chunks(happened, meta):
                         yield chunk
                 has_started = True
+
+
+class _Phases:
+    """Seconds of a request's phases, for its line in the log."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def end(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[phase] = round(now - self._since, 3)
+        self._since = now
+
+
+def _log_end(request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: _Phases) -> None:
+    """The one line of an answer. In a stream `answer` includes the time that its client took."""
+    facts = {"finish_reasons": list(reasons), "usage": usage.model_dump(), "seconds": phases.seconds}
+    log.info("answered", extra={"request": request_id, **facts})
+
+
+def _legible(request: ChatRequest) -> list[str]:
+    """The words of a request, with `[image]` and `[video]` in the places of the media."""
+    return [
+        f"{message.role}: "
+        + " ".join(part.text if isinstance(part, Text) else f"[{part.kind}]" for part in message.parts)
+        for message in request.messages
+    ]
 
 
 async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:

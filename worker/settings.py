@@ -76,7 +76,20 @@ class Settings(BaseModel):
         "so that media is fetched while the device works",
     )
     stream_interval_ms: Count = Field(
-        100, description="Least time between two chunks of a stream; the first and the last do not wait"
+        100,
+        description="Least time between two chunks of a stream, which grows to five times as much in a long one; "
+        "the first and the last do not wait",
+    )
+    max_job_s: Seconds = Field(
+        570.0,
+        description="Seconds from a job's arrival after which the text so far is its answer (`finish_reason` "
+        "`time`); keep it below the endpoint's execution timeout",
+    )
+    drain_s: Seconds = Field(
+        20.0, description="Seconds that running jobs may still take when the worker is told to stop"
+    )
+    progress_after_s: Seconds = Field(
+        3.0, description="Seconds without a word after which a job's phases are told to the platform as progress"
     )
     late_jobs_s: Seconds = Field(
         20.0, description="Seconds to finish jobs that the platform handed over while the worker was being stopped"
@@ -88,6 +101,9 @@ class Settings(BaseModel):
     prepare_threads: Positive = Field(4, description="Threads that decode pictures and build prompts")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe level that is logged"
+    )
+    log_prompts: bool = Field(
+        False, description="Logs the words of requests (never pictures); without it no content reaches the log"
     )
 
     runpod_log_level: Literal["NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"] = Field(

@@ -10,14 +10,17 @@ import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
 from worker.serve import Generates, Service
+from worker.settings import load
 
 
 def client(engine: Generates) -> openai.OpenAI:
     """A client whose requests become jobs with `openai_route` and `openai_input`."""
-    service = Service(engine, FakeOpener())
+    service = Service(engine, FakeOpener(), load({}))
 
     def carry(request: httpx.Request) -> httpx.Response:
-        job = {"openai_route": request.url.path, "openai_input": json.loads(request.content)}
+        job: dict[str, Any] = {"openai_route": request.url.path}
+        if request.content:
+            job["openai_input"] = json.loads(request.content)
 
         async def run() -> list[Any]:
             return [output async for output in service.answer(job, "job-1")]
@@ -129,3 +132,11 @@ def test_several_answers_streamed(engine: Generates) -> None:
     assert texts[0] != texts[1]
     assert all(reason in ("stop", "length") for reason in reasons.values())
     assert num_logprobs > 8
+
+
+def test_the_models_are_listed_and_found_by_name() -> None:
+    with client(FakeEngine()) as openai_client:
+        assert [model.id for model in openai_client.models.list()] == ["tiny-qwen3-vl"]
+        assert openai_client.models.retrieve("tiny-qwen3-vl").owned_by == "worker-qwen-vl"
+        with pytest.raises(openai.APIStatusError, match="not served here"):
+            openai_client.models.retrieve("gpt-4")

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 
 from tests.engine.requests import Shown, ask, picture
 from worker.contract import Done, Event, Piece
+from worker.deadline import Deadline
 from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel
-from worker.errors import EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
+from worker.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
 from worker.settings import Settings
 
 Serve = Callable[[Settings], Engine]
@@ -434,3 +436,95 @@ def test_closing_ends_what_runs_and_joins_the_thread(serve: Serve) -> None:
     assert not engine._thread.is_alive()
     with pytest.raises(EngineStopped):
         text_and_end(engine, ask("Hello"))
+
+
+def test_at_its_deadline_an_answer_ends_as_it_is(engine: Engine) -> None:
+    async def run() -> tuple[list[Event], list[Event]]:
+        deadline = Deadline()
+        shown = ask("Who are you?", max_tokens=3000, ignore_eos=True)
+        other = asyncio.create_task(events(engine, ask("Who are you?")))
+        got: list[Event] = []
+        stream = engine.generate(shown.request.model_copy(update={"stream": True}), (), deadline)
+        async for event in stream:
+            got.append(event)
+            deadline.bring_forward(time.monotonic())
+        return got, await other
+
+    got, other = asyncio.run(run())
+    assert isinstance(got[0], Piece)
+    assert got[-1].reasons == ("time",)  # type: ignore[union-attr]
+    assert 0 < got[-1].usage.completion_tokens < 3000  # type: ignore[union-attr]
+    assert other[-1].reasons == ("stop",)  # type: ignore[union-attr]
+
+
+def test_a_deadline_before_the_first_token_is_a_coded_error_and_frees_the_place(engine: Engine) -> None:
+    async def run() -> None:
+        past = Deadline(0.0)
+        request = engine.submit(prompt_of(engine, "Who are you?"), ask("x").request.sampling, heard.append, past)
+        while not heard:
+            await asyncio.sleep(0)
+        assert request.is_over
+
+    heard: list[Any] = []
+    asyncio.run(run())
+    assert [type(one) for one in heard] == [DeadlineExceeded]
+    assert text_and_end(engine, ask("Who are you?"))[1].reasons == ("stop",)
+
+
+def test_all_answers_of_a_request_end_at_its_deadline(engine: Engine) -> None:
+    async def run() -> Any:
+        deadline = Deadline()
+        shown = ask("Who are you?", max_tokens=3000, ignore_eos=True, n=3)
+        got: list[Event] = []
+        async for event in engine.generate(shown.request.model_copy(update={"stream": True}), (), deadline):
+            got.append(event)
+            deadline.bring_forward(time.monotonic())
+        return got[-1]
+
+    assert asyncio.run(run()).reasons == ("time",) * 3
+
+
+def test_an_engine_that_is_stuck_does_not_hold_its_callers(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.engine.STUCK_S", 0.0)
+    engine = Engine(tiny, Settings(device="cpu"))
+    let_go = threading.Event()
+    engine._runner = Stuck(engine._runner, let_go)  # type: ignore[assignment]
+    engine.start()
+
+    async def run() -> None:
+        deadline = Deadline()
+        shown = ask("Who are you?")
+        answer = asyncio.create_task(drain(engine.generate(shown.request, (), deadline)))
+        while not engine._live and not engine._beginning:
+            await asyncio.sleep(0)
+        deadline.bring_forward(0.0)
+        with pytest.raises(DeadlineExceeded):
+            await answer
+
+    try:
+        asyncio.run(run())
+    finally:
+        let_go.set()
+        engine.close()
+
+
+class Stuck:
+    """A runner whose prompts hang until it is let go."""
+
+    def __init__(self, inner: Any, let_go: threading.Event) -> None:
+        self._inner, self._let_go = inner, let_go
+
+    def prefill(self, *arguments: Any) -> Any:
+        assert self._let_go.wait(30)
+        return self._inner.prefill(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def drain(stream: Any) -> list[Any]:
+    return [event async for event in stream]
+
+
+def prompt_of(engine: Engine, text: str) -> Any:
+    return engine._builder.build(ask(text).request, ())

@@ -1,6 +1,7 @@
 """Every family, token for token what transformers' greedy `generate` says, in every way in which rows come and go."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,19 @@ def test_every_family_in_every_way(model: LoadedModel, expected: list[Tokens], w
     right = [a == b for a, b in zip(answers, expected, strict=True)]
     EQUALITY[model.module.config.model_type, way] = f"{sum(right)}/{len(right)}"
     assert answers == expected
+
+
+def test_plain_attention_gives_the_tokens_of_generate_too(tmp_path: Path) -> None:
+    model = load(
+        Settings(device="cpu", model_path=checkpoints.write("qwen3_vl", tmp_path / "model"), attention="eager")
+    )
+    wanted = [reference(model, one) for one in requests()]
+    engine = Engine(model, Settings(device="cpu", prefill_chunk=64))
+    engine.start()
+    try:
+        assert asyncio.run(burst(engine)) == wanted
+    finally:
+        engine.close()
 
 
 def test_other_pixels_and_other_positions_give_another_text(model: LoadedModel, expected: list[Tokens]) -> None:

@@ -7,7 +7,9 @@ stream, cancel, health, purge-queue, the OpenAI route), with faults to order.
 import asyncio
 import contextlib
 import json
+import random
 import threading
+import time
 import uuid
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from aiohttp import web
 
 KEY = "rpa_test"
 FINAL = ("COMPLETED", "FAILED", "CANCELLED")
+DROPPED = 0  # in the place of a status: the connection is closed without an answer
+ACTS_TWICE = ("job-done", "job-stream")  # routes whose answer may be lost after they did their work
 
 
 @dataclass
@@ -31,6 +35,10 @@ class Job:
     chunks: list[Any] = field(default_factory=list)
     num_read: int = 0
     num_results: int = 0
+    progress: list[Any] = field(default_factory=list)
+    policy: dict[str, Any] | None = None
+    taken_at: float = 0.0
+    ended_at: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -45,7 +53,8 @@ class Job:
 
 class Platform:
     """Start it with `with`; `hold_s` is how long a poll without a job is held. faults: for a route's name, the statuses
-    that its next calls get instead of what they ask for."""
+    that its next calls get instead of what they ask for. trouble: the share of all the worker's calls that fail, by
+    500 or a dropped connection, before or after their work is done."""
 
     def __init__(self, hold_s: float = 0.5) -> None:
         self.hold_s = hold_s
@@ -53,6 +62,9 @@ class Platform:
         self.faults: dict[str, deque[int]] = defaultdict(deque)
         self.calls: dict[str, int] = defaultdict(int)
         self.chunk_delay_s = 0.0
+        self.max_result_bytes = 20 * 2**20
+        self.trouble = 0.0
+        self._rng = random.Random(1)
         self.port = 0
         self._queue: deque[Job] = deque()
         self._stops: list[str] = []
@@ -110,6 +122,7 @@ class Platform:
             ("POST", "/runsync", self._runsync),
             ("GET", "/status/{job}", self._status),
             ("POST", "/status/{job}", self._status),
+            ("GET", "/status-sync/{job}", self._status_sync),
             ("GET", "/stream/{job}", self._stream),
             ("POST", "/stream/{job}", self._stream),
             ("POST", "/cancel/{job}", self._cancel),
@@ -128,12 +141,26 @@ class Platform:
     def _counted(self, name: str, act: Any) -> Any:
         async def counted(request: web.Request) -> web.StreamResponse:
             self.calls[name] += 1
+            is_in_trouble = name.startswith("job-") and self._rng.random() < self.trouble
+            fault = self._rng.choice((500, 502, DROPPED)) if is_in_trouble else None
             if self.faults[name]:
-                return web.Response(status=self.faults[name].popleft())
+                fault = self.faults[name].popleft()
+            elif fault is not None and name in ACTS_TWICE and self._rng.random() < 0.5:
+                await act(request)
+            if fault is not None:
+                return _failed(request, fault)
             answer: web.StreamResponse = await act(request)
             return answer
 
         return counted
+
+    def call_soon(self, act: Any, *arguments: Any) -> Any:
+        """Run `act` on the stand-in's own thread and give its result."""
+
+        async def run() -> Any:
+            return act(*arguments)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
 
     async def _wait_for_something(self) -> None:
         self._something.clear()
@@ -144,11 +171,11 @@ class Platform:
     async def _take(self, request: web.Request) -> web.Response:
         if not self._queue:
             await self._wait_for_something()
-        taken = []
+        taken: list[dict[str, Any]] = []
         while self._queue and len(taken) < int(request.query.get("batch_size", "1")):
             job = self._queue.popleft()
-            job.status = "IN_PROGRESS"
-            taken.append({"id": job.id, "input": job.input})
+            job.status, job.taken_at = "IN_PROGRESS", time.monotonic()
+            taken.append({"id": job.id, "input": job.input, **({"policy": job.policy} if job.policy else {})})
         if not taken:
             return web.Response(status=204)
         return web.json_response(taken if "batch_size" in request.query else taken[0])
@@ -161,7 +188,13 @@ class Platform:
 
     async def _done(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["job"]]
-        body = json.loads(await request.text())
+        text = await request.text()
+        if len(text) > self.max_result_bytes:
+            return web.Response(status=400)
+        body = json.loads(text)
+        if body.get("status") == "IN_PROGRESS":
+            job.progress.append(body["output"])
+            return web.json_response({})
         job.num_results += 1
         if job.status not in FINAL:
             job.output, job.error = body.get("output"), body.get("error")
@@ -169,7 +202,7 @@ class Platform:
         return web.json_response({})
 
     def _end(self, job: Job, status: str) -> None:
-        job.status = status
+        job.status, job.ended_at = status, time.monotonic()
         job.changed.set()
 
     async def _chunk(self, request: web.Request) -> web.Response:
@@ -182,28 +215,25 @@ class Platform:
     async def _ping(self, request: web.Request) -> web.Response:
         return web.json_response({})
 
-    def _enqueue(self, given: Any) -> Job:
-        job = Job(f"{uuid.uuid4()}-u1", given)
+    def _enqueue(self, given: Any, policy: dict[str, Any] | None = None) -> Job:
+        job = Job(f"{uuid.uuid4()}-u1", given, policy=policy)
         self.jobs[job.id] = job
         self._queue.append(job)
         self._something.set()
         return job
 
-    def submit(self, given: Any) -> Job:
+    def submit(self, given: Any, policy: dict[str, Any] | None = None) -> Job:
         """Put a job into the queue, from another thread."""
-        made: list[Job] = []
-        is_made = threading.Event()
+        job: Job = self.call_soon(self._enqueue, given, policy)
+        return job
 
-        def make() -> None:
-            made.append(self._enqueue(given))
-            is_made.set()
-
-        self._loop.call_soon_threadsafe(make)
-        assert is_made.wait(10)
-        return made[0]
+    def cancel(self, job: Job) -> None:
+        """As a client's cancel does, from another thread."""
+        self.call_soon(self._cancelled, job)
 
     async def _run(self, request: web.Request) -> web.Response:
-        job = self._enqueue((await request.json()).get("input"))
+        body = await request.json()
+        job = self._enqueue(body.get("input"), body.get("policy"))
         return web.json_response({"id": job.id, "status": "IN_QUEUE"})
 
     async def _finished(self, job: Job, seconds: float) -> None:
@@ -222,6 +252,11 @@ class Platform:
         job = self.jobs.get(request.match_info["job"])
         return web.json_response(job.shown) if job else web.Response(status=404)
 
+    async def _status_sync(self, request: web.Request) -> web.Response:
+        job = self.jobs[request.match_info["job"]]
+        await self._finished(job, float(request.query.get("wait", 90_000)) / 1000)
+        return web.json_response(job.shown)
+
     async def _stream(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["job"]]
         fresh, job.num_read = job.chunks[job.num_read :], len(job.chunks)
@@ -229,6 +264,10 @@ class Platform:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["job"]]
+        self._cancelled(job)
+        return web.json_response(job.shown)
+
+    def _cancelled(self, job: Job) -> None:
         if job in self._queue:
             self._queue.remove(job)
         elif job.status == "IN_PROGRESS":
@@ -236,7 +275,6 @@ class Platform:
         if job.status not in FINAL:
             self._end(job, "CANCELLED")
         self._something.set()
-        return web.json_response(job.shown)
 
     async def _health(self, request: web.Request) -> web.Response:
         states = [job.status for job in self.jobs.values()]
@@ -262,3 +300,9 @@ class Platform:
         if all(isinstance(part, str) for part in job.output):
             return web.Response(text="".join(job.output), content_type="text/event-stream")
         return web.json_response(job.output[0])
+
+
+def _failed(request: web.Request, status: int) -> web.Response:
+    if status == DROPPED and request.transport is not None:
+        request.transport.close()
+    return web.Response(status=status or 500)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_the_openai_client_on_the_openai_route(platform: Platform) -> None:
         messages: Any = [{"role": "user", "content": "Who are you?"}]
         reply = client.chat.completions.create(model="tiny-qwen3-vl", messages=messages)
         assert "vision model" in (reply.choices[0].message.content or "")
+        assert [model.id for model in client.models.list()] == ["tiny-qwen3-vl"]
         parts = client.chat.completions.create(model="tiny-qwen3-vl", messages=messages, stream=True)
         assert "vision model" in "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
 
@@ -155,6 +157,74 @@ def test_a_stop_finishes_what_runs_and_what_the_open_poll_brings() -> None:
         assert process.wait(30) == 0
 
 
+def test_without_our_care_the_job_of_the_open_poll_would_be_lost() -> None:
+    """The control of the test above."""
+    with Platform(hold_s=3.0) as platform, worker(platform, "-c", _WITHOUT_SALVAGE) as process:
+        until(lambda: platform.calls["job-take-batch"] > 0)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        late = platform.submit(QUESTION)
+        assert process.wait(30) == 0
+        assert late.status == "IN_PROGRESS"
+
+
+def test_a_stop_gives_running_jobs_a_limited_time() -> None:
+    with Platform() as platform, worker(platform, DRAIN_S="0.5") as process:
+        until(lambda: platform.calls["job-take-batch"] > 0)
+        running = [platform.submit(LONG), platform.submit({**LONG, "stream": False})]
+        until(lambda: running[0].chunks)
+        process.send_signal(signal.SIGTERM)
+        assert {ended(job).status for job in running} == {"COMPLETED"}
+        assert {job.output[-1]["finish_reason"] for job in running} == {"time"}
+        assert {0 < job.output[-1]["usage"]["completion_tokens"] < 3500 for job in running} == {True}
+        assert process.wait(30) == 0
+
+
+def test_a_job_ends_before_the_limit_of_its_policy(platform: Platform) -> None:
+    job = ended(platform.submit(LONG, {"executionTimeout": 3000}))
+    assert job.status == "COMPLETED"
+    assert job.output[-1]["finish_reason"] == "time"
+    assert job.ended_at - job.taken_at < 3
+
+
+def test_a_job_ends_at_its_own_limit_with_what_it_has(platform: Platform) -> None:
+    job = ended(platform.submit({**LONG, "stream": False, "max_seconds": 0.5}))
+    assert (job.status, job.output[0]["finish_reason"]) == ("COMPLETED", "time")
+    assert job.output[0]["text"]
+
+
+def test_a_result_that_the_platform_finds_too_large_becomes_a_coded_error(platform: Platform) -> None:
+    platform.max_result_bytes = 200
+    job = ended(platform.submit(QUESTION))
+    platform.max_result_bytes = 20 * 2**20
+    assert job.status == "FAILED"
+    assert json.loads(job.error)["code"] == "RESULT_TOO_LARGE"
+
+
+def test_a_worker_that_cannot_see_takes_no_job_and_says_why() -> None:
+    with Platform() as platform, worker(platform, "-c", _BLIND) as process:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "does not answer a question about a picture" in output
+        assert platform.calls["job-take"] + platform.calls["job-take-batch"] == 0
+
+
+def test_the_log_has_one_json_line_a_job_and_none_of_its_words() -> None:
+    with Platform() as platform, worker(platform, PROGRESS_AFTER_S="0.001") as process:
+        secret = {"prompt": "Who are you, Rumpelstiltskin?"}
+        job, bad = ended(platform.submit(secret)), ended(platform.submit({**secret, "max_tokens": 0}))
+        assert (job.status, bad.status) == ("COMPLETED", "FAILED")
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    events = [json.loads(line) for line in output.splitlines() if line.startswith('{"requestId"')]
+    said = {event["requestId"]: event for event in events if event["message"] in ("answered", "failed: INPUT_INVALID")}
+    assert said[job.id]["usage"]["completion_tokens"] > 3
+    assert said[bad.id]["code"] == "INPUT_INVALID"
+    assert "Rumpelstiltskin" not in output
+    assert "vision model" not in output
+    assert job.progress == [{"phase": "reading the prompt"}]
+
+
 def test_a_stop_while_loading_ends_at_once_and_takes_nothing() -> None:
     with Platform() as platform, worker(platform, "-c", _STOPPED_WHILE_LOADING) as process:
         assert process.wait(60) == 143
@@ -180,6 +250,25 @@ def decode(*_):
     raise torch.AcceleratorError("the device is gone")
 
 Runner.decode = decode
+handler.fitness_check = lambda service: lambda: None
+handler.main()
+"""
+
+_WITHOUT_SALVAGE = """
+import handler
+
+handler.job_api.finish_late_jobs = lambda *_: None
+handler.main()
+"""
+
+_BLIND = """
+import handler
+from worker.engine.runner import Runner
+
+def features(*_):
+    raise ValueError("a secret of the library")
+
+Runner.features = features
 handler.main()
 """
 
@@ -192,6 +281,25 @@ def test_a_broken_device_answers_everybody_and_ends_the_worker() -> None:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert output.count("this worker must be replaced") == 1
+
+
+JS = ROOT / "tests" / "platform" / "js"
+
+
+@pytest.mark.skipif(
+    shutil.which("node") is None or not (JS / "node_modules").exists(), reason="Node.js with its packages is not here"
+)
+def test_every_call_of_the_javascript_client(platform: Platform) -> None:
+    command = ["node", "client.mjs", platform.address]
+    result = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    said = json.loads(result.stdout)
+    assert "vision model" in said["sync"]["output"][0]["text"]
+    assert "vision model" in said["status"]["output"][0]["text"]
+    assert "vision model" in "".join(piece["text"] for piece in said["pieces"])
+    assert said["pieces"][-1]["finish_reason"] == "stop"
+    assert said["cancelled"]["status"] == "CANCELLED"
+    assert json.loads(said["failed"]["error"])["code"] == "INPUT_INVALID"
+    assert said["health"]["jobs"]["inQueue"] == 0
 
 
 def test_a_bounded_pool_of_clients_gets_all_answers(platform: Platform, endpoint: Any) -> None:

@@ -7,7 +7,7 @@ write the module and give it a row in `DIALECTS`; the first that speaks a body g
 from typing import Any, Protocol
 
 from worker.contract import Answer, ChatRequest, Meta, StreamEvent
-from worker.dialects import native, openai_chat
+from worker.dialects import native, openai_chat, openai_models
 from worker.errors import InputNotObject, WorkerError
 
 JSON = dict[str, Any] | str
@@ -32,7 +32,7 @@ class Dialect(Protocol):
         """What ends a request that failed, in order."""
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_chat, native)
+DIALECTS: tuple[Dialect, ...] = (openai_models, openai_chat, native)
 
 
 def choose(body: object) -> tuple[Dialect, dict[str, Any]]:

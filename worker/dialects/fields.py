@@ -25,6 +25,7 @@ from worker.contract import (
     Frames,
     Inline,
     Likely,
+    MaxSeconds,
     MaxTokens,
     Media,
     Message,
@@ -196,8 +197,9 @@ LogitBias = Annotated[
 
 
 class SamplingFields(Body):
-    """What a body of any dialect may say about how tokens are chosen."""
+    """What a body of any dialect may say about how tokens are chosen, and for how long."""
 
+    max_seconds: MaxSeconds | None = None
     max_tokens: MaxTokens | None = None
     min_tokens: MaxTokens | Literal[0] | None = None
     temperature: Temperature | None = None

@@ -59,6 +59,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     return ChatRequest(
         messages=fields.conversation(_messages(native)),
         sampling=native.sampling(),
+        max_seconds=native.max_seconds,
         stream=native.stream,
     )
 

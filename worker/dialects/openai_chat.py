@@ -38,6 +38,7 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": (None, {}),
 }
 _ROLES: dict[str, Role] = {"developer": "system"}
+_REASONS = {"stop": "stop", "length": "length", "time": "length"}  # the API knows no end by time
 
 
 class OpenAIMessage(Body):
@@ -97,6 +98,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
             for index, message in enumerate(chat.messages)
         ),
         sampling=chat.sampling(),
+        max_seconds=chat.max_seconds,
         stream=chat.stream or False,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         model=chat.model,
@@ -121,7 +123,7 @@ def reply(answer: Answer) -> dict[str, Any]:
             "index": index,
             "message": {"role": "assistant", "content": said.text, "refusal": None},
             "logprobs": _logprobs(said.logprobs),
-            "finish_reason": said.reason,
+            "finish_reason": _REASONS[said.reason],
         }
         for index, said in enumerate(answer.said)
     ]
@@ -137,7 +139,9 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
         case Piece():
             return [_sse(_chunk(meta, {"content": event.text}, event.index, logprobs=_logprobs(event.logprobs)))]
         case Done():
-            text = "".join(_sse(_chunk(meta, {}, index, reason)) for index, reason in enumerate(event.reasons))
+            text = "".join(
+                _sse(_chunk(meta, {}, index, _REASONS[reason])) for index, reason in enumerate(event.reasons)
+            )
             if meta.include_usage:
                 text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
             return [text + "data: [DONE]\n\n"]

@@ -31,7 +31,7 @@ class Entry:
 
     @property
     def is_over(self) -> bool:
-        return self.request.is_cancelled
+        return all(sequence.is_over for sequence in self.sequences)
 
 
 class Admission:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from worker.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
+from worker.deadline import Deadline
 from worker.engine.admission import Admission, Entry
 from worker.engine.loading import LoadedModel
 from worker.engine.prefill import Prefill
@@ -39,6 +40,9 @@ from worker.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64
+GROWTH = 1.03  # of the time between two pieces of a stream, at each of them
+MOST_INTERVALS = 5  # and where that ends
+STUCK_S = 5.0  # after its deadline a request no longer waits for the engine's thread to end it
 
 
 class Engine:
@@ -99,16 +103,21 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    async def generate(self, request: ChatRequest, media: Items[Opened]) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: ChatRequest, media: Items[Opened], deadline: Deadline | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Pieces of text, then exactly one Done. `media` are the request's, opened. Leaving early frees the slot.
 
         A plain request's text comes in one piece. In a stream the first piece comes at once, then what has gathered
-        in STREAM_INTERVAL_MS, or for as long as the consumer was busy. Raises WorkerError.
+        in STREAM_INTERVAL_MS, or for as long as the consumer was busy; the longer the answer, the rarer and larger.
+        At the deadline the answer ends as it is, with the reason `time`. Raises WorkerError.
         """
         if not self.is_healthy:
             raise EngineStopped()
+        deadline = deadline or Deadline()
         loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
+        async with deadline.watch():
+            prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
         events: asyncio.Queue[Event | WorkerError] = asyncio.Queue()
         has_ended = asyncio.Event()
 
@@ -121,7 +130,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
                 loop.call_soon_threadsafe(deliver, event)
 
-        submitted = self.submit(prompt, request.sampling, emit)
+        submitted = self.submit(prompt, request.sampling, emit, deadline)
         task = asyncio.current_task()
         assert task is not None
         # A task that is cancelled while its consumer is busy never comes back into this generator,
@@ -130,11 +139,15 @@ class Engine:
         task.add_done_callback(release)
         pause = self._settings.stream_interval_ms / 1000 if request.stream else None
         may_speak_at = loop.time()
+        most = MOST_INTERVALS * (pause or 0)
         try:
             while True:
-                gathered = [await events.get()]
-                await _until(has_ended, None if pause is None else may_speak_at - loop.time())
-                may_speak_at = loop.time() + (pause or 0)
+                async with deadline.watch(STUCK_S):
+                    gathered = [await events.get()]
+                    await _until(has_ended, None if pause is None else may_speak_at - loop.time())
+                if pause is not None:
+                    may_speak_at = loop.time() + pause
+                    pause = min(pause * GROWTH, most)
                 while not events.empty():
                     gathered.append(events.get_nowait())
                 for piece in _merged(gathered):
@@ -151,12 +164,12 @@ class Engine:
             task.remove_done_callback(release)
             self.cancel(submitted)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit) -> Request:
+    def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit, deadline: Deadline | None = None) -> Request:
         """Hand over a prompt; `emit` is called on the engine's thread.
 
         Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
-        request = Request(prompt, self._max_tokens(prompt, sampling), emit, sampling.n)
+        request = Request(prompt, self._max_tokens(prompt, sampling), emit, sampling.n, deadline or Deadline())
         self._check(request, sampling)
         choice = resolve(sampling, self._model.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._model.eos_ids)
@@ -219,8 +232,9 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._is_closing:
-                self._drop_over()
                 self._receive()
+                self._end_overdue()
+                self._drop_over()
                 self._prefill_some()
                 self._decode_all()
         except Exception:
@@ -242,6 +256,18 @@ class Engine:
             if entry is None:
                 return
             self._admission.waiting.append(entry)
+
+    def _end_overdue(self) -> None:
+        """End what is still here at its deadline."""
+        apart = [one for entry in (*self._beginning, *self._admission.waiting) for one in entry.sequences]
+        for sequence in (*self._live, *apart):
+            if sequence.is_over or not sequence.request.deadline.has_passed:
+                continue
+            try:
+                sequence.run_out_of_time()
+            except Exception:
+                log.exception("an answer could not be ended in time")
+                sequence.request.fail(InternalError())
 
     def _drop_over(self) -> None:
         """Free the rows of what has ended, and forget what was cancelled on the way."""

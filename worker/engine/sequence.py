@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
+from worker.deadline import Deadline
 from worker.engine.prompt import Prompt
 from worker.engine.sampling import Chooser, Row, likeliest
 from worker.engine.streaming import TextStream, Vocabulary
-from worker.errors import InternalError, WorkerError
+from worker.errors import DeadlineExceeded, InternalError, WorkerError
 
 Emit = Callable[[Event | WorkerError], None]
 
@@ -20,6 +21,7 @@ class Request:
     max_tokens: int
     emit: Emit
     num_answers: int = 1
+    deadline: Deadline = field(default_factory=Deadline)
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     num_generated: int = 0
     num_cached: int = 0
@@ -102,6 +104,13 @@ class Sequence:
             self._end("stop")
         elif len(self.tokens) >= self.request.max_tokens:
             self._end("length")
+
+    def run_out_of_time(self) -> None:
+        """End here: with what has been said, or with DeadlineExceeded where nothing has."""
+        if self.tokens:
+            self._end("time")
+        else:
+            self.request.fail(DeadlineExceeded())
 
     def _logprob(self, row: Row, token: int, count: int) -> TokenLogprob:
         logprob, top = likeliest(row, token, count)

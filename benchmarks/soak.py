@@ -1,0 +1,335 @@
+"""Many jobs through the real SDK and a stand-in for the platform, in trouble: every job accounted for.
+
+python -m benchmarks.soak [--jobs 10000] [--save]
+
+Mixed work (words, pictures, streams, bad input, cancels at random times) while 2 % of the worker's calls fail by 500,
+502 or a dropped connection, and the worker is stopped by SIGTERM and started again twice. Then, without trouble: what
+a job costs beside an empty handler, and what streaming costs the engine.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from benchmarks.report import environment, save
+from tests.platform.stand_in import FINAL, Job, Platform
+
+ROOT = Path(__file__).parents[1]
+TROUBLE = 0.02
+WINDOW = 64  # jobs that are unfinished at once
+KINDS = {"words": 40, "stream": 25, "picture": 15, "bad input": 10, "cancelled": 10}
+SECONDS_PER_TICK = os.sysconf("SC_CLK_TCK")
+PATIENCE_S = 120.0
+
+EMPTY_HANDLER = """
+import runpod
+from runpod.serverless.modules.rp_logger import RunPodLogger
+
+async def handler(job):
+    yield {"text": "x"}
+
+RunPodLogger().set_level("INFO")
+runpod.serverless.start(
+    {"handler": handler, "return_aggregate_stream": True, "concurrency_modifier": lambda _: 48}
+)
+"""
+OUR_HANDLER_WITH_A_MODEL_THAT_TAKES_NO_TIME = """
+import handler
+from worker.contract import Done, Piece, Usage
+from worker.engine.engine import Engine
+
+async def generate(self, request, media, deadline=None):
+    yield Piece(text="x")
+    yield Done(reasons=("stop",), usage=Usage(prompt_tokens=1, completion_tokens=1, image_tokens=1))
+
+Engine.generate = generate
+handler.main()
+"""
+
+
+class Worker:
+    """A worker's process as the platform starts it, and what it uses."""
+
+    def __init__(self, platform: Platform, *command: str) -> None:
+        given = {"DEVICE": "cpu", "LOG_LEVEL": "WARNING", **platform.environment()}
+        variables = [f"{name}={value}" for name, value in given.items()]
+        self._process = subprocess.Popen(
+            ["env", *variables, sys.executable, *(command or ("handler.py",))],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    @property
+    def cpu_seconds(self) -> float:
+        """User and system time of the process, which the ping process of the SDK is no part of."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / SECONDS_PER_TICK
+
+    @property
+    def memory_mib(self) -> float:
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    @property
+    def num_files(self) -> int:
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    def stop(self) -> int:
+        """Told to stop, as by the platform; its exit status."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+@contextmanager
+def running(platform: Platform, *command: str) -> Iterator[Worker]:
+    """A worker that has asked for its first job; stopped at the end."""
+    before = platform.calls["job-take-batch"]
+    worker = Worker(platform, *command)
+    try:
+        _until(lambda: platform.calls["job-take-batch"] > before)
+        yield worker
+    finally:
+        worker.stop()
+
+
+@dataclass
+class Life:
+    """One process: memory and open files when it had done a few jobs, and at its end."""
+
+    jobs: int
+    memory_mib: tuple[float, float]
+    files: tuple[int, int]
+    exit_status: int
+
+
+@dataclass
+class Outcome:
+    """How the jobs of a soak ended."""
+
+    seconds: float
+    ended: dict[str, dict[str, int]] = field(default_factory=dict)  # kind of job -> how it ended -> how many
+    lives: list[Life] = field(default_factory=list)
+
+    @property
+    def num_bad(self) -> int:
+        """Jobs that were lost, hung, or ended in another way than they should."""
+        return sum(many for ended in self.ended.values() for how, many in ended.items() if how in ("hung", "wrong"))
+
+
+def picture() -> str:
+    """A red circle on white, as a PNG in base64."""
+    image = Image.new("RGB", (128, 96), "white")
+    ImageDraw.Draw(image).ellipse((40, 20, 90, 70), fill=(220, 30, 30))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURE = picture()
+
+
+def body(kind: str, rng: random.Random) -> Any:
+    """A job's input."""
+    match kind:
+        case "words" | "stream":
+            return {"prompt": "Who are you?", "stream": kind == "stream", "temperature": 0}
+        case "picture":
+            return {"prompt": "What is in the picture?", "image": PICTURE, "temperature": 0}
+        case "cancelled":
+            return {"prompt": "Who are you?", "ignore_eos": True, "max_tokens": 400, "stream": rng.random() < 0.5}
+        case _:
+            return rng.choice((None, "text", {"prompt": 5}, {"prompt": "x", "image": "%%"}, {"prompt": "x", "y": 1}))
+
+
+def ended_how(kind: str, job: Job) -> str:
+    """A word for the end of a job: `answered`, `coded error`, `cancelled`; `hung` and `wrong` must not be."""
+    match job.status:
+        case status if status not in FINAL:
+            return "hung"
+        case "CANCELLED":
+            return "cancelled" if kind == "cancelled" else "wrong"
+        case "FAILED":
+            return "coded error" if _code(job) else "wrong"
+    if kind == "cancelled":
+        return "answered"
+    text = "".join(part["text"] for part in job.output)
+    expected = "circle" if kind == "picture" else "vision model"
+    return "answered" if kind != "bad input" and expected in text and "usage" in job.output[-1] else "wrong"
+
+
+def _code(job: Job) -> str | None:
+    try:
+        error = json.loads(job.error)
+    except (TypeError, ValueError):
+        return None
+    return error.get("code") if isinstance(error, dict) else None
+
+
+def soak(num_jobs: int, num_stops: int = 2, seed: int = 1) -> Outcome:
+    """Run `num_jobs` of mixed work in trouble, with the worker stopped and started `num_stops` times on the way."""
+    rng = random.Random(seed)
+    jobs: list[tuple[str, Job]] = []
+    to_cancel: list[tuple[float, Job]] = []
+    lives: list[Life] = []
+    began = time.monotonic()
+    with Platform(hold_s=1.0) as platform:
+        platform.trouble = TROUBLE
+        for end in [num_jobs * (life + 1) // (num_stops + 1) for life in range(num_stops + 1)]:
+            first = len(jobs)
+            calls = platform.calls["job-take-batch"]
+            worker = Worker(platform)
+            _until(lambda calls=calls: platform.calls["job-take-batch"] > calls)  # type: ignore[misc]
+            early: tuple[float, int] | None = None
+            while len(jobs) < end or (end == num_jobs and any(job.status not in FINAL for _, job in jobs[-WINDOW:])):
+                unfinished = sum(job.status not in FINAL for _, job in jobs[-4 * WINDOW :])
+                for _ in range(min(WINDOW - unfinished, end - len(jobs))):
+                    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+                    jobs.append((kind, platform.submit(body(kind, rng))))
+                    if kind == "cancelled":
+                        to_cancel.append((time.monotonic() + rng.random(), jobs[-1][1]))
+                for due in [one for one in to_cancel if one[0] <= time.monotonic()]:
+                    platform.cancel(due[1])
+                    to_cancel.remove(due)
+                if early is None and len(jobs) - first >= (end - first) // 4:
+                    early = worker.memory_mib, worker.num_files
+                time.sleep(0.02)
+            late = worker.memory_mib, worker.num_files
+            early = early or late
+            lives.append(Life(len(jobs) - first, (early[0], late[0]), (early[1], late[1]), worker.stop()))
+        for _, job in to_cancel:
+            platform.cancel(job)
+    ended: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for kind, job in jobs:
+        ended[kind][ended_how(kind, job)] += 1
+    return Outcome(time.monotonic() - began, {kind: dict(counts) for kind, counts in ended.items()}, lives)
+
+
+@dataclass
+class Cost:
+    """What a job takes from the poll that brings it to its result: milliseconds, and CPU of the process."""
+
+    p50: float
+    p95: float
+    p99: float
+    cpu: float
+
+
+def cost(num_jobs: int, given: Any, *command: str) -> Cost:
+    """Eight jobs at a time, nobody in trouble."""
+    with Platform(hold_s=1.0) as platform, running(platform, *command) as worker:
+        jobs = _through(platform, [given] * 64, 8)  # the first ones pay for what is made once
+        before = worker.cpu_seconds
+        jobs = _through(platform, [given] * num_jobs, 8)
+        cpu = (worker.cpu_seconds - before) / num_jobs * 1000
+    taken = [(job.ended_at - job.taken_at) * 1000 for job in jobs]
+    p = statistics.quantiles(taken, n=100)
+    return Cost(p[49], p[94], p[98], cpu)
+
+
+def streaming_cost(rounds: int = 5) -> tuple[float, float]:
+    """Tokens a second of 16 answers at once, plain and streamed: medians of rounds in turn, in one process."""
+    long = {"prompt": "Who are you?", "ignore_eos": True, "max_tokens": 300, "temperature": 0}
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    with Platform(hold_s=1.0) as platform, running(platform):
+        for _ in range(rounds + 1):
+            for stream, measured in rates.items():
+                began = time.monotonic()
+                jobs = _through(platform, [{**long, "stream": stream}] * 16, 16)
+                measured.append(16 * 300 / (max(job.ended_at for job in jobs) - began))
+    return statistics.median(rates[False][1:]), statistics.median(rates[True][1:])
+
+
+def _through(platform: Platform, bodies: list[Any], window: int) -> list[Job]:
+    jobs: list[Job] = []
+    for given in bodies:
+        _until(lambda: sum(job.status not in FINAL for job in jobs[-2 * window :]) < window)
+        jobs.append(platform.submit(given))
+    _until(lambda: all(job.status in FINAL for job in jobs))
+    return jobs
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not is_so():
+        if time.monotonic() > end:
+            raise TimeoutError("the worker did not go on")
+        time.sleep(0.002)
+
+
+def table(num_jobs: int, outcome: Outcome) -> str:
+    """How every kind of job ended, and what each process used."""
+    hows = sorted({how for ended in outcome.ended.values() for how in ended} | {"hung", "wrong"})
+    num_stops = len(outcome.lives) - 1
+    lines = [
+        f"{num_jobs} jobs in {outcome.seconds:.0f} s, {TROUBLE:.0%} of the worker's calls failing, {num_stops} stops:",
+        "",
+        f"| kind | {' | '.join(hows)} |",
+        "|---" * (len(hows) + 1) + "|",
+    ]
+    for kind, ended in outcome.ended.items():
+        lines.append(f"| {kind} | " + " | ".join(str(ended.get(how, 0)) for how in hows) + " |")
+    lines += ["", "| process | jobs | memory, MiB | open files | exit |", "|---|---|---|---|---|"]
+    for index, life in enumerate(outcome.lives, 1):
+        memory = f"{life.memory_mib[0]:.0f} to {life.memory_mib[1]:.0f}"
+        lines.append(f"| {index} | {life.jobs} | {memory} | {life.files[0]} to {life.files[1]} | {life.exit_status} |")
+    return "\n".join(lines) + "\n"
+
+
+def costs_table(costs: dict[str, Cost]) -> str:
+    lines = ["| a job with a model that takes no time | p50, ms | p95 | p99 | CPU, ms |", "|---|---|---|---|---|"]
+    lines += [f"| {name} | {c.p50:.1f} | {c.p95:.1f} | {c.p99:.1f} | {c.cpu:.2f} |" for name, c in costs.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--save", action="store_true", help="write JSON and the tables into benchmarks/results/")
+    options = parser.parse_args()
+    outcome = soak(options.jobs)
+    print(table(options.jobs, outcome), flush=True)
+    ours = ("-c", OUR_HANDLER_WITH_A_MODEL_THAT_TAKES_NO_TIME)
+    costs = {
+        "an empty handler": cost(1000, {"prompt": "x"}, "-c", EMPTY_HANDLER),
+        "ours, words": cost(1000, {"prompt": "x"}, *ours),
+        "ours, a picture": cost(1000, {"prompt": "x", "image": PICTURE}, *ours),
+    }
+    print(costs_table(costs), flush=True)
+    plain, streamed = streaming_cost()
+    said = f"16 answers at once: {plain:.0f} tokens/s plain, {streamed:.0f} streamed ({streamed / plain - 1:+.1%}).\n"
+    print(said)
+    if options.save:
+        facts = environment(
+            f"python -m benchmarks.soak --jobs {options.jobs}",
+            soak=asdict(outcome),
+            costs={name: asdict(one) for name, one in costs.items()},
+            tokens_per_second={"plain": plain, "streamed": streamed},
+        )
+        save("soak-cpu", facts, "\n".join((table(options.jobs, outcome), costs_table(costs), said)))
+    if outcome.num_bad:
+        sys.exit(f"{outcome.num_bad} jobs were lost, hung or wrong")
+
+
+if __name__ == "__main__":
+    main()
