@@ -24,6 +24,7 @@ from worker import job_api, logs
 from worker import settings as worker_settings
 from worker.engine.engine import Engine
 from worker.engine.loading import ModelError, load
+from worker.engine.pixels import Eye
 from worker.errors import ResultTooLarge
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
@@ -107,10 +108,11 @@ def main() -> None:
         _set_up_logs(settings)
         if settings.is_on_platform:
             signal.signal(signal.SIGTERM, job_api.leave_quietly)  # until the SDK puts its own handler there
-        engine = Engine(load(settings), settings, on_death=job_api.ask_to_stop)
+        model = load(settings)
+        engine = Engine(model, settings, on_death=job_api.ask_to_stop)
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    opener = Opener(settings, Fetcher(settings))
+    opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings))
     service = Service(engine, opener, settings)
     options = start_options(Handler(service, settings), settings, sys.argv)
     engine.start()

@@ -4,12 +4,14 @@ Each control changes one thing (colours, sides, order of frames, patches, normal
 must follow.
 """
 
+import io
 import json
 import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,11 @@ from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from worker import contract
 from worker.contract import Opened, Picture
 from worker.engine.loading import LoadedModel
-from worker.engine.pixels import Patches
+from worker.engine.pixels import Eye, Patches
 from worker.engine.prompt import Prompt, PromptBuilder
 from worker.engine.rules import read_rules
+from worker.media import video
+from worker.media.sniff import sniff
 from worker.settings import EMBEDDED_MODEL, Settings
 
 MAX_BYTES = 12_000_000
@@ -195,6 +199,39 @@ def test_it_sees_where_something_moves_and_in_reverse_the_other_way(tiny: Loaded
         shown = contract.Clip(clip.frames[::-1] if reverse else clip.frames, clip.fps)
         told.append(("What moves, and where?", shown, f"The green square moves {skills.DIRECTION_EN[seen]}."))
     assert share_right(tiny, told) >= 0.75
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
+def test_it_sees_in_a_video_file_what_moves_where(tiny: LoadedModel, form: str, codec: str) -> None:
+    right, settings, controls = 0, Settings(), contract.Controls(nframes=6)
+    eye = Eye(tiny.pixels, settings)
+
+    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
+        return eye.shrink(rgb, num_frames, controls)
+
+    for direction in scenes.DIRECTIONS:
+        clip = moving(direction, num_frames=40)
+        data = encoded(clip.frames, form, codec)
+        found = sniff(data).video
+        assert found is not None
+        packets = video.read_packets(data, found, settings)
+        shown = video.decode(data, found, packets, controls, settings, shrink)
+        answer = say(tiny, "What moves, and where?", shown)
+        right += answer == f"The green square moves {skills.DIRECTION_EN[direction]}."
+    assert right >= 3
+
+
+def encoded(frames: tuple[np.ndarray, ...], form: str, codec: str) -> bytes:
+    """A file of these frames, 20 a second."""
+    out = io.BytesIO()
+    with av.open(out, "w", format=form) as container:
+        stream: Any = container.add_stream(codec, rate=20)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return out.getvalue()
 
 
 def test_frames_in_another_order_are_another_answer(tiny: LoadedModel) -> None:

@@ -51,6 +51,29 @@ class Frames(Value):
     fps: float | None = None
 
 
+class Controls(Value):
+    """How a picture or video is to be seen; None takes the checkpoint's or the worker's own.
+
+    Sides and pixels are of one picture or frame, total_pixels of all temporal patches of a video. fps and nframes say
+    how many frames of a video file are seen, video_start and video_end (seconds) of which part.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+    total_pixels: int | None = None
+    fps: float | None = None
+    nframes: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
+
+
+AS_IT_IS = Controls.model_construct()
+
+
 class Text(Value):
     """Words in a message."""
 
@@ -63,6 +86,7 @@ class Media(Value):
     kind: Kind
     source: Url | Inline | Frames
     where: str
+    controls: Controls = AS_IT_IS
 
 
 class Message(Value):
@@ -123,14 +147,22 @@ class Picture:
     """An opened picture, upright. rgb: (height, width, 3)."""
 
     rgb: RGB
+    controls: Controls = AS_IT_IS
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An opened video: frames of one size, (height, width, 3) each, `fps` a second (None: the checkpoint's rate)."""
+    """An opened video: frames of one size, (height, width, 3) each.
+
+    times: seconds at which they are shown; without them, `fps` a second (None: the checkpoint's rate).
+    is_sized: they have the size at which the model sees them.
+    """
 
     frames: tuple[RGB, ...]
     fps: float | None
+    times: tuple[float, ...] | None = None
+    controls: Controls = AS_IT_IS
+    is_sized: bool = False
 
 
 Opened = Picture | Clip

@@ -18,7 +18,10 @@ WorkerError
 │   ├── MediaCorrupt                 broken or cut off
 │   ├── MediaDimensions              too many pixels, too long a side, frames that differ
 │   ├── MediaDecodeTimeout           decoding took too long
-│   └── MediaTooManyItems            more pictures, videos or frames than allowed
+│   ├── MediaTooManyItems            more pictures, videos or frames than allowed
+│   ├── MediaParamInvalid            controls that contradict each other or the file
+│   ├── MediaVideoTooLong            more seconds or frames than allowed
+│   └── MediaVideoNoFrames           nothing to see in the file or in the part that was asked for
 └── ServerError                 500  the worker is at fault
     ├── QueueFull               429  too many requests are waiting
     ├── OutOfMemory             503  this request did not fit in memory
@@ -196,6 +199,28 @@ class MediaTooManyItems(MediaError):
 
     code = "MEDIA_TOO_MANY_ITEMS"
     text = "too many pictures, videos or frames"
+
+
+class MediaParamInvalid(MediaError):
+    """Controls of a picture or video that contradict each other or the file."""
+
+    code = "MEDIA_PARAM_INVALID"
+    text = "the controls do not fit"
+
+
+class MediaVideoTooLong(MediaError):
+    """A video of more seconds or frames than allowed."""
+
+    code = "MEDIA_VIDEO_TOO_LONG"
+    status = 413
+    text = "the video is too long"
+
+
+class MediaVideoNoFrames(MediaError):
+    """There is nothing to see in the file, or in the part that was asked for."""
+
+    code = "MEDIA_VIDEO_NO_FRAMES"
+    text = "the video has no frames"
 
 
 class ServerError(WorkerError):

@@ -112,7 +112,9 @@ class Settings(BaseModel):
 
     max_images: Positive = Field(16, description="Pictures in a request")
     max_videos: Positive = Field(2, description="Videos in a request")
-    max_frames: Positive = Field(256, description="Frames in a list that makes a video")
+    max_frames: Positive = Field(
+        256, le=768, description="Frames in a list that makes a video, and frames of a video file that are seen"
+    )
     max_image_bytes: Positive = Field(20 * MIB, description="Bytes of a picture")
     max_job_bytes: Positive = Field(192 * MIB, description="Bytes of all media of a request")
     max_job_pixels: Positive = Field(
@@ -126,12 +128,24 @@ class Settings(BaseModel):
     max_video_tokens: Positive = Field(
         16_384, description="Tokens that a video may become; larger ones are resized to it"
     )
+    max_video_bytes: Positive = Field(128 * MIB, description="Bytes of a video file")
+    max_video_s: Seconds = Field(600.0, description="Seconds of a video file")
+    max_video_packets: Positive = Field(36_000, description="Frames in a video file, seen or not")
+    max_video_frame_pixels: Positive = Field(4096 * 2160, description="Pixels of a frame of a video file")
+    max_video_side: Positive = Field(4096, description="Pixels of a frame's longer side")
+    max_video_fps: Annotated[float, Field(gt=0, le=240)] = Field(
+        8.0, description="Frames a second of a video file that are seen, at most"
+    )
     max_fetches: Positive = Field(16, description="Addresses fetched at once, over all requests")
-    decode_memory_bytes: Positive = Field(2048 * MIB, description="Memory of all pictures being decoded at once")
+    decode_memory_bytes: Positive = Field(
+        2048 * MIB, description="Memory of all pictures and videos being decoded at once"
+    )
     decode_timeout_s: Seconds = Field(10.0, description="Seconds to decode a picture")
+    video_decode_timeout_s: Seconds = Field(60.0, description="Seconds to decode a video file")
     connect_timeout_s: Seconds = Field(5.0, description="Seconds to connect to an address")
     read_timeout_s: Seconds = Field(10.0, description="Seconds without a byte from an address")
     image_timeout_s: Seconds = Field(20.0, description="Seconds to fetch a picture, all in all")
+    video_timeout_s: Seconds = Field(90.0, description="Seconds to fetch a video file, all in all")
     max_redirects: Count = Field(3, description="Redirects followed, each checked anew")
     media_allowed_domains: str = Field(
         "", description="Comma-separated domains (with their subdomains) that may be fetched; empty: any public one"

@@ -230,7 +230,7 @@ def last_time(clip: Clip, language: Language, rng: random.Random) -> Ask:
 
 def timestamps(num_frames: int, fps: float) -> list[float]:
     """The times in seconds that the prompt shows for a clip: one for each pair of frames."""
-    return patch_times(num_frames, fps, temporal=2)
+    return patch_times([index / fps for index in range(num_frames)], temporal=2)
 
 
 PictureSkill = Callable[[Scene, Language, random.Random], Ask]

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.contract import ChatRequest, Frames, Inline, Media, Text, Url
+from worker.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
 from worker.dialects import choose
+from worker.errors import MediaParamInvalid
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
@@ -118,3 +119,55 @@ def test_the_openai_clients_own_reply_may_be_sent_back() -> None:
 def test_both_names_of_the_token_limit_are_read(fields: dict[str, Any], expected: int | None) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], **fields}
     assert parse({"openai_route": "/v1/chat/completions", "openai_input": body}).sampling.max_tokens == expected
+
+
+def test_controls_are_read_from_the_form_and_from_the_block() -> None:
+    seen = {"min_pixels": 4096, "max_pixels": 65536, "resized_height": 64, "resized_width": 96}
+    part = {"nframes": 8, "min_frames": 4, "max_frames": 8, "video_start": 1, "video_end": 2.5, "total_pixels": 10**6}
+    content = [
+        {"type": "image", "image": "a", **seen},
+        {"type": "image", "image": {"url": "https://a.test/", **seen}},
+        {"type": "image_url", "image_url": {"url": "https://a.test/", **seen}},
+        {"type": "video", "video": "b", **part},
+        {"type": "video", "video": {"base64": "b", **part}},
+        {"type": "video_url", "video_url": {"url": "https://a.test/", **part}},
+    ]
+    media = parse({"messages": [{"role": "user", "content": content}]}).media
+    assert [one.controls for one in media] == [Controls(**seen)] * 3 + [Controls(**part)] * 3
+    [native] = parse({"prompt": "x", "video": {"url": "https://a.test/", "fps": 4}}).media
+    assert native.controls == Controls(fps=4)
+
+
+def test_what_the_form_says_goes_before_what_stands_beside_it() -> None:
+    block = {"type": "image", "image": {"url": "https://a.test/", "max_pixels": 1024}, "max_pixels": 9, "min_pixels": 5}
+    [media] = parse({"messages": [{"role": "user", "content": [block]}]}).media
+    assert media.controls == Controls(max_pixels=1024, min_pixels=5)
+
+
+@pytest.mark.parametrize(("detail", "pixels"), [("low", 512 * 512), ("high", None), ("auto", None)])
+def test_low_detail_is_a_smaller_picture(detail: str, pixels: int | None) -> None:
+    block = {"type": "image_url", "image_url": {"url": "https://a.test/", "detail": detail}}
+    [media] = parse({"messages": [{"role": "user", "content": [block]}]}).media
+    assert media.controls.max_pixels == pixels
+
+
+@pytest.mark.parametrize(
+    ("video", "said"),
+    [
+        ({"url": "https://a.test/", "fps": 1, "nframes": 4}, "either fps or nframes"),
+        ({"url": "https://a.test/", "min_frames": 9, "max_frames": 4}, "min_frames is more than max_frames"),
+        ({"url": "https://a.test/", "video_start": 9, "video_end": 4}, "video_start is more than video_end"),
+        ({"url": "https://a.test/", "resized_height": 64}, "resized_height needs resized_width"),
+        ({"url": "https://a.test/", "min_pixels": 9, "max_pixels": 4}, "min_pixels is more than max_pixels"),
+    ],
+)
+def test_controls_that_contradict_each_other_are_refused(video: Any, said: str) -> None:
+    with pytest.raises(MediaParamInvalid, match=said) as failure:
+        parse({"prompt": "x", "video": video})
+    assert failure.value.where == "video"
+
+
+def test_frames_of_a_list_are_not_chosen_from() -> None:
+    block = {"type": "video", "video": ["a", "b"], "nframes": 4}
+    with pytest.raises(MediaParamInvalid, match="of a list all frames are seen"):
+        parse({"messages": [{"role": "user", "content": [block]}]})

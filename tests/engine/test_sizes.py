@@ -5,8 +5,10 @@ import random
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from worker.contract import Controls
 from worker.engine.rules import PixelRules, read_rules
 from worker.engine.sizes import Size, image_size, video_size
+from worker.errors import MediaParamInvalid
 from worker.settings import EMBEDDED_MODEL
 
 REAL = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65536, 16777216, 4096, 25165824, 2.0, True, 768)
@@ -41,3 +43,37 @@ def test_the_rules_are_read_from_the_checkpoint() -> None:
     rules = read_rules(EMBEDDED_MODEL)
     assert (rules.factor, rules.image_min_pixels, rules.image_max_pixels) == (32, 128 * 128, 256 * 256)
     assert rules.video_fps == 2
+
+
+LIMIT = 2040 * 32 * 32  # pixels that the operator allows in the next test
+
+
+@pytest.mark.parametrize(
+    ("controls", "sides", "least", "most"),
+    [
+        ({}, (1080, 1920), 65_536, LIMIT),
+        ({"max_pixels": 262_144}, (1080, 1920), 65_536, 262_144),
+        ({"min_pixels": 10**6, "max_pixels": 10**7}, (500, 700), 10**6, LIMIT),
+        ({"min_pixels": 10**9}, (1080, 1920), LIMIT, LIMIT),
+        ({"resized_height": 280, "resized_width": 420}, (280, 420), 65_536, LIMIT),
+        ({"resized_height": 100_000, "resized_width": 100_000}, (100_000, 100_000), 65_536, LIMIT),
+    ],
+)
+def test_a_caller_chooses_within_the_operators_limit(
+    controls: dict[str, int], sides: tuple[int, int], least: int, most: int
+) -> None:
+    sent = (1080, 1920) if "resized_height" in controls else sides
+    expected = smart_resize(*sides, 32, least, most)
+    assert image_size(*sent, REAL, 2040, Controls(**controls)) == Size(*expected)
+
+
+def test_a_picture_cannot_be_stretched_beyond_all_measure() -> None:
+    with pytest.raises(MediaParamInvalid):
+        image_size(100, 100, REAL, 1000, Controls(resized_height=32, resized_width=100_000))
+
+
+@pytest.mark.parametrize("controls", [{"total_pixels": 2 * 10**6}, {"max_pixels": 128 * 32 * 32}, {}])
+def test_a_video_stays_within_what_was_asked_for(controls: dict[str, int]) -> None:
+    size = video_size(16, 1080, 1920, REAL, 16_384, Controls(**controls))
+    assert size.height * size.width <= controls.get("max_pixels", 10**9)
+    assert size.height * size.width * 16 / REAL.temporal <= controls.get("total_pixels", 10**9)

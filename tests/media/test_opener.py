@@ -1,6 +1,7 @@
 """All media of a request: order, limits over the whole, and nothing left behind."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.fakes import as_base64
-from worker.contract import RGB, Clip, Frames, Inline, Media, Opened, Picture, Url
+from tests.media.films import film, number_of
+from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
 from worker.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -47,6 +49,13 @@ class Slow:
         raise MediaFetchTimeout(detail="our words")
 
 
+class AsItIs:
+    """An eye that sees everything at its own size."""
+
+    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
+        return rgb
+
+
 def inline(colour: str, size: tuple[int, int] = (8, 6)) -> Inline:
     return Inline(data=as_base64(Image.new("RGB", size, colour)))
 
@@ -60,7 +69,7 @@ def clip(*colours: str, fps: float | None = None) -> Media:
 
 
 def opened(items: Sequence[Media], settings: Settings | None = None) -> tuple[Opened, ...]:
-    opener = Opener(settings or Settings(), Slow())
+    opener = Opener(settings or Settings(), Slow(), AsItIs())
     try:
         return asyncio.run(opener.open(items))
     finally:
@@ -98,7 +107,7 @@ def test_pictures_and_clips_come_in_order() -> None:
         (
             [Media(kind="video", source=Url(url="https://a.test/x.mp4"), where="video")],
             Settings(),
-            MediaUnsupportedType,
+            MediaFetchTimeout,
             "video",
         ),
         ([Media(kind="video", source=inline("red"), where="video")], Settings(), MediaUnsupportedType, "video"),
@@ -113,6 +122,40 @@ def test_limits_hold_and_name_the_item(
     assert failure.value.where == where
 
 
+def film_in(source: Url | Inline, **controls: int) -> Media:
+    return Media(kind="video", source=source, where="messages[0].content[1]", controls=Controls(**controls))
+
+
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_a_video_file_comes_by_address_and_inline(is_inline: bool) -> None:
+    data = film(30)
+    source = Inline(data=base64.b64encode(data).decode()) if is_inline else Url(url="film")
+    opener = Opener(Settings(), Shelf(film=data), AsItIs())
+    try:
+        [clip] = asyncio.run(opener.open([film_in(source, nframes=4)]))
+    finally:
+        opener.close()
+    assert isinstance(clip, Clip)
+    assert [number_of(frame) for frame in clip.frames] == [0, 10, 19, 29]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "error"),
+    [
+        (film(8), Settings(max_video_bytes=100), MediaTooLarge),
+        (film(8), Settings(decode_memory_bytes=1_000_000), MediaDimensions),
+        (film(8)[:500], Settings(), MediaCorrupt),
+        (b"ffconcat version 1.0", Settings(), MediaUnsupportedType),
+    ],
+)
+def test_a_video_file_that_is_refused_is_named(data: bytes, settings: Settings, error: type[MediaError]) -> None:
+    source = Inline(data=base64.b64encode(data).decode())
+    with pytest.raises(MediaError) as failure:
+        opened([film_in(source)], settings)
+    assert type(failure.value) is error
+    assert failure.value.where == "messages[0].content[1]"
+
+
 def test_frames_of_two_sizes_are_refused() -> None:
     frames = Frames(frames=(inline("red"), inline("red", (9, 6))))
     with pytest.raises(MediaDimensions) as failure:
@@ -122,7 +165,7 @@ def test_frames_of_two_sizes_are_refused() -> None:
 
 def test_the_first_failure_ends_the_other_fetches() -> None:
     shelf = Shelf(broken=b"\x89PNG\r\n\x1a\n")
-    opener = Opener(Settings(), shelf)
+    opener = Opener(Settings(), shelf, AsItIs())
 
     async def run() -> None:
         with pytest.raises(MediaCorrupt):
@@ -135,7 +178,7 @@ def test_the_first_failure_ends_the_other_fetches() -> None:
 
 def test_being_cancelled_ends_the_fetches() -> None:
     shelf = Shelf()
-    opener = Opener(Settings(), shelf)
+    opener = Opener(Settings(), shelf, AsItIs())
 
     async def run() -> None:
         task = asyncio.create_task(opener.open([image(Url(url="never"), "a"), image(Url(url="never"), "b")]))
@@ -151,7 +194,7 @@ def test_being_cancelled_ends_the_fetches() -> None:
 
 
 def test_after_many_failures_the_memory_is_whole_again() -> None:
-    opener = Opener(Settings(decode_memory_bytes=2_000_000), Slow())
+    opener = Opener(Settings(decode_memory_bytes=2_000_000), Slow(), AsItIs())
     broken = Inline(data=as_base64(Image.effect_noise((64, 64), 90))[:2000])
 
     async def run() -> None:
@@ -173,7 +216,7 @@ def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(mo
         go_on.wait(10)
 
     monkeypatch.setattr("worker.media.picture.decode", stuck)
-    opener = Opener(Settings(decode_timeout_s=0.05), Slow())
+    opener = Opener(Settings(decode_timeout_s=0.05), Slow(), AsItIs())
 
     async def run() -> None:
         with pytest.raises(MediaDecodeTimeout):
@@ -196,7 +239,7 @@ def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPat
         return decode(header)
 
     monkeypatch.setattr("worker.media.picture.decode", slow)
-    opener = Opener(Settings(decode_timeout_s=0.4, prepare_threads=1), Slow())
+    opener = Opener(Settings(decode_timeout_s=0.4, prepare_threads=1), Slow(), AsItIs())
     items = [image(inline("red"), f"i{index}") for index in range(8)]
     assert len(asyncio.run(opener.open(items))) == 8
     opener.close()
@@ -204,7 +247,7 @@ def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPat
 
 def test_not_all_addresses_are_fetched_at_once() -> None:
     shelf = Shelf()
-    opener = Opener(Settings(max_fetches=3), shelf)
+    opener = Opener(Settings(max_fetches=3), shelf, AsItIs())
 
     async def run() -> None:
         task = asyncio.create_task(opener.open([image(Url(url="never"), f"i{index}") for index in range(9)]))

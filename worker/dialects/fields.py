@@ -17,11 +17,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from worker.contract import (
+    AS_IT_IS,
     MAX_BIASES,
     MAX_STOPS,
     MAX_TEXT_CHARS,
     AdditivePenalty,
     BoundedText,
+    Controls,
     Frames,
     Inline,
     Likely,
@@ -45,8 +47,9 @@ from worker.contract import (
     TopP,
     Url,
 )
-from worker.errors import InputInvalid
+from worker.errors import InputInvalid, MediaParamInvalid
 
+LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's `detail: low` sees pictures at this size
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
 
 _NO_SUCH_FIELD = "there is no such field"
@@ -60,11 +63,59 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class UrlForm(Body):
+Pixels = Annotated[int, Field(ge=1, le=2**31)]
+NumFrames = Annotated[int, Field(ge=1, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=240)]
+At = Annotated[float, Field(ge=0, le=1_000_000)]
+
+
+class PictureControls(Body):
+    """How a picture is to be seen."""
+
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    resized_height: Pixels | None = None
+    resized_width: Pixels | None = None
+
+
+class FramesControls(PictureControls):
+    """How a list of frames is to be seen; `fps` is its rate."""
+
+    fps: Rate | None = None
+    total_pixels: Pixels | None = None
+
+
+class VideoControls(FramesControls):
+    """How a video file is to be seen, and which of its frames."""
+
+    nframes: NumFrames | None = None
+    min_frames: NumFrames | None = None
+    max_frames: NumFrames | None = None
+    video_start: At | None = None
+    video_end: At | None = None
+
+
+class UrlForm(PictureControls):
+    """A picture by its address or as a data URI."""
+
     url: str = Field(repr=False)
 
 
-class Base64Form(Body):
+class Base64Form(PictureControls):
+    """A picture in base64."""
+
+    base64: str = Field(repr=False)
+
+
+class VideoUrlForm(VideoControls):
+    """A video by its address or as a data URI."""
+
+    url: str = Field(repr=False)
+
+
+class VideoBase64Form(VideoControls):
+    """A video in base64."""
+
     base64: str = Field(repr=False)
 
 
@@ -89,9 +140,10 @@ MediaForm = Annotated[
 FrameForms = Annotated[list[MediaForm], Field(min_length=1, max_length=MAX_FORMS)]
 
 
-class FramesForm(Body):
+class FramesForm(FramesControls):
+    """A video as a list of pictures."""
+
     frames: FrameForms
-    fps: float | None = Field(None, gt=0, le=240)
 
 
 def _form_of_video(value: object) -> str | None:
@@ -104,8 +156,8 @@ def _form_of_video(value: object) -> str | None:
 
 VideoForm = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[UrlForm, Tag("<url>")]
-    | Annotated[Base64Form, Tag("<base64>")]
+    | Annotated[VideoUrlForm, Tag("<url>")]
+    | Annotated[VideoBase64Form, Tag("<base64>")]
     | Annotated[FramesForm, Tag("<frames>")]
     | Annotated[FrameForms, Tag("<list>")],
     Discriminator(
@@ -121,20 +173,25 @@ class TextBlock(Body):
     text: BoundedText = Field(repr=False)
 
 
-class ImageBlock(Body):
+class ImageBlock(PictureControls):
+    """A picture in a message."""
+
     type: Literal["image"]
     image: MediaForm
 
 
-class VideoBlock(Body):
+class VideoBlock(VideoControls):
+    """A video in a message."""
+
     type: Literal["video"]
     video: VideoForm
-    fps: float | None = Field(None, gt=0, le=240)
 
 
-class ImageUrl(Body):
+class ImageUrl(PictureControls):
+    """OpenAI's form of a picture."""
+
     url: str = Field(repr=False)
-    detail: Literal["auto", "high"] = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImageUrlBlock(Body):
@@ -144,7 +201,7 @@ class ImageUrlBlock(Body):
 
 class VideoUrlBlock(Body):
     type: Literal["video_url"]
-    video_url: UrlForm
+    video_url: VideoUrlForm
 
 
 _BLOCKS = ("text", "image", "video", "image_url", "video_url")
@@ -278,42 +335,74 @@ def _part(block: Any, where: str) -> Text | Media:
         case TextBlock():
             return Text(text=block.text)
         case ImageBlock():
-            return image(block.image, where)
+            return image(block.image, where, block)
         case VideoBlock():
-            return video(block.video, where, block.fps)
+            return video(block.video, where, block)
         case ImageUrlBlock():
-            return image(block.image_url.url, where)
+            return image(block.image_url, where)
         case VideoUrlBlock():
-            return video(block.video_url.url, where, None)
+            return video(block.video_url, where)
         case _:
             raise AssertionError(type(block))
 
 
-def image(form: str | UrlForm | Base64Form, where: str) -> Media:
-    return Media(kind="image", source=source(form), where=where)
+def image(form: str | UrlForm | Base64Form | ImageUrl, where: str, beside: PictureControls | None = None) -> Media:
+    """A picture from any of its forms; what the form says goes before what stands `beside` it."""
+    return Media(kind="image", source=source(form), where=where, controls=_controls(where, form, beside))
 
 
-def video(form: str | UrlForm | Base64Form | FramesForm | list[Any], where: str, fps: float | None) -> Media:
-    """A video from any of its forms; `fps` beside the video is the rate of a list of frames."""
-    match form:
-        case FramesForm():
-            frames = Frames(frames=tuple(source(frame) for frame in form.frames), fps=form.fps or fps)
-        case list():
-            frames = Frames(frames=tuple(source(frame) for frame in form), fps=fps)
-        case _:
-            return Media(kind="video", source=source(form), where=where)
-    return Media(kind="video", source=frames, where=where)
+def video(
+    form: str | VideoUrlForm | VideoBase64Form | FramesForm | list[Any], where: str, beside: VideoControls | None = None
+) -> Media:
+    """A video from any of its forms; beside a list of frames, `fps` is the list's rate."""
+    controls = _controls(where, form, beside)
+    if not isinstance(form, FramesForm | list):
+        return Media(kind="video", source=source(form), where=where, controls=controls)
+    chosen = [name for name in _CHOOSING if getattr(controls, name) is not None]
+    if chosen:
+        raise MediaParamInvalid(where=where, detail=f"{chosen[0]} is for video files: of a list all frames are seen")
+    forms = form.frames if isinstance(form, FramesForm) else form
+    frames = Frames(frames=tuple(source(frame) for frame in forms), fps=controls.fps)
+    return Media(kind="video", source=frames, where=where, controls=controls.model_copy(update={"fps": None}))
 
 
-def source(form: str | UrlForm | Base64Form) -> Url | Inline:
+_CHOOSING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
+
+
+def _controls(where: str, form: object, beside: PictureControls | None) -> Controls:
+    """Raises MediaParamInvalid."""
+    said: dict[str, Any] = {}
+    for body in (beside, form):
+        if isinstance(body, PictureControls):
+            said |= {name: value for name in Controls.model_fields if (value := getattr(body, name, None)) is not None}
+    if not said and not isinstance(form, ImageUrl):
+        return AS_IT_IS
+    if isinstance(form, ImageUrl) and form.detail == "low":
+        said["max_pixels"] = min(said.get("max_pixels", LOW_DETAIL_PIXELS), LOW_DETAIL_PIXELS)
+    for one, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
+        if one in said and other not in said:
+            raise MediaParamInvalid(where=where, detail=f"{one} needs {other} beside it")
+    if "fps" in said and "nframes" in said:
+        raise MediaParamInvalid(where=where, detail="either fps or nframes")
+    for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("video_start", "video_end")):
+        if low in said and high in said and said[low] > said[high]:
+            raise MediaParamInvalid(where=where, detail=f"{low} is more than {high}")
+    return Controls(**said)
+
+
+def source(form: str | PictureControls) -> Url | Inline:
     """Whatever has a scheme and an authority is an address; the rest is a data URI or base64."""
     match form:
-        case UrlForm():
+        case UrlForm() | VideoUrlForm():
             return Inline(data=form.url) if form.url[:5].lower() == "data:" else Url(url=form.url)
-        case Base64Form():
+        case Base64Form() | VideoBase64Form():
             return Inline(data=form.base64)
-        case _:
+        case ImageUrl():
+            return source(form.url)
+        case str():
             return Url(url=form) if _ADDRESS.match(form) else Inline(data=form)
+        case _:
+            raise AssertionError(type(form))
 
 
 def invalid(error: ValidationError) -> InputInvalid:

@@ -77,8 +77,8 @@ def _messages(body: NativeBody) -> tuple[Message, ...]:
         raise InputInvalid(where="input", detail="prompt or messages is required")
     pictures = [] if body.image is None else [fields.image(body.image, "image")]
     pictures += [fields.image(form, f"images[{index}]") for index, form in enumerate(body.images)]
-    videos = [] if body.video is None else [fields.video(body.video, "video", None)]
-    videos += [fields.video(form, f"videos[{index}]", None) for index, form in enumerate(body.videos)]
+    videos = [] if body.video is None else [fields.video(body.video, "video")]
+    videos += [fields.video(form, f"videos[{index}]") for index, form in enumerate(body.videos)]
     user = Message(role="user", parts=(*pictures, *videos, Text(text=body.prompt)))
     if body.system is None:
         return (user,)

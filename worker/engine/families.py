@@ -1,6 +1,6 @@
 """What differs between the model families, in one place: a row for each `model_type` that is served."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Seconds = float
@@ -22,9 +22,9 @@ class Family:
     is_video_timed: bool
 
 
-def patch_times(num_frames: int, fps: float, temporal: int) -> list[Seconds]:
+def patch_times(times: Sequence[Seconds], temporal: int) -> list[Seconds]:
     """Mean of the first and the last frame's time in each temporal patch; the last frame fills the last patch up."""
-    at = [min(index, num_frames - 1) / fps for index in range(num_frames + -num_frames % temporal)]
+    at = [*times, *[times[-1]] * (-len(times) % temporal)]
     return [(at[index] + at[index + temporal - 1]) / 2 for index in range(0, len(at), temporal)]
 
 

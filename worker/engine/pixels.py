@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.contract import RGB
+from worker.contract import RGB, Controls
 from worker.engine.rules import PixelRules
-from worker.engine.sizes import Size
+from worker.engine.sizes import Size, video_size
+from worker.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,21 @@ def of_picture(rgb: RGB, size: Size, rules: PixelRules) -> Patches:
 def of_frames(frames: Sequence[RGB], size: Size, rules: PixelRules) -> Patches:
     """Patches of a video; the number of frames is a multiple of the temporal patch."""
     return _patches([_resized(frame, size) for frame in frames], rules.temporal, rules)
+
+
+class Eye:
+    """The size at which the model sees, for whoever opens videos: frames shrink as they are decoded."""
+
+    def __init__(self, rules: PixelRules, settings: Settings) -> None:
+        self._rules = rules
+        self._max_tokens = settings.max_video_tokens
+
+    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
+        """One of `num_frames` frames, (height, width, 3), at the model's size. Raises MediaParamInvalid."""
+        height, width = rgb.shape[:2]
+        size = video_size(num_frames, height, width, self._rules, self._max_tokens, controls)
+        shrunk: RGB = _resized(rgb, size).permute(1, 2, 0).contiguous().numpy()
+        return shrunk
 
 
 def _resized(rgb: RGB, size: Size) -> torch.Tensor:

@@ -18,7 +18,7 @@ from worker.engine import pixels
 from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
-from worker.engine.sizes import image_size, video_size
+from worker.engine.sizes import Size, image_size, video_size
 from worker.errors import PromptTooLong
 from worker.settings import Settings
 
@@ -94,10 +94,11 @@ class PromptBuilder:
             if isinstance(one, Picture):
                 items.append(_item("image", self._picture(one)))
             else:
-                patches, fps = self._clip(one)
-                items.append(_item("video", patches, fps))
-                times.append(patch_times(len(one.frames), fps, self._model.pixels.temporal))
-                seconds.append(self._model.pixels.temporal / fps)
+                rules = self._model.pixels
+                at = one.times or [index / (one.fps or rules.video_fps) for index in range(len(one.frames))]
+                items.append(_item("video", self._clip(one), at))
+                times.append(patch_times(at, rules.temporal))
+                seconds.append(rules.temporal * _step(at, rules.video_fps))
         counts = [item.patches.num_tokens(self._model.pixels.merge) for item in items]
         if sum(counts) >= self._model.max_model_len:
             detail = f"pictures and videos have {sum(counts)} tokens of {self._model.max_model_len}"
@@ -141,15 +142,19 @@ class PromptBuilder:
     def _picture(self, picture: Picture) -> Patches:
         height, width = picture.rgb.shape[:2]
         rules = self._model.pixels
-        return pixels.of_picture(picture.rgb, image_size(height, width, rules, self._settings.max_image_tokens), rules)
+        size = image_size(height, width, rules, self._settings.max_image_tokens, picture.controls)
+        return pixels.of_picture(picture.rgb, size, rules)
 
-    def _clip(self, clip: Clip) -> tuple[Patches, float]:
-        """Patches, and the frames' rate; the last frame is repeated to fill the last temporal patch."""
+    def _clip(self, clip: Clip) -> Patches:
+        """The last frame is repeated to fill the last temporal patch."""
         rules = self._model.pixels
         frames = [*clip.frames, *clip.frames[-1:] * (-len(clip.frames) % rules.temporal)]
         height, width = frames[0].shape[:2]
-        size = video_size(len(frames), height, width, rules, self._settings.max_video_tokens)
-        return pixels.of_frames(frames, size, rules), clip.fps or rules.video_fps
+        if clip.is_sized:
+            size = Size(height, width)
+        else:
+            size = video_size(len(frames), height, width, rules, self._settings.max_video_tokens, clip.controls)
+        return pixels.of_frames(frames, size, rules)
 
     def _tokens(self, request: ChatRequest, times: list[list[float]]) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
@@ -190,9 +195,14 @@ class PromptBuilder:
         return positions[:, 0], int(deltas[0, 0])
 
 
-def _item(kind: Kind, patches: Patches, fps: float = 0.0) -> Item:
-    seen = f"{kind} {patches.grid} {patches.copies} {fps}".encode()
-    return Item(kind, patches, hashlib.blake2b(patches.pixels.numpy().data, digest_size=16, key=seen[:64]).digest())
+def _item(kind: Kind, patches: Patches, times: Sequence[float] = ()) -> Item:
+    seen = hashlib.blake2b(f"{kind} {patches.grid} {patches.copies} {list(times)}".encode(), digest_size=16).digest()
+    return Item(kind, patches, hashlib.blake2b(patches.pixels.numpy().data, digest_size=16, key=seen).digest())
+
+
+def _step(times: Sequence[float], default_fps: float) -> float:
+    """Mean seconds from a frame to the next."""
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / default_fps
 
 
 def grids(patches: Sequence[Patches]) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from worker.contract import RGB, Clip, Frames, Inline, Media, Opened, Picture, Url
+from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
 from worker.errors import (
     MediaDecodeTimeout,
     MediaDimensions,
@@ -20,12 +20,13 @@ from worker.errors import (
     MediaTooManyItems,
     MediaUnsupportedType,
 )
-from worker.media import inline, picture
+from worker.media import inline, picture, video
 from worker.media.budget import Budget
 from worker.media.sniff import sniff
 from worker.settings import Settings
 
 T = TypeVar("T")
+KEPT_BYTES = 128 * 2**20  # of the frames of a video at the model's size
 
 
 class Fetches(Protocol):
@@ -34,12 +35,19 @@ class Fetches(Protocol):
     async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes: ...
 
 
+class Sees(Protocol):
+    """Says at what size a model sees the frames of a video."""
+
+    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB: ...
+
+
 class Opener:
     """Opens media for any number of requests at once. Close it when done."""
 
-    def __init__(self, settings: Settings, fetcher: Fetches) -> None:
+    def __init__(self, settings: Settings, fetcher: Fetches, eye: Sees) -> None:
         self._settings = settings
         self._fetcher = fetcher
+        self._eye = eye
         self._memory = Budget(settings.decode_memory_bytes)
         self._slots = Budget(settings.prepare_threads)
         self._fetches = Budget(settings.max_fetches)
@@ -63,12 +71,12 @@ class Opener:
     async def _open(self, item: Media, left: "_Allowance") -> Opened:
         if item.kind == "image":
             assert not isinstance(item.source, Frames)
-            return Picture(await self._picture(item.source, item.where, left))
+            return Picture(await self._picture(item.source, item.where, left), item.controls)
         if isinstance(item.source, Frames):
-            return await self._clip(item.source, item.where, left)
-        raise await self._refuse_video_file(item.source, item.where, left)
+            return await self._clip(item.source, item.where, item.controls, left)
+        return await self._video(item.source, item.where, item.controls, left)
 
-    async def _clip(self, source: Frames, where: str, left: "_Allowance") -> Clip:
+    async def _clip(self, source: Frames, where: str, controls: Controls, left: "_Allowance") -> Clip:
         limit = self._settings.max_frames
         if len(source.frames) > limit:
             raise MediaTooManyItems(where=where, detail=f"{len(source.frames)} frames, at most {limit}")
@@ -78,25 +86,42 @@ class Opener:
         for frame, place in zip(frames, places, strict=True):
             if frame.shape != frames[0].shape:
                 raise MediaDimensions(where=place, detail="all frames of a video must have one size")
-        return Clip(tuple(frames), source.fps)
+        return Clip(tuple(frames), source.fps, controls=controls)
 
-    async def _refuse_video_file(self, source: Url | Inline, where: str, left: "_Allowance") -> MediaError:
-        if isinstance(source, Inline):
-            found = sniff(await self._bytes(source, where, left))
-            if found.picture is not None:
-                return MediaUnsupportedType(where=where, detail=f"this is {found.name}; a video is needed")
-        return MediaUnsupportedType(where=where, detail="video files are not read yet; send a list of frames")
+    async def _video(self, source: Url | Inline, where: str, controls: Controls, left: "_Allowance") -> Clip:
+        settings = self._settings
+        data = await self._bytes(source, where, left, settings.max_video_bytes, settings.video_timeout_s)
+        found = sniff(data)
+        if found.video is None:
+            raise MediaUnsupportedType(where=where, detail=f"this is {found.name}; a video is needed")
+        timeout = settings.video_decode_timeout_s
+        try:
+            packets = await self._in_thread(
+                1, where, video.read_packets, data, found.video, settings, timeout_s=timeout
+            )
+            memory = packets.decode_bytes + KEPT_BYTES
+            if memory > self._memory.total:
+                raise MediaDimensions(detail="decoding needs more memory than the worker may use")
+
+            def shrink(rgb: RGB, num_frames: int) -> RGB:
+                return self._eye.shrink(rgb, num_frames, controls)
+
+            return await self._in_thread(
+                memory, where, video.decode, data, found.video, packets, controls, settings, shrink, timeout_s=timeout
+            )
+        except MediaError as error:
+            raise error.at(where) from None
 
     async def _picture(self, source: Url | Inline, where: str, left: "_Allowance") -> RGB:
-        data = await self._bytes(source, where, left)
+        settings = self._settings
+        data = await self._bytes(source, where, left, settings.max_image_bytes, settings.image_timeout_s)
         header = await self._in_thread(1, where, picture.read_header, data, where, self._settings)
         left.take_pixels(header.num_pixels, where)
         if header.decode_bytes > self._memory.total:
             raise MediaDimensions(where=where, detail="decoding needs more memory than the worker may use")
         return await self._in_thread(header.decode_bytes, where, picture.decode, header)
 
-    async def _bytes(self, source: Url | Inline, where: str, left: "_Allowance") -> bytes:
-        limit = self._settings.max_image_bytes
+    async def _bytes(self, source: Url | Inline, where: str, left: "_Allowance", limit: int, timeout_s: float) -> bytes:
         try:
             if isinstance(source, Inline):
                 limit = min(limit, left.num_bytes)
@@ -105,13 +130,15 @@ class Opener:
                 return data
             await self._fetches.take(1)
             try:
-                return await self._fetcher.fetch(source.url, limit, self._settings.image_timeout_s, left.take_bytes)
+                return await self._fetcher.fetch(source.url, limit, timeout_s, left.take_bytes)
             finally:
                 self._fetches.give(1)
         except MediaError as error:
             raise error.at(where) from None
 
-    async def _in_thread(self, num_bytes: int, where: str, work: Callable[..., T], *arguments: Any) -> T:
+    async def _in_thread(
+        self, num_bytes: int, where: str, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
+    ) -> T:
         """Run `work` when a thread and the memory are free; both are held until it has really ended.
 
         The clock starts when the thread does. A thread cannot be stopped: after a timeout or a cancel it works on,
@@ -133,7 +160,7 @@ class Opener:
         running = self._threads.submit(work, *arguments)
         running.add_done_callback(let_go)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(running), self._settings.decode_timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(running), timeout_s or self._settings.decode_timeout_s)
         except TimeoutError:
             raise MediaDecodeTimeout(where=where) from None
 

@@ -4,18 +4,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
+VideoFormat = Literal["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "avi"]  # FFmpeg's names of demuxers
 
 
 @dataclass(frozen=True)
 class Found:
-    """`picture` is the format of a picture that is read; `name` is our word for what else it seems to be."""
+    """`picture` or `video` is the format that it is read as; `name` is our word for what it seems to be."""
 
     name: str
     picture: PictureFormat | None = None
+    video: VideoFormat | None = None
 
 
 _UNKNOWN = Found("of no known format")
-_VIDEO = Found("a video file")
+_ISO_VIDEO = Found("a video file", video="mov,mp4,m4a,3gp,3g2,mj2")
+_AVI = Found("a video file", video="avi")
+_MPEG_TS = Found("a video file", video="mpegts")
 _HEADS: tuple[tuple[bytes, Found], ...] = (
     (b"\xff\xd8\xff", Found("a JPEG", "JPEG")),
     (b"\x89PNG\r\n\x1a\n", Found("a PNG", "PNG")),
@@ -25,7 +29,7 @@ _HEADS: tuple[tuple[bytes, Found], ...] = (
     (b"II*\x00", Found("a TIFF")),
     (b"MM\x00*", Found("a TIFF")),
     (b"%PDF", Found("a PDF")),
-    (b"\x1aE\xdf\xa3", _VIDEO),
+    (b"\x1aE\xdf\xa3", Found("a video file", video="matroska,webm")),
     (b"<svg", Found("an SVG")),
     (b"<?xml", Found("an XML text")),
 )
@@ -46,11 +50,13 @@ def sniff(data: bytes) -> Found:
         if data.startswith(head):
             return found
     if data[:4] == b"RIFF":
-        return {b"WEBP": Found("a WebP", "WEBP"), b"AVI ": _VIDEO}.get(data[8:12], _UNKNOWN)
+        return {b"WEBP": Found("a WebP", "WEBP"), b"AVI ": _AVI}.get(data[8:12], _UNKNOWN)
     if data[4:8] == b"ftyp":
         return _iso_brand(data)
+    if data[4:8] in (b"moov", b"mdat", b"wide", b"free"):  # QuickTime before there were brands
+        return _ISO_VIDEO
     if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:
-        return _VIDEO
+        return _MPEG_TS
     return _UNKNOWN
 
 
@@ -61,4 +67,4 @@ def _iso_brand(data: bytes) -> Found:
     pictures = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
     if any(found.picture for found in pictures):
         return next(found for found in pictures if found.picture)
-    return pictures[0] if pictures else _VIDEO
+    return pictures[0] if pictures else _ISO_VIDEO
