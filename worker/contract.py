@@ -114,7 +114,7 @@ class Sampling(Value):
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
-    stop: tuple[str, ...] = Field((), repr=False)
+    stop: Annotated[tuple[str, ...], Field(repr=False)] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1
@@ -166,6 +166,17 @@ class Clip:
 
 
 Opened = Picture | Clip
+
+
+class Seen(Value):
+    """A picture or video as the model saw it. where: its place in the request; times: seconds of a video's frames."""
+
+    where: str
+    kind: Kind
+    width: int
+    height: int
+    tokens: int
+    times: tuple[float, ...] = ()
 
 
 class Usage(Value):
@@ -227,10 +238,12 @@ class Piece(Value):
 
 
 class Done(Value):
-    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once."""
+    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; seen: the
+    pictures and videos, in order."""
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
+    seen: tuple[Seen, ...] = ()
 
 
 class Said(Value):
@@ -247,6 +260,7 @@ class Answer(Value):
     meta: Meta
     said: tuple[Said, ...]
     usage: Usage
+    seen: tuple[Seen, ...] = ()
 
 
 Event = Piece | Done

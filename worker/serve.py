@@ -202,5 +202,5 @@ async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:
                     Said(text="".join(texts[index]), reason=reason, logprobs=tuple(logprobs[index]))
                     for index, reason in enumerate(event.reasons)
                 )
-                return Answer(meta=meta, said=said, usage=event.usage)
+                return Answer(meta=meta, said=said, usage=event.usage, seen=event.seen)
     raise InternalError()

@@ -54,6 +54,50 @@ BAD: dict[str, tuple[object, str, str]] = {
     "two thousand pictures": ({"prompt": "x", "images": ["a"] * 2000}, "INPUT_INVALID", "images"),
     "a lone surrogate": ({"prompt": SECRET + "\ud83d"}, "INPUT_INVALID", "prompt"),
     "a lone surrogate in a block": (blocks({"type": "text", "text": "\ud83d"}), "INPUT_INVALID", "content[0].text"),
+    "an unknown route": ({"route": "/v2/chat", "body": {}}, "ROUTE_UNKNOWN", "route"),
+    "a route without a body": ({"route": "/generate"}, "INPUT_NOT_OBJECT", "body"),
+    "something beside a route": ({"route": "/generate", "body": {}, "prompt": SECRET}, "INPUT_INVALID", "prompt"),
+    "/generate without messages": ({"route": "/generate", "body": {}}, "INPUT_INVALID", "messages"),
+    "/generate with a field of another dialect": (
+        {"route": "/generate", "body": {"messages": [{"role": "user", "content": "x"}], "top_k": 4}},
+        "INPUT_INVALID",
+        "top_k",
+    ),
+    "/recognize without a picture": (
+        {"route": "/v1/image/recognize", "body": {"prompt": SECRET}},
+        "INPUT_INVALID",
+        "image",
+    ),
+    "/chat-vl with messages that are not JSON": (
+        {"route": "/chat-vl", "body": {"messages": SECRET}},
+        "INPUT_INVALID",
+        "messages",
+    ),
+    "/chat-vl with deep JSON": (
+        {"route": "/chat-vl", "body": {"messages": "[" * 100_000}},
+        "INPUT_INVALID",
+        "messages",
+    ),
+    "/chat-vl with a role that is none": (
+        {"route": "/chat-vl", "body": {"messages": [{"role": "robot", "content": "x"}]}},
+        "INPUT_INVALID",
+        "messages[0].role",
+    ),
+    "/chat-vl with a block that is none": (
+        {"route": "/chat-vl", "body": {"messages": [{"role": "user", "content": [{"type": SECRET}]}]}},
+        "INPUT_INVALID",
+        "messages[0].content[0]",
+    ),
+    "/chat-vl with a file that nothing asks for": (
+        {"route": "/chat-vl", "body": {"messages": [{"role": "user", "content": "x"}], "file": "AAAA"}},
+        "INPUT_INVALID",
+        "file",
+    ),
+    "/chat-vl with a flag that is none": (
+        {"route": "/chat-vl", "body": {"messages": [{"role": "user", "content": "x"}], "stream": SECRET}},
+        "INPUT_INVALID",
+        "stream",
+    ),
     "empty messages": ({"messages": []}, "INPUT_INVALID", "messages"),
     "messages as text": ({"messages": SECRET}, "INPUT_INVALID", "messages"),
     "messages beside a prompt": (

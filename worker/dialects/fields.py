@@ -12,6 +12,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
@@ -47,7 +48,7 @@ from worker.contract import (
     TopP,
     Url,
 )
-from worker.errors import InputInvalid, MediaParamInvalid
+from worker.errors import InputInvalid, InputNotObject, MediaParamInvalid
 
 LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's `detail: low` sees pictures at this size
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
@@ -251,6 +252,20 @@ def _token_ids(bias: dict[str, float]) -> dict[int, float]:
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
 ]
+
+
+CONTENT: TypeAdapter[str | list[Any]] = TypeAdapter(Content, config=ConfigDict(hide_input_in_errors=True))
+
+
+def routed(body: dict[str, Any]) -> dict[str, Any]:
+    """The body of `{"route", "body"}`, in which the job API carries what HTTP routes take. Raises InputInvalid,
+    InputNotObject."""
+    for name in body.keys() - {"route", "body"}:
+        raise no_such_field(name)
+    given = body.get("body")
+    if not isinstance(given, dict):
+        raise InputNotObject(where="body")
+    return given
 
 
 class SamplingFields(Body):

@@ -17,6 +17,7 @@ from worker.contract import (
     Meta,
     Piece,
     Said,
+    Seen,
     Start,
     StreamEvent,
     Text,
@@ -24,7 +25,7 @@ from worker.contract import (
 )
 from worker.dialects import fields
 from worker.dialects.fields import Body, Content, MediaForm, SamplingFields, VideoForm
-from worker.errors import InputInvalid, WorkerError
+from worker.errors import InputInvalid, RouteUnknown, WorkerError
 
 
 class NativeMessage(Body):
@@ -51,7 +52,9 @@ def speaks(body: dict[str, Any]) -> bool:
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
-    """Raises InputInvalid."""
+    """Raises InputInvalid, RouteUnknown."""
+    if "route" in body:
+        raise RouteUnknown(where="route")
     try:
         native = NativeBody.model_validate(body)
     except ValidationError as error:
@@ -89,7 +92,15 @@ def reply(answer: Answer) -> dict[str, Any]:
     """`text` is the first answer; where `n` asked for several, `choices` has all."""
     first, *others = choices = [_choice(said) for said in answer.said]
     head = {"id": answer.meta.id, "model": answer.meta.model, **first}
-    return {**head, **({"choices": choices} if others else {}), "usage": usage(answer.usage)}
+    more = {"choices": choices} if others else {}
+    return {**head, **more, **_seen(answer.seen), "usage": usage(answer.usage)}
+
+
+def _seen(seen: tuple[Seen, ...]) -> dict[str, Any]:
+    """How the model saw the request's pictures and videos: sides in pixels, tokens, seconds of the frames."""
+    if not seen:
+        return {}
+    return {"media": [one.model_dump(mode="json", exclude_defaults=True) for one in seen]}
 
 
 def _choice(said: Said) -> dict[str, Any]:
@@ -120,7 +131,7 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
             end: dict[str, Any] = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reasons[0]}
             if len(event.reasons) > 1:
                 end["finish_reasons"] = list(event.reasons)
-            return [{**end, "usage": usage(event.usage)}]
+            return [{**end, **_seen(event.seen), "usage": usage(event.usage)}]
 
 
 def _piece(event: Piece, meta: Meta) -> dict[str, Any]:

@@ -73,18 +73,12 @@ _HONOURED = frozenset(OpenAIBody.model_fields)
 
 
 def speaks(body: dict[str, Any]) -> bool:
-    return "openai_route" in body
+    return "openai_route" in body or body.get("route") == ROUTE
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject, RouteUnknown."""
-    if body["openai_route"] != ROUTE:
-        raise RouteUnknown(where="openai_route")
-    for name in body.keys() - {"openai_route", "openai_input"}:
-        raise fields.no_such_field(name)
-    given = body.get("openai_input")
-    if not isinstance(given, dict):
-        raise InputNotObject(where="openai_input")
+    given = _given(body)
     _refuse_unbuilt(given)
     try:
         chat = OpenAIBody.model_validate(given)
@@ -106,6 +100,20 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     )
 
 
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    """The API's own body, from the platform's OpenAI route or from ours."""
+    if "openai_route" not in body:
+        return fields.routed(body)
+    if body["openai_route"] != ROUTE:
+        raise RouteUnknown(where="openai_route")
+    for name in body.keys() - {"openai_route", "openai_input"}:
+        raise fields.no_such_field(name)
+    given = body.get("openai_input")
+    if not isinstance(given, dict):
+        raise InputNotObject(where="openai_input")
+    return given
+
+
 def _ignored(given: dict[str, Any]) -> tuple[str, ...]:
     names = sorted(given.keys() - _HONOURED - _NOTHING_ASKED.keys())
     return tuple(fields.shown_name(name) for name in names[:MAX_NAMES_LOGGED])
@@ -118,6 +126,7 @@ def _refuse_unbuilt(given: dict[str, Any]) -> None:
 
 
 def reply(answer: Answer) -> dict[str, Any]:
+    """The API's object, and `response` beside it for the clients of an older service on the same route."""
     choices = [
         {
             "index": index,
@@ -127,7 +136,8 @@ def reply(answer: Answer) -> dict[str, Any]:
         }
         for index, said in enumerate(answer.said)
     ]
-    return {**_head(answer.meta, "chat.completion"), "choices": choices, "usage": _usage(answer.usage)}
+    head = _head(answer.meta, "chat.completion")
+    return {**head, "choices": choices, "usage": _usage(answer.usage), "response": answer.said[0].text}
 
 
 def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
@@ -153,7 +163,7 @@ def _logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
 
 def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
     shown = {"error": as_openai(error)}
-    given = body.get("openai_input")
+    given = body.get("openai_input", body.get("body"))
     if isinstance(given, dict) and given.get("stream") is True:
         return [_sse(shown) + "data: [DONE]\n\n"]
     return [{"error": json.dumps(shown)}]

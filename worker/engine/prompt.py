@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Text
+from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Seen, Text
 from worker.engine import pixels
 from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
@@ -43,7 +43,7 @@ class Prompt:
     ids: the tokens. positions: (3, tokens) M-RoPE positions. delta: what the position of a later token
     differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
     each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
-    begin with the same fingerprints begin with the same keys and values.
+    begin with the same fingerprints begin with the same keys and values. seen: what the items look like.
     """
 
     ids: tuple[int, ...]
@@ -55,6 +55,7 @@ class Prompt:
     fingerprint: torch.Tensor
     image_tokens: int
     video_tokens: int
+    seen: tuple[Seen, ...] = ()
 
     @property
     def images(self) -> tuple[Patches, ...]:
@@ -89,16 +90,20 @@ class PromptBuilder:
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
         """Raises PromptTooLong. `media` are the request's, in order."""
-        items, times, seconds = [], [], []
+        items: list[Item] = []
+        shown: list[Sequence[float]] = []
+        times, seconds = [], []
+        rules = self._model.pixels
         for one in media:
             if isinstance(one, Picture):
                 items.append(_item("image", self._picture(one)))
+                shown.append(())
             else:
-                rules = self._model.pixels
                 at = one.times or [index / (one.fps or rules.video_fps) for index in range(len(one.frames))]
                 items.append(_item("video", self._clip(one), at))
                 times.append(patch_times(at, rules.temporal))
                 seconds.append(rules.temporal * _step(at, rules.video_fps))
+                shown.append(at)
         counts = [item.patches.num_tokens(self._model.pixels.merge) for item in items]
         if sum(counts) >= self._model.max_model_len:
             detail = f"pictures and videos have {sum(counts)} tokens of {self._model.max_model_len}"
@@ -123,6 +128,17 @@ class PromptBuilder:
             fingerprint=fingerprint,
             image_tokens=sum(count for item, count in zip(items, counts, strict=True) if item.kind == "image"),
             video_tokens=sum(count for item, count in zip(items, counts, strict=True) if item.kind == "video"),
+            seen=tuple(
+                Seen(
+                    where=asked.where,
+                    kind=item.kind,
+                    width=item.patches.grid[2] * rules.patch,
+                    height=item.patches.grid[1] * rules.patch,
+                    tokens=count,
+                    times=tuple(round(at, 3) for at in at_each),
+                )
+                for asked, item, count, at_each in zip(request.media, items, counts, shown, strict=True)
+            ),
         )
 
     def _who_is_where(

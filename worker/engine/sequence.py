@@ -49,7 +49,13 @@ class Request:
             video_tokens=self.prompt.video_tokens,
             cached_tokens=self.num_cached,
         )
-        self.emit(Done(reasons=tuple(self.reasons[index] for index in range(self.num_answers)), usage=usage))
+        self.emit(
+            Done(
+                reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
+                usage=usage,
+                seen=self.prompt.seen,
+            )
+        )
 
     def fail(self, error: WorkerError) -> None:
         """End all answers with an error; once."""
