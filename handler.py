@@ -22,15 +22,12 @@ from runpod.serverless.modules.rp_logger import RunPodLogger
 
 from worker import job_api, logs
 from worker import settings as worker_settings
-from worker.engine.engine import Engine
-from worker.engine.loading import ModelError, load
-from worker.engine.pixels import Eye
+from worker.engine.loading import ModelError
 from worker.errors import ResultTooLarge
-from worker.media.fetch import Fetcher
-from worker.media.opener import Opener
 from worker.safe_json import safe
 from worker.serve import Service
 from worker.settings import SettingError, Settings
+from worker.start import start
 
 log = logging.getLogger("handler")
 LATE_JOBS_GRACE_S = 10.0  # to deliver what the late jobs' own limit has ended
@@ -108,14 +105,11 @@ def main() -> None:
         _set_up_logs(settings)
         if settings.is_on_platform:
             signal.signal(signal.SIGTERM, job_api.leave_quietly)  # until the SDK puts its own handler there
-        model = load(settings)
-        engine = Engine(model, settings, on_death=job_api.ask_to_stop)
+        serving = start(settings, on_death=job_api.ask_to_stop)
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings))
-    service = Service(engine, opener, settings)
+    service = serving.service
     options = start_options(Handler(service, settings), settings, sys.argv)
-    engine.start()
     try:
         if settings.is_on_platform:
             job_api.insist_on_delivery()
@@ -125,9 +119,8 @@ def main() -> None:
             service.stop_by(time.monotonic() + settings.late_jobs_s)
             job_api.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
-        engine.close()
-        opener.close()
-    if engine.is_dead:
+        serving.close()
+    if serving.engine.is_dead:
         sys.exit("worker-qwen-vl: the engine has ended, this worker must be replaced")
 
 

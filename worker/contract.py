@@ -44,10 +44,16 @@ class Inline(Value):
     data: str = Field(repr=False)
 
 
+class Upload(Value):
+    """The bytes of a file that came with the request."""
+
+    data: bytes = Field(repr=False)
+
+
 class Frames(Value):
     """Pictures that make a video, `fps` of them a second; None takes the checkpoint's rate."""
 
-    frames: tuple[Url | Inline, ...]
+    frames: tuple[Url | Inline | Upload, ...]
     fps: float | None = None
 
 
@@ -84,7 +90,7 @@ class Media(Value):
     """A picture or video in a message; `where` is its place in the request, for error messages."""
 
     kind: Kind
-    source: Url | Inline | Frames
+    source: Url | Inline | Upload | Frames
     where: str
     controls: Controls = AS_IT_IS
 

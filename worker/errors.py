@@ -3,6 +3,9 @@
 WorkerError
 ├── InputError                  400  the body is at fault
 │   ├── InputNotObject               `input` is missing or is not an object
+│   ├── KeyInvalid              401  the HTTP door has a key and this is not it
+│   ├── BodyTooLarge            413  more bytes than the HTTP door takes
+│   ├── BodyTimeout             408  the body came too slowly to the HTTP door
 │   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
 │   ├── RouteUnknown            404  no such route
 │   ├── ModelNotFound           404  another model is served
@@ -81,6 +84,30 @@ class InputNotObject(InputError):
 
     code = "INPUT_NOT_OBJECT"
     text = "the input must be a JSON object"
+
+
+class KeyInvalid(InputError):
+    """The HTTP door has a key, and the request's is missing or another."""
+
+    code = "KEY_INVALID"
+    status = 401
+    text = "the key is missing or wrong"
+
+
+class BodyTooLarge(InputError):
+    """More bytes than the HTTP door takes."""
+
+    code = "BODY_TOO_LARGE"
+    status = 413
+    text = "the body is too large"
+
+
+class BodyTimeout(InputError):
+    """The body came too slowly to the HTTP door."""
+
+    code = "BODY_TIMEOUT"
+    status = 408
+    text = "the body came too slowly"
 
 
 class InputInvalid(InputError):

@@ -81,11 +81,17 @@ class Service:
             deadline.bring_forward(at)
 
     async def answer(
-        self, body: object, request_id: str, max_seconds: float = math.inf, tell: Tell = _tell_nobody
+        self,
+        body: object,
+        request_id: str,
+        max_seconds: float = math.inf,
+        tell: Tell = _tell_nobody,
+        fail: Callable[[WorkerError], None] = lambda _: None,
     ) -> AsyncGenerator[JSON, None]:
         """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words.
 
-        `max_seconds` is the caller's own limit, beside the request's. `tell` hears the phases of the request.
+        `max_seconds` is the caller's own limit, beside the request's. `tell` hears the phases of the request, `fail`
+        why it failed, before its last words come.
         """
         dialect: Dialect = native
         shown: dict[str, Any] = {}
@@ -110,6 +116,7 @@ class Service:
         except Exception:
             failure = InternalError()
             log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
+        fail(failure)
         for output in dialect.refusal(failure, shown):
             yield output
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 EMBEDDED_MODEL = Path(__file__).parent / "tiny_model"
 MIB = 2**20
@@ -29,8 +30,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_path: Path | None = Field(
-        None, description="Checkpoint folder to serve; unset serves the embedded tiny model"
+        None,
+        description="Checkpoint folder to serve; goes before `MODEL_ID`. Neither: the model in the image, "
+        "else the embedded tiny one",
     )
+    model_id: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*/\w[\w.-]*$")] | None = Field(
+        None,
+        description="Model to serve by its name on the hub, as `Qwen/Qwen3-VL-8B-Instruct`: looked for in the image, "
+        "the platform's cache and the hub's cache",
+    )
+    model_revision: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = Field(
+        None, description="Branch, tag or commit of it; unset: `main`, or the newest that is there"
+    )
+    baked_models: Path = Field(Path("/models"), description="Folder of the image whose folders are checkpoints")
+    platform_cache: Path = Field(
+        Path("/runpod-volume/huggingface-cache/hub"), description="Where the platform puts the models that it caches"
+    )
+    hub_cache: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        Path("~/.cache/huggingface/hub"), validate_default=True, description="The hub's own cache, where downloads go"
+    )
+    allow_download: bool = Field(False, description="Downloads the model at the start where it is nowhere else")
     model_name: str | None = Field(
         None, description="Name in answers and for the OpenAI route; unset takes the folder's"
     )
@@ -154,6 +173,20 @@ class Settings(BaseModel):
         False, description="Lets pictures come from this machine, on any port: for tests and local use only"
     )
 
+    host: str = Field("127.0.0.1", description="Address at which the HTTP door listens")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port of the HTTP door; 0: any free one")
+    api_key: str = Field(
+        "",
+        repr=False,
+        description="Comma-separated keys of the HTTP door; without one it listens on this machine alone",
+    )
+    qpikey: str = Field("", repr=False, description="The same, under the name that an older service had")
+    auth: Literal["on", "off"] = Field("on", description="`off` lets the HTTP door listen anywhere without a key")
+    cors_origins: str = Field("*", description="Comma-separated origins whose pages may call the HTTP door")
+    max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a request's body at the HTTP door")
+    body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP door")
+    lazy_load: bool = Field(False, description="The HTTP door loads the model at the first request, not at the start")
+
     runpod_webhook_get_job: str | None = Field(
         None, description="Set by the platform; its presence means that jobs come from there"
     )
@@ -161,6 +194,10 @@ class Settings(BaseModel):
     @property
     def is_on_platform(self) -> bool:
         return self.runpod_webhook_get_job is not None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key.strip() for key in f"{self.api_key},{self.qpikey}".split(",") if key.strip())
 
     @property
     def allowed_domains(self) -> tuple[str, ...]:
@@ -177,6 +214,12 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0]).upper()
         raise SettingError(f"the environment variable {name} does not parse: {first['msg']}") from None
+
+
+def load_with_file(given: Mapping[str, str], file: Path = Path(".env")) -> Settings:
+    """What is given goes before the process's environment, and that before the lines of `file`."""
+    lines = {name: value for name, value in dotenv_values(file).items() if value}
+    return load({**lines, **os.environ, **given})
 
 
 def table() -> str:

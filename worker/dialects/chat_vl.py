@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, Strict, ValidationError
 
 from worker.contract import (
     MAX_MESSAGES,
@@ -40,7 +40,7 @@ class ChatVLBody(Body):
     model_config = ConfigDict(strict=False)
 
     messages: BoundedText | list[Any] | dict[str, Any] = Field(repr=False)
-    file: str | None = Field(None, repr=False)
+    file: Annotated[str, Strict()] | Annotated[bytes, Strict()] | None = Field(None, repr=False)
     max_new_tokens: MaxTokens = MAX_TOKENS
     stream: bool = False
 
@@ -97,7 +97,7 @@ def _messages(given: str | list[Any] | dict[str, Any]) -> list[Any]:
     return messages
 
 
-def _filled(blocks: list[Any], file: str | None, where: str) -> tuple[list[Any], int]:
+def _filled(blocks: list[Any], file: str | bytes | None, where: str) -> tuple[list[Any], int]:
     """The blocks, the bare ones with the file in them, and how many those were. Raises InputInvalid."""
     filled = []
     num_bare = 0

@@ -46,6 +46,7 @@ from worker.contract import (
     TokenLogprob,
     TopK,
     TopP,
+    Upload,
     Url,
 )
 from worker.errors import InputInvalid, InputNotObject, MediaParamInvalid
@@ -123,13 +124,18 @@ class VideoBase64Form(VideoControls):
 def _form_of_media(value: object) -> str | None:
     if isinstance(value, str):
         return "<string>"
+    if isinstance(value, bytes):
+        return "<bytes>"
     if isinstance(value, dict):
         return "<base64>" if "base64" in value else "<url>"
     return None
 
 
 MediaForm = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[UrlForm, Tag("<url>")] | Annotated[Base64Form, Tag("<base64>")],
+    Annotated[str, Tag("<string>")]
+    | Annotated[bytes, Tag("<bytes>")]  # of an uploaded file: JSON has none
+    | Annotated[UrlForm, Tag("<url>")]
+    | Annotated[Base64Form, Tag("<base64>")],
     Discriminator(
         _form_of_media,
         custom_error_type="media_form",
@@ -157,6 +163,7 @@ def _form_of_video(value: object) -> str | None:
 
 VideoForm = Annotated[
     Annotated[str, Tag("<string>")]
+    | Annotated[bytes, Tag("<bytes>")]
     | Annotated[VideoUrlForm, Tag("<url>")]
     | Annotated[VideoBase64Form, Tag("<base64>")]
     | Annotated[FramesForm, Tag("<frames>")]
@@ -361,13 +368,17 @@ def _part(block: Any, where: str) -> Text | Media:
             raise AssertionError(type(block))
 
 
-def image(form: str | UrlForm | Base64Form | ImageUrl, where: str, beside: PictureControls | None = None) -> Media:
+def image(
+    form: str | bytes | UrlForm | Base64Form | ImageUrl, where: str, beside: PictureControls | None = None
+) -> Media:
     """A picture from any of its forms; what the form says goes before what stands `beside` it."""
     return Media(kind="image", source=source(form), where=where, controls=_controls(where, form, beside))
 
 
 def video(
-    form: str | VideoUrlForm | VideoBase64Form | FramesForm | list[Any], where: str, beside: VideoControls | None = None
+    form: str | bytes | VideoUrlForm | VideoBase64Form | FramesForm | list[Any],
+    where: str,
+    beside: VideoControls | None = None,
 ) -> Media:
     """A video from any of its forms; beside a list of frames, `fps` is the list's rate."""
     controls = _controls(where, form, beside)
@@ -405,7 +416,7 @@ def _controls(where: str, form: object, beside: PictureControls | None) -> Contr
     return Controls(**said)
 
 
-def source(form: str | PictureControls) -> Url | Inline:
+def source(form: str | bytes | PictureControls) -> Url | Inline | Upload:
     """Whatever has a scheme and an authority is an address; the rest is a data URI or base64."""
     match form:
         case UrlForm() | VideoUrlForm():
@@ -414,6 +425,8 @@ def source(form: str | PictureControls) -> Url | Inline:
             return Inline(data=form.base64)
         case ImageUrl():
             return source(form.url)
+        case bytes():
+            return Upload(data=form)
         case str():
             return Url(url=form) if _ADDRESS.match(form) else Inline(data=form)
         case _:

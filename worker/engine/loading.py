@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +10,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from worker.engine import checkpoint
 from worker.engine.attention import register
+from worker.engine.checkpoint import ModelError
 from worker.engine.families import FAMILIES, Family
 from worker.engine.rules import PixelRules, read_json, read_rules
 from worker.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelError(Exception):
-    """The checkpoint cannot be served; the message says why, for the operator."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,8 @@ class LoadedModel:
 
 def load(settings: Settings) -> LoadedModel:
     """The model that the settings name, else the embedded tiny one. Raises ModelError."""
-    folder = settings.model_path or EMBEDDED_MODEL
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"MODEL_PATH is no checkpoint folder: {folder} has no config.json")
+    found = checkpoint.find(settings)
+    folder = found.folder
     device = _device(settings.device)
     config = AutoConfig.from_pretrained(folder)
     family = FAMILIES.get(config.model_type)
@@ -61,10 +57,10 @@ def load(settings: Settings) -> LoadedModel:
     templated = AutoTokenizer.from_pretrained(folder)
     generation = read_json(folder / "generation_config.json")
     own_limit = int(config.get_text_config().max_position_embeddings)
-    name = settings.model_name or _folder_name(folder)
-    if settings.model_path is None:
-        log.info("MODEL_PATH is not set: serving the embedded tiny model, for trials and tests, as %s", name)
-    log.info("serving %s on %s in %s", name, device, str(dtype).removeprefix("torch."))
+    name = settings.model_name or found.name
+    if folder == EMBEDDED_MODEL:
+        log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", name)
+    log.info("serving %s from %s on %s in %s", name, found.origin, device, str(dtype).removeprefix("torch."))
     return LoadedModel(
         name=name,
         module=module,
@@ -79,6 +75,18 @@ def load(settings: Settings) -> LoadedModel:
         device=device,
         dtype=dtype,
     )
+
+
+def facts(model: LoadedModel) -> dict[str, Any]:
+    """What `/health` says of the machine."""
+    gpu = torch.cuda.get_device_properties(model.device) if model.device.type == "cuda" else None
+    return {
+        "model": model.name,
+        "device": str(model.device),
+        "torch_version": torch.__version__,
+        "cuda_available": torch.cuda.is_available(),
+        "gpu_memory": f"{gpu.total_memory / 2**30:.1f}GB" if gpu else "N/A",
+    }
 
 
 def _device(wanted: str) -> torch.device:
@@ -103,10 +111,6 @@ def _dtype(wanted: str, device: torch.device, config: Any) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return config.get_text_config().dtype or config.dtype or torch.bfloat16
-
-
-def _folder_name(folder: Path) -> str:
-    return "tiny-qwen3-vl" if folder == EMBEDDED_MODEL else folder.resolve().name
 
 
 def _eos_ids(generation: dict[str, Any], config: Any) -> frozenset[int]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
+from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Upload, Url
 from worker.errors import (
     MediaDecodeTimeout,
     MediaDimensions,
@@ -88,7 +88,7 @@ class Opener:
                 raise MediaDimensions(where=place, detail="all frames of a video must have one size")
         return Clip(tuple(frames), source.fps, controls=controls)
 
-    async def _video(self, source: Url | Inline, where: str, controls: Controls, left: "_Allowance") -> Clip:
+    async def _video(self, source: Url | Inline | Upload, where: str, controls: Controls, left: "_Allowance") -> Clip:
         settings = self._settings
         data = await self._bytes(source, where, left, settings.max_video_bytes, settings.video_timeout_s)
         found = sniff(data)
@@ -112,7 +112,7 @@ class Opener:
         except MediaError as error:
             raise error.at(where) from None
 
-    async def _picture(self, source: Url | Inline, where: str, left: "_Allowance") -> RGB:
+    async def _picture(self, source: Url | Inline | Upload, where: str, left: "_Allowance") -> RGB:
         settings = self._settings
         data = await self._bytes(source, where, left, settings.max_image_bytes, settings.image_timeout_s)
         header = await self._in_thread(1, where, picture.read_header, data, where, self._settings)
@@ -121,8 +121,15 @@ class Opener:
             raise MediaDimensions(where=where, detail="decoding needs more memory than the worker may use")
         return await self._in_thread(header.decode_bytes, where, picture.decode, header)
 
-    async def _bytes(self, source: Url | Inline, where: str, left: "_Allowance", limit: int, timeout_s: float) -> bytes:
+    async def _bytes(
+        self, source: Url | Inline | Upload, where: str, left: "_Allowance", limit: int, timeout_s: float
+    ) -> bytes:
         try:
+            if isinstance(source, Upload):
+                if len(source.data) > limit:
+                    raise MediaTooLarge(detail=f"at most {limit} bytes")
+                left.take_bytes(len(source.data))
+                return source.data
             if isinstance(source, Inline):
                 limit = min(limit, left.num_bytes)
                 data = await self._in_thread(1, where, inline.decode, source.data, limit)

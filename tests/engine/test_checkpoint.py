@@ -1,0 +1,107 @@
+"""Where a model is looked for, in which order, and what is said where it is not whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.engine import checkpoint
+from worker.engine.checkpoint import ModelError, find
+from worker.settings import EMBEDDED_MODEL, load
+
+MODEL = "Qwen/Qwen3-VL-2B-Instruct"
+CACHED = "models--qwen--qwen3-vl-2b-instruct"  # the platform's folders need not have the hub's case
+
+
+def written(folder: Path, *shards: str) -> Path:
+    """A folder with the names of a checkpoint's files."""
+    folder.mkdir(parents=True)
+    for name in (*checkpoint.NEEDED, *(shards or ("model.safetensors",))):
+        (folder / name).write_text("{}")
+    if shards:
+        index = {"weight_map": dict(enumerate(shards))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    """Settings whose places are empty folders of the test's own."""
+    return {
+        "MODEL_ID": MODEL,
+        "BAKED_MODELS": str(tmp_path / "image"),
+        "PLATFORM_CACHE": str(tmp_path / "platform"),
+        "HUB_CACHE": str(tmp_path / "hub"),
+    }
+
+
+def test_each_place_goes_before_the_next(places: dict[str, str], tmp_path: Path) -> None:
+    hub = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
+    assert find(load(places)).folder == hub
+    platform = written(tmp_path / "platform" / CACHED / "snapshots" / "bbb")
+    assert find(load(places)).folder == platform
+    image = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    assert find(load(places)).folder == image
+    given = written(tmp_path / "given")
+    assert find(load({**places, "MODEL_PATH": str(given)})).folder == given
+
+
+def test_without_a_name_it_is_the_images_only_model_or_the_embedded_one(places: dict[str, str], tmp_path: Path) -> None:
+    del places["MODEL_ID"]
+    found = find(load(places))
+    assert (found.folder, found.name) == (EMBEDDED_MODEL, "tiny-qwen3-vl")
+    one = written(tmp_path / "image" / "One")
+    assert find(load(places)).folder == one
+    written(tmp_path / "image" / "Two")
+    with pytest.raises(ModelError, match="MODEL_ID must say which"):
+        find(load(places))
+
+
+def test_the_reference_says_which_snapshot(places: dict[str, str], tmp_path: Path) -> None:
+    model = tmp_path / "hub" / CACHED
+    old, new = (written(model / "snapshots" / name) for name in ("old", "new"))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("old\n")
+    (model / "refs" / "v2").write_text("new")
+    assert find(load(places)).folder == old
+    assert find(load({**places, "MODEL_REVISION": "v2"})).folder == new
+    assert find(load({**places, "MODEL_REVISION": "new"})).folder == new
+    with pytest.raises(ModelError, match="is in none of"):
+        find(load({**places, "MODEL_REVISION": "v3"}))
+
+
+def test_a_folder_that_is_not_whole_is_refused_with_the_files_name(places: dict[str, str], tmp_path: Path) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct", "model-1.safetensors", "model-2.safetensors")
+    assert find(load(places)).folder == folder
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no model-2\.safetensors"):
+        find(load(places))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        find(load(places))
+
+
+def test_nothing_is_downloaded_unless_it_is_allowed(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(model_id: str, **options: Any) -> str:
+        asked.append((model_id, options["revision"], options["allow_patterns"]))
+        return str(written(tmp_path / "fetched"))
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    with pytest.raises(ModelError, match="ALLOW_DOWNLOAD=1"):
+        find(load(places))
+    assert not asked
+    found = find(load({**places, "ALLOW_DOWNLOAD": "1", "MODEL_REVISION": "v1"}))
+    assert (found.folder, found.name) == (tmp_path / "fetched", "Qwen3-VL-2B-Instruct")
+    assert asked == [(MODEL, "v1", list(checkpoint.PATTERNS))]
+    assert not {"*.py", "*.bin", "*"} & set(checkpoint.PATTERNS)
+
+
+@pytest.mark.parametrize("model_id", ["../x", "a/b/c", "a", "/etc/passwd", "a/..%2f"])
+def test_a_name_cannot_be_a_path(model_id: str) -> None:
+    with pytest.raises(Exception, match="MODEL_ID"):
+        load({"MODEL_ID": model_id})

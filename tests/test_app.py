@@ -1,0 +1,325 @@
+"""The HTTP door with real clients on the loopback: five services' requests, keys, limits, hang-ups."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import requests
+import uvicorn
+from PIL import Image
+
+from tests.fakes import FakeEngine, FakeOpener, encoded
+from worker import app as door
+from worker.contract import Piece, Upload
+from worker.engine.loading import ModelError
+from worker.errors import InternalError, MediaUnsupportedType, QueueFull, WorkerError
+from worker.serve import Service
+from worker.settings import SettingError, load
+
+pytestmark = pytest.mark.network
+PNG = encoded(Image.new("RGB", (8, 8), "red"))
+
+
+@dataclass
+class Healthy(FakeEngine):
+    """A fake engine that can be asked how it is."""
+
+    is_healthy: bool = True
+
+
+@contextmanager
+def served(
+    engine: FakeEngine, opener: Any = None, begin: Callable[[], None] = lambda: None, **settings: str
+) -> Iterator[str]:
+    """The address of a door with this engine behind it."""
+    chosen = load(settings)
+    closed: list[bool] = []
+
+    def start() -> Any:
+        begin()
+        service = Service(engine, opener or FakeOpener(), chosen)
+        return SimpleNamespace(service=service, engine=engine, model=None, close=lambda: closed.append(True))
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            door.create(chosen, start), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+    assert len(closed) <= 1
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "facts", lambda model: {"model": "tiny-qwen3-vl", "device": "cpu"})
+
+
+def messages(*content: Any) -> str:
+    return json.dumps([{"role": "user", "content": list(content) or "Who are you?"}])
+
+
+def test_chat_vl_with_an_uploaded_file() -> None:
+    opener = FakeOpener()
+    with served(Healthy(), opener) as address:
+        answer = requests.post(
+            f"{address}/chat-vl",
+            data={
+                "messages": messages({"type": "image"}, {"type": "text", "text": "What is it?"}),
+                "max_new_tokens": "9",
+            },
+            files={"file": ("x.png", PNG, "image/png")},
+            timeout=10,
+        )
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "response": "A cat.",
+        "usage": {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23},
+    }
+    assert [one.source for one in opener.opened] == [Upload(data=PNG)]
+
+
+def test_chat_vl_streams_text_and_nothing_else() -> None:
+    with served(Healthy(pieces=["你", "好", "!"])) as address:
+        answer = requests.post(f"{address}/chat-vl", data={"messages": messages(), "stream": "true"}, timeout=10)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.content.decode() == "你好!"
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "said"),
+    [
+        ({"messages": "{"}, None, "not valid JSON"),
+        ({"messages": messages({"type": "image"})}, None, "no file was sent"),
+        ({}, None, "messages"),
+        ({"messages": messages(), "temperature": "1"}, None, "no such field"),
+        ({"messages": messages(), "max_new_tokens": "many"}, None, "max_new_tokens"),
+    ],
+)
+def test_chat_vl_refuses_with_400(data: dict[str, str], files: Any, said: str) -> None:
+    with served(Healthy()) as address:
+        answer = requests.post(f"{address}/chat-vl", data=data, files=files, timeout=10)
+    assert answer.status_code == 400
+    assert said in answer.json()["detail"]
+
+
+def test_a_file_of_another_kind_is_400_and_recognize_names_what_was_received() -> None:
+    opener = FakeOpener(MediaUnsupportedType(where="image"))
+    file = {"image": ("x.txt", b"hello", "text/plain")}
+    with served(Healthy(), opener) as address:
+        answer = requests.post(f"{address}/v1/image/recognize", data={"prompt": "x"}, files=file, timeout=10)
+        chat = requests.post(
+            f"{address}/chat-vl", data={"messages": messages({"type": "image"})}, files={"file": b"x"}, timeout=10
+        )
+    assert (answer.status_code, chat.status_code) == (400, 400)
+    assert "an image was expected, text/plain was received" in answer.json()["detail"]
+
+
+def test_recognize() -> None:
+    with served(Healthy()) as address:
+        answer = requests.post(
+            f"{address}/v1/image/recognize",
+            data={"prompt": "x"},
+            files={"image": ("x.png", PNG, "image/png")},
+            timeout=10,
+        )
+    assert answer.json() == {"status": "success", "result": "A cat."}
+
+
+def test_generate_and_the_flat_form_of_chat_completions() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    with served(Healthy()) as address:
+        assert requests.post(f"{address}/generate", json=body, timeout=10).json() == {"response": "A cat."}
+        answer = requests.post(f"{address}/v1/chat/completions", json=body, timeout=10).json()
+    assert answer["response"] == "A cat."
+    assert answer["model"] == "tiny-qwen3-vl"
+    assert answer["usage"]["total_tokens"] == 23
+
+
+def test_the_openai_client() -> None:
+    asked: Any = [{"role": "user", "content": "x"}]
+    with served(Healthy(), API_KEY="k1") as address:
+        with openai.OpenAI(api_key="k1", base_url=f"{address}/v1", max_retries=0) as client:
+            reply = client.chat.completions.create(model="tiny-qwen3-vl", messages=asked)
+            assert reply.choices[0].message.content == "A cat."
+            parts = list(client.chat.completions.create(model="tiny-qwen3-vl", messages=asked, stream=True))
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == "A cat."
+            assert parts[-1].choices[0].finish_reason == "stop"
+            assert [model.id for model in client.models.list()] == ["tiny-qwen3-vl"]
+            with pytest.raises(openai.NotFoundError) as missing:
+                client.chat.completions.create(model="gpt-4", messages=asked)
+            assert missing.value.code == "model_not_found"
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(model="tiny-qwen3-vl", messages=asked, max_tokens=0)
+            assert refused.value.param == "max_tokens"
+        with (
+            openai.OpenAI(api_key="wrong", base_url=f"{address}/v1", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.models.list()
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), [(QueueFull(), 429, "5"), (InternalError(), 500, None)])
+def test_a_failure_has_its_status(error: WorkerError, status: int, retry_after: str | None) -> None:
+    with served(Healthy(pieces=[], error=error)) as address:
+        answer = requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+    assert answer.status_code == status
+    assert answer.json()["code"] == error.code
+    assert answer.headers.get("retry-after") == retry_after
+
+
+@pytest.mark.parametrize("path", ["/generate", "/chat-vl", "/v1/chat/completions", "/v1/models", "/openapi.json"])
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": "Basic azE="}])
+def test_without_the_key_there_is_nothing(path: str, headers: dict[str, str]) -> None:
+    with served(Healthy(), QPIKEY="k1", API_KEY="k2, k3") as address:
+        assert requests.get(f"{address}{path}", headers=headers, timeout=10).status_code == 401
+        assert requests.get(f"{address}/", timeout=10).status_code == 200
+        for given in ({"X-API-Key": "k1"}, {"Authorization": "Bearer k3"}):
+            assert requests.get(f"{address}/v1/models", headers=given, timeout=10).status_code == 200
+
+
+def test_a_body_that_is_too_large_or_no_json_is_refused() -> None:
+    with served(Healthy(), MAX_BODY_BYTES="1000") as address:
+        large = requests.post(f"{address}/generate", data=b"x" * 2000, timeout=10)
+        chunked = requests.post(f"{address}/generate", data=(b"x" * 100 for _ in range(50)), timeout=10)
+        broken = requests.post(f"{address}/generate", data=b"{", timeout=10)
+        listed = requests.post(f"{address}/generate", json=[], timeout=10)
+    assert [one.status_code for one in (large, chunked, broken, listed)] == [413, 413, 400, 400]
+    assert {one.json()["code"] for one in (broken, listed)} == {"INPUT_NOT_OBJECT"}
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    with (
+        served(Healthy(), BODY_TIMEOUT_S="0.05") as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
+    ):
+        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        slow.settimeout(10)
+        assert b" 408 " in slow.recv(4096)
+
+
+class Endless(Healthy):
+    """Says a word every few milliseconds until it is closed."""
+
+    async def generate(self, *_: Any) -> Any:
+        try:
+            while True:
+                yield Piece(text="word ")
+                await asyncio.sleep(0.005)
+        finally:
+            self.num_closed += 1
+
+
+def listen_and_leave(address: str, body: dict[str, Any]) -> None:
+    """Hear a little of a stream, or wait a little for an answer that never comes, and hang up."""
+    if body["stream"]:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=10) as answer:
+            assert next(answer.iter_text())
+    else:
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{address}/v1/chat/completions", json=body, timeout=0.3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_ends_its_answer(stream: bool) -> None:
+    engine = Endless()
+    with served(engine) as address:
+        listen_and_leave(address, {"messages": [{"role": "user", "content": "x"}], "stream": stream})
+        end = time.monotonic() + 10
+        while not engine.num_closed and time.monotonic() < end:
+            time.sleep(0.01)
+        assert engine.num_closed == 1
+
+
+def test_ping_and_health_while_the_model_comes_and_when_the_engine_has_died() -> None:
+    let_go = threading.Event()
+    engine = Healthy()
+    with served(engine, begin=lambda: let_go.wait(20) and None) as address:
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 204
+        assert requests.get(f"{address}/health", timeout=10).json()["status"] == "loading"
+        let_go.set()
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        assert requests.post(f"{address}/generate", json=body, timeout=10).status_code == 200  # it waited for the model
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 200
+        health = requests.get(f"{address}/health", timeout=10).json()
+        assert (health["status"], health["model_loaded"], health["device"]) == ("healthy", True, "cpu")
+        engine.is_healthy = False
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 503
+
+
+def test_a_model_that_cannot_be_loaded_is_a_dead_door() -> None:
+    def fail() -> None:
+        raise ModelError("no config.json")
+
+    with served(Healthy(), begin=fail) as address:
+        answer = requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+        assert (answer.status_code, answer.json()["code"]) == (503, "ENGINE_STOPPED")
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 503
+
+
+def test_the_model_is_loaded_at_the_first_request_where_that_is_wanted() -> None:
+    began: list[bool] = []
+    with served(Healthy(), begin=lambda: began.append(True), LAZY_LOAD="1") as address:
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 204
+        assert not began
+        requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+    assert began == [True]
+
+
+def test_ids_go_in_and_out_and_pages_of_other_origins_may_call() -> None:
+    with served(Healthy()) as address:
+        known = requests.get(f"{address}/", headers={"X-Request-Id": "abc-1", "Origin": "https://a.test"}, timeout=10)
+        odd = requests.get(f"{address}/", headers={"X-Request-Id": "a b"}, timeout=10)
+        asked = {"Origin": "https://a.test", "Access-Control-Request-Method": "POST"}
+        preflight = requests.options(f"{address}/v1/image/recognize", headers=asked, timeout=10)
+    assert known.headers["x-request-id"] == "abc-1"
+    assert known.headers["access-control-allow-origin"] == "*"
+    assert len(odd.headers["x-request-id"]) == 32
+    assert preflight.status_code == 200
+
+
+def test_the_schema_names_every_body() -> None:
+    with served(Healthy()) as address:
+        schema = requests.get(f"{address}/openapi.json", timeout=10).json()
+    text = json.dumps(schema)
+    for name in ("ChatVLBody", "RecognizeBody", "GenerateBody", "OpenAIBody"):
+        assert name in schema["components"]["schemas"]
+    for reference in {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}:
+        assert reference in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ({}, False),
+        ({"HOST": "localhost"}, False),
+        ({"HOST": "::1"}, False),
+        ({"HOST": "0.0.0.0"}, True),
+        ({"HOST": "0.0.0.0", "API_KEY": " , "}, True),
+        ({"HOST": "0.0.0.0", "API_KEY": "k"}, False),
+        ({"HOST": "0.0.0.0", "AUTH": "off"}, False),
+    ],
+)
+def test_a_door_without_a_key_opens_on_this_machine_alone(settings: dict[str, str], is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(SettingError, match="API_KEY"):
+            door.refuse_open_door(load(settings))
+    else:
+        door.refuse_open_door(load(settings))

@@ -1,0 +1,361 @@
+"""The HTTP door: the routes of five services' clients, health, and what is here.
+
+python -m worker.app --host 127.0.0.1 --port 8000 --model-path /models/… --device auto
+
+Every request goes the same way as a job of the platform. FastAPI's types stay in this module and in `gate.py`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import re
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from worker import logs
+from worker import settings as worker_settings
+from worker.dialects import JSON, chat_vl, generate, openai_chat, openai_models, recognize
+from worker.engine.loading import ModelError, facts
+from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
+from worker.gate import Gate
+from worker.safe_json import safe
+from worker.serve import Service
+from worker.settings import SettingError, Settings
+from worker.start import Serving, start
+
+log = logging.getLogger(__name__)
+RETRY_AFTER_S = 5
+MAX_FIELDS = 16
+MAX_FIELD_BYTES = 2 * 2**20
+FORMATS = ["image", "video"]
+_PLAIN_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
+_UPLOADS = {chat_vl.ROUTE: "file", recognize.ROUTE: "image"}
+_MEDIA_TYPES = {openai_chat.ROUTE: "text/event-stream", chat_vl.ROUTE: "text/plain; charset=utf-8"}
+_BODIES: dict[str, type[BaseModel]] = {
+    chat_vl.ROUTE: chat_vl.ChatVLBody,
+    recognize.ROUTE: recognize.RecognizeBody,
+    generate.ROUTE: generate.GenerateBody,
+    openai_chat.ROUTE: openai_chat.OpenAIBody,
+}
+
+
+class Door:
+    """The model behind the door: on its way, here, or gone."""
+
+    def __init__(self, load: Callable[[], Serving]) -> None:
+        self._load = load
+        self._loading: asyncio.Task[Serving] | None = None
+
+    @property
+    def state(self) -> Literal["loading", "ready", "dead"]:
+        if self._loading is None or not self._loading.done():
+            return "loading"
+        if self._loading.cancelled() or self._loading.exception() is not None:
+            return "dead"
+        return "ready" if self._loading.result().engine.is_healthy else "dead"
+
+    def open(self) -> None:
+        """Begin to load; again does nothing."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(self._load))
+            self._loading.add_done_callback(_say_why)
+
+    async def serving(self) -> Serving:
+        """What serves, as soon as it does. Raises EngineStopped where it never will."""
+        self.open()
+        assert self._loading is not None
+        try:
+            return await asyncio.shield(self._loading)
+        except ModelError:
+            raise EngineStopped(detail="the model could not be loaded") from None
+
+    async def close(self) -> None:
+        if self._loading is not None:
+            with contextlib.suppress(ModelError):
+                await asyncio.to_thread((await self._loading).close)
+
+
+def _say_why(loading: asyncio.Task[Serving]) -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("the model could not be loaded: %s", error)
+
+
+class Outputs:
+    """An answer's outputs, made in a task of their own: it goes on while the client is slow, and ends when it goes."""
+
+    def __init__(self, service: Service, route: str, body: dict[str, Any], request_id: str) -> None:
+        self.failure: WorkerError | None = None
+        self._queue: asyncio.Queue[JSON | None] = asyncio.Queue()
+        self._task = asyncio.create_task(self._make(service, {"route": route, "body": body}, request_id))
+
+    async def _make(self, service: Service, given: dict[str, Any], request_id: str) -> None:
+        try:
+            async for output in service.answer(given, request_id, fail=self._fail):
+                self._queue.put_nowait(safe(output))
+        finally:
+            self._queue.put_nowait(None)
+
+    def _fail(self, error: WorkerError) -> None:
+        self.failure = error
+
+    async def next(self) -> JSON | None:
+        return await self._queue.get()
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+class Streamed(Response):
+    """Outputs as they come; a client that hangs up stops them."""
+
+    def __init__(self, first: str, outputs: Outputs, media_type: str) -> None:
+        self.status_code = 200
+        self.media_type = media_type
+        self.background = None
+        self._first, self._outputs = first, outputs
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        try:
+            await _until_gone(receive, sending)
+        finally:
+            sending.cancel()
+            self._outputs.stop()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        output: JSON | None = self._first
+        while output is not None:
+            if isinstance(output, str):
+                await send({"type": "http.response.body", "body": output.encode(), "more_body": True})
+            output = await self._outputs.next()
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _until_gone(receive: Receive, working: asyncio.Task[Any]) -> bool:
+    """Wait for the work or for the client to hang up, whichever comes first; whether the work was done."""
+    gone = asyncio.create_task(_hang_up(receive))
+    try:
+        done, _ = await asyncio.wait({gone, working}, return_when=asyncio.FIRST_COMPLETED)
+        if working in done and not working.cancelled():
+            working.result()
+        return working in done
+    finally:
+        gone.cancel()
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_body(path: str, error: WorkerError) -> dict[str, Any]:
+    """An error in the words of the service that the path belongs to."""
+    if path.startswith("/v1/") and path != recognize.ROUTE:
+        return {"error": openai_chat.as_openai(error)}
+    return {"detail": error.message, "code": error.code}
+
+
+def _refusal(path: str, error: WorkerError) -> JSONResponse:
+    status = 400 if path in _UPLOADS and error.status == 415 else error.status
+    headers = {"retry-after": str(RETRY_AFTER_S)} if error.is_retryable and status in (429, 503) else None
+    return JSONResponse(error_body(path, error), status, headers)
+
+
+def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
+    """The application. `load` gives what serves; it is called on a thread of its own."""
+    door = Door(load)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not settings.lazy_load:
+            door.open()
+        yield
+        await door.close()
+
+    app = FastAPI(title="worker-qwen-vl", lifespan=lifespan)
+    app.add_middleware(Gate, settings=settings, shape=error_body)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id"],
+    )
+    app.add_exception_handler(WorkerError, _show_error)
+    app.add_exception_handler(HTTPException, _show_http_error)
+    app.add_exception_handler(Exception, _show_fault)
+
+    async def answer(request: Request) -> Response:
+        """Any dialect's request: the body, through the service, in the shape that this client knows."""
+        route = request.url.path
+        body = await (_form(request) if route in _UPLOADS else _json(request))
+        content_type = body.pop("", None)
+        serving = await door.serving()
+        outputs = Outputs(serving.service, route, body, request.state.request_id)
+        first = asyncio.create_task(outputs.next())
+        if not await _until_gone(request.receive, first):
+            first.cancel()
+            outputs.stop()
+            return Response(status_code=499)
+        output = first.result()
+        if outputs.failure is not None:
+            outputs.stop()
+            return _refusal(route, _expected(route, outputs.failure, content_type))
+        if isinstance(output, str):
+            return Streamed(output, outputs, _MEDIA_TYPES[route])
+        return JSONResponse({} if output is None else output)
+
+    for route, model in _BODIES.items():
+        content = "multipart/form-data" if route in _UPLOADS else "application/json"
+        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+        described = {"requestBody": {"required": True, "content": {content: {"schema": schema}}}}
+        app.add_api_route(route, answer, methods=["POST"], openapi_extra=described, name=model.__name__)
+
+    @app.get(openai_models.ROUTE)
+    @app.get(openai_models.ROUTE + "/{name:path}")
+    async def models(request: Request, name: str = "") -> Response:
+        serving = await door.serving()
+        given = {"openai_route": f"{openai_models.ROUTE}/{name}" if name else openai_models.ROUTE}
+        failures: list[WorkerError] = []
+        [shown] = [one async for one in serving.service.answer(given, request.state.request_id, fail=failures.append)]
+        return _refusal(request.url.path, failures[0]) if failures else JSONResponse(shown)
+
+    @app.get("/health")
+    async def health() -> Response:
+        state = door.state
+        shown: dict[str, Any] = {"status": "healthy" if state == "ready" else state, "supported_formats": FORMATS}
+        shown |= {"model_loaded": state == "ready", "processor_loaded": state == "ready"}
+        if state == "ready":
+            shown |= facts((await door.serving()).model)
+        return JSONResponse(shown, 503 if state == "dead" else 200)
+
+    @app.get("/ping")
+    async def ping() -> Response:
+        return Response(status_code={"loading": 204, "ready": 200, "dead": 503}[door.state])
+
+    @app.get("/")
+    async def about() -> dict[str, Any]:
+        routes = {route: f"POST {content}" for route, content in _described()}
+        return {"message": "worker-qwen-vl answers questions about pictures and videos", "routes": routes}
+
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _described() -> list[tuple[str, str]]:
+    return [(route, "form" if route in _UPLOADS else "JSON") for route in _BODIES]
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own, with the schemas of the dialects' bodies."""
+    if app.openapi_schema is None:
+        schema = FastAPI.openapi(app)
+        _, found = models_json_schema(
+            [(model, "validation") for model in _BODIES.values()], ref_template="#/components/schemas/{model}"
+        )
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """Raises InputNotObject."""
+    raw = await request.body()
+    try:
+        body = await asyncio.to_thread(json.loads, raw)
+    except (ValueError, RecursionError):
+        raise InputNotObject(detail="the body is not valid JSON") from None
+    if not isinstance(body, dict):
+        raise InputNotObject()
+    return body
+
+
+async def _form(request: Request) -> dict[str, Any]:
+    """The form's fields, files as bytes; under the empty name what the file said to be. No temporary file is left when
+    this returns. Raises InputInvalid."""
+    fields: dict[str, Any] = {}
+    try:
+        async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+            for name, value in form.multi_items():
+                if name in fields or not name:
+                    raise InputInvalid(where=request.url.path, detail="a field without a name, or twice")
+                if isinstance(value, UploadFile):
+                    fields[name] = await value.read()
+                    fields[""] = value.content_type or ""
+                else:
+                    fields[name] = value
+    except HTTPException:
+        raise InputInvalid(where=request.url.path, detail="not a form that can be read") from None
+    return fields
+
+
+def _expected(route: str, error: WorkerError, content_type: str | None) -> WorkerError:
+    """For a picture's question: what was expected, and what the client said that it sent."""
+    if route != recognize.ROUTE or error.code != "MEDIA_UNSUPPORTED_TYPE" or content_type is None:
+        return error
+    said = content_type if _PLAIN_TYPE.fullmatch(content_type) else "something else"
+    return type(error)(where=error.where, detail=f"an image was expected, {said} was received")
+
+
+async def _show_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, WorkerError)
+    return _refusal(request.url.path, error)
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _refusal(request.url.path, RouteUnknown())
+    return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+
+
+async def _show_fault(request: Request, _: Exception) -> Response:
+    return _refusal(request.url.path, InternalError())
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Without a key the door opens on this machine alone, unless AUTH=off says otherwise. Raises SettingError."""
+    if settings.keys or settings.auth == "off":
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(settings.host).is_loopback:
+            return
+    if settings.host != "localhost":
+        raise SettingError(f"HOST is {settings.host}, and there is no API_KEY: set one, or AUTH=off to serve anybody")
+
+
+def main() -> None:
+    """Serve until told to stop. Ends with status 1 and one line when it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m worker.app", description="The HTTP door.")
+    for name in ("host", "port", "model-path", "device"):
+        parser.add_argument(f"--{name}", help=f"goes before the environment's {name.upper().replace('-', '_')}")
+    given = {name.upper(): value for name, value in vars(parser.parse_args()).items() if value is not None}
+    try:
+        settings = worker_settings.load_with_file(given)
+        refuse_open_door(settings)
+    except SettingError as error:
+        sys.exit(f"worker-qwen-vl cannot start: {error}")
+    logs.set_up(settings.log_level, as_json=False)
+    app = create(settings, lambda: start(settings))
+    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Where the checkpoint lies: the folder given, the image, the platform's cache, the hub's cache, or a download.
+
+The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` holds a commit, `snapshots/<commit>/` its
+files.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from worker.settings import EMBEDDED_MODEL, Settings
+
+log = logging.getLogger(__name__)
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
+
+
+class ModelError(Exception):
+    """The checkpoint cannot be served; the message says why, for the operator."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint folder. origin: a word for the log."""
+
+    folder: Path
+    name: str
+    origin: str
+
+
+def find(settings: Settings) -> Checkpoint:
+    """The first place that has the model that the settings name. Raises ModelError."""
+    if settings.model_path is not None:
+        return _whole(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
+    model_id = settings.model_id
+    baked = _baked(settings.baked_models, model_id)
+    if baked is not None:
+        return _whole(*baked, "the image")
+    if model_id is None:
+        return _whole(EMBEDDED_MODEL, "tiny-qwen3-vl", "the package")
+    name = model_id.rpartition("/")[2]
+    for root, origin in ((settings.platform_cache, "the platform's cache"), (settings.hub_cache, "the hub's cache")):
+        folder = snapshot(root, model_id, settings.model_revision)
+        if folder is not None:
+            return _whole(folder, name, origin)
+    if not settings.allow_download:
+        tried = ", ".join(str(place) for place in (settings.baked_models, settings.platform_cache, settings.hub_cache))
+        raise ModelError(f"{model_id} is in none of {tried}; ALLOW_DOWNLOAD=1 would fetch it")
+    return _whole(_download(model_id, settings), name, "a download")
+
+
+def _baked(root: Path, model_id: str | None) -> tuple[Path, str] | None:
+    """The folder in the image that holds this model, or the only one where none is named."""
+    if not root.is_dir():
+        return None
+    folders = sorted(path for path in root.iterdir() if (path / "config.json").is_file())
+    if model_id is not None:
+        wanted = model_id.rpartition("/")[2].lower()
+        folders = [path for path in folders if path.name.lower() == wanted]
+    if len(folders) > 1:
+        raise ModelError(f"{root} holds {len(folders)} models: MODEL_ID must say which")
+    return (folders[0], folders[0].name) if folders else None
+
+
+def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
+    """The model's files in a cache of the hub's layout, whatever the case of its name; None where it is not there.
+
+    revision: a branch, a tag or a commit; None is `main`, or the newest snapshot where there is no such reference.
+    """
+    wanted = "models--" + model_id.replace("/", "--").lower()
+    found = [path for path in root.iterdir() if path.name.lower() == wanted] if root.is_dir() else []
+    if not found:
+        return None
+    model = found[0]
+    reference = model / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    if commit is not None:
+        folder = model / "snapshots" / commit
+        return folder if folder.is_dir() else None
+    folders = [path for path in (model / "snapshots").glob("*") if path.is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def missing_file(folder: Path) -> str | None:
+    """The name of a file that a whole checkpoint has and this folder lacks."""
+    lacking = [name for name in NEEDED if not (folder / name).is_file()]
+    index = folder / "model.safetensors.index.json"
+    shards = {"model.safetensors"}
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
+    return lacking[0] if lacking else None
+
+
+def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
+    lacking = missing_file(folder)
+    if lacking is not None:
+        raise ModelError(f"{origin}: {folder} is no whole checkpoint, it has no {lacking}")
+    return Checkpoint(folder, name, origin)
+
+
+def _download(model_id: str, settings: Settings) -> Path:
+    log.info("downloading %s", model_id)
+    try:
+        folder = snapshot_download(
+            model_id,
+            revision=settings.model_revision,
+            cache_dir=settings.hub_cache,
+            allow_patterns=list(PATTERNS),
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{model_id} could not be downloaded: {type(error).__name__}") from None
+    return Path(folder)
