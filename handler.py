@@ -22,9 +22,7 @@ from runpod.serverless.modules.rp_logger import RunPodLogger
 
 from worker import job_api, logs
 from worker import settings as worker_settings
-from worker.engine.loading import ModelError
-from worker.errors import ResultTooLarge
-from worker.safe_json import safe
+from worker.engine.checkpoint import ModelError
 from worker.serve import Service
 from worker.settings import SettingError, Settings
 from worker.start import start
@@ -45,11 +43,9 @@ class Handler:
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service = service
         self._settings = settings
-        self._hears_stop = False
 
     async def on_platform(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """`stream` with what a job of the platform has besides: its policy, progress, the worker's stop."""
-        self._hear_stop()
         progress = job_api.Progress(job, self._settings.progress_after_s)
         # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
         release = lambda _: progress.forget()  # noqa: E731
@@ -64,30 +60,11 @@ class Handler:
     async def stream(
         self, job: dict[str, Any], tell: Callable[[str], None] = lambda _: None
     ) -> AsyncGenerator[Any, None]:
-        """One safe JSON value for each chunk; what the platform would refuse for its size ends as a coded error."""
-        num_bytes = 0
-        answer = self._service.answer(job.get("input"), str(job["id"]), job_api.max_seconds(job), tell)
-        async with aclosing(answer) as outputs:
-            async for output in outputs:
-                value = safe(output)
-                size = len(json.dumps(value))
-                is_later_chunk, num_bytes = num_bytes > 0, num_bytes + size
-                is_too_large = num_bytes > self._settings.max_result_bytes
-                if is_too_large or (is_later_chunk and size > self._settings.max_chunk_bytes):
-                    log.warning("the answer is too large for the platform", extra={"request": job["id"]})
-                    yield {"error": ResultTooLarge().as_json()}
-                    return
+        """One safe JSON value for each chunk."""
+        answer = self._service.answer(job.get("input"), str(job["id"]), job_api.max_seconds(job), tell, is_bounded=True)
+        async with aclosing(answer) as values:
+            async for value in values:
                 yield value
-
-    def _hear_stop(self) -> None:
-        """Give running jobs a limited time once the worker is told to stop: the SDK gives them all there is."""
-        if self._hears_stop:
-            return
-        self._hears_stop = True
-        loop = asyncio.get_running_loop()
-        job_api.on_stop(
-            lambda: loop.call_soon_threadsafe(self._service.stop_by, time.monotonic() + self._settings.drain_s)
-        )
 
     async def drain(self, job: dict[str, Any]) -> Any:
         """The reply, the list of chunks, or the error alone; printed as JSON for the person who waits."""
@@ -112,6 +89,8 @@ def main() -> None:
     options = start_options(Handler(service, settings), settings, sys.argv)
     try:
         if settings.is_on_platform:
+            # The SDK gives running jobs all the time there is.
+            job_api.on_stop(lambda: service.stop_by(time.monotonic() + settings.drain_s))
             job_api.insist_on_delivery()
             runpod.serverless.register_fitness_check(fitness_check(service))
         runpod.serverless.start(options)
@@ -131,7 +110,7 @@ def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
         question = {"prompt": "What is in the picture?", "image": FITNESS_PICTURE, "max_tokens": 8, "temperature": 0}
         async with aclosing(service.answer(question, "fitness")) as outputs:
             [reply] = [output async for output in outputs]
-        if "error" in reply or not reply["usage"]["image_tokens"]:  # type: ignore[index]
+        if "error" in reply or not reply["usage"]["image_tokens"]:
             raise RuntimeError("the model does not answer a question about a picture")
 
     return a_picture_is_answered

@@ -21,7 +21,7 @@ from PIL import Image
 from tests.fakes import FakeEngine, FakeOpener, encoded
 from worker import app as door
 from worker.contract import Piece, Upload
-from worker.engine.loading import ModelError
+from worker.engine.checkpoint import ModelError
 from worker.errors import InternalError, MediaUnsupportedType, QueueFull, WorkerError
 from worker.serve import Service
 from worker.settings import SettingError, load

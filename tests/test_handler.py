@@ -174,18 +174,34 @@ def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_the_platform_would_refuse_is_a_coded_error(stream: bool) -> None:
+    engine = FakeEngine(pieces=["x" * 400] * 10)
+    *sent, last = bounded(engine, {"prompt": "x", "stream": stream})
+    assert json.loads(last["error"])["code"] == "RESULT_TOO_LARGE"
+    assert len(sent) == (5 if stream else 0)
+    assert not stream or sent[-1]["detail"]["code"] == "RESULT_TOO_LARGE"
+    assert engine.num_closed == 1
+
+
+def test_an_openai_stream_that_is_too_large_ends_as_its_clients_expect() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    chunks = bounded(
+        FakeEngine(pieces=["x" * 400] * 10), {"openai_route": "/v1/chat/completions", "openai_input": body}
+    )
+    assert all(isinstance(chunk, str) for chunk in chunks)
+    assert "RESULT_TOO_LARGE" in chunks[-1]
+    assert chunks[-1].endswith("data: [DONE]\n\n")
+
+
+def bounded(engine: FakeEngine, given: dict[str, Any]) -> list[Any]:
+    """What a job gives where the platform takes 2,000 bytes in all and 700 a chunk."""
     import handler
     from worker.serve import Service
     from worker.settings import load
 
-    engine = FakeEngine(pieces=["x" * 400] * 10)
-    limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "500"})
-    ours = handler.Handler(Service(engine, FakeOpener(), load({})), limits)
+    limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "700"})
+    ours = handler.Handler(Service(engine, FakeOpener(), limits), limits)
 
     async def drain() -> list[Any]:
-        return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x", "stream": stream}})]
+        return [chunk async for chunk in ours.stream({"id": "j", "input": given})]
 
-    *sent, last = asyncio.run(drain())
-    assert json.loads(last["error"])["code"] == "RESULT_TOO_LARGE"
-    assert len(sent) == (4 if stream else 0)
-    assert engine.num_closed == 1
+    return asyncio.run(drain())

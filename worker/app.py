@@ -30,10 +30,10 @@ from starlette.types import Receive, Scope, Send
 from worker import logs
 from worker import settings as worker_settings
 from worker.dialects import JSON, chat_vl, generate, openai_chat, openai_models, recognize
-from worker.engine.loading import ModelError, facts
+from worker.engine.checkpoint import ModelError
+from worker.engine.loading import facts
 from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
 from worker.gate import Gate
-from worker.safe_json import safe
 from worker.serve import Service
 from worker.settings import SettingError, Settings
 from worker.start import Serving, start
@@ -106,7 +106,7 @@ class Outputs:
     async def _make(self, service: Service, given: dict[str, Any], request_id: str) -> None:
         try:
             async for output in service.answer(given, request_id, fail=self._fail):
-                self._queue.put_nowait(safe(output))
+                self._queue.put_nowait(output)
         finally:
             self._queue.put_nowait(None)
 

@@ -5,7 +5,6 @@ face, which is why requirements.txt names the exact version.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -17,14 +16,16 @@ from typing import Any
 
 from aiohttp import ClientError, ClientResponseError
 from runpod.http_client import AsyncClientSession
-from runpod.serverless.modules import rp_http, rp_job
+from runpod.serverless.modules import rp_http, rp_job, rp_scale
 from runpod.serverless.modules.worker_state import JobsProgress
 
 from worker.errors import ResultTooLarge
 
 log = logging.getLogger(__name__)
 DEADLINE_MARGIN_S = 2.0  # before the platform's own limit, to deliver what there is
-PAUSES_S = (5.0, 15.0)  # between our own tries to deliver, each of which is three of the SDK's
+PAUSES_S = (5.0, 15.0, 30.0, 60.0)  # between our own tries to deliver a result
+CHUNK_PAUSES_S = (2.0,)  # and a chunk: the result has its text too
+TRY_S = 90.0  # for one try; the SDK's own limit is ten minutes
 TOO_MANY = (408, 425, 429)
 TOO_LARGE = (400, 413)
 MAX_UPDATES = 8
@@ -51,19 +52,17 @@ def ask_to_stop() -> None:
 
 
 def on_stop(act: Callable[[], object]) -> None:
-    """Have `act` called, on the main thread, after the SDK's own handler of the signals that end a worker."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _after(signal.getsignal(number), act))
+    """Have `act` called on the SDK's loop after its own handler of the signals that end a worker. Before `start`."""
+    sdk = rp_scale.JobScaler.handle_shutdown
 
-
-def _after(first: Any, act: Callable[[], object]) -> Callable[[int, Any], None]:
-    def handle(number: int, frame: Any) -> None:
-        if callable(first):
-            first(number, frame)
-        with contextlib.suppress(RuntimeError):  # the loop that it speaks to has ended
+    def handle(scaler: Any, number: int, frame: Any) -> None:
+        sdk(scaler, number, frame)
+        try:
+            asyncio.get_running_loop().call_soon_threadsafe(act)
+        except RuntimeError:  # no loop runs yet, or none any more
             act()
 
-    return handle
+    rp_scale.JobScaler.handle_shutdown = handle
 
 
 def finish_late_jobs(options: dict[str, Any], seconds: float) -> None:
@@ -75,7 +74,10 @@ def finish_late_jobs(options: dict[str, Any], seconds: float) -> None:
 
     async def finish() -> None:
         async with AsyncClientSession() as session, asyncio.timeout(seconds):
-            await asyncio.gather(*(rp_job.handle_job(session, options, job) for job in late))
+            jobs = (rp_job.handle_job(session, options, job) for job in late)
+            for error in await asyncio.gather(*jobs, return_exceptions=True):
+                if isinstance(error, BaseException):
+                    log.error("a job that came with the stop was not finished", exc_info=error)
 
     try:
         asyncio.run(finish())
@@ -88,22 +90,25 @@ def insist_on_delivery() -> None:
     sdk = rp_http._transmit
 
     async def transmit(session: Any, url: str, data: str) -> None:
-        pauses = iter(PAUSES_S)
+        is_result = url.startswith(_results())
+        pauses = iter(PAUSES_S if is_result else CHUNK_PAUSES_S)
         while True:
             try:
-                await sdk(session, url, data)
+                async with asyncio.timeout(TRY_S):
+                    await sdk(session, url, data)
                 return
-            except ClientError as error:
+            except (ClientError, TimeoutError) as error:
                 status = error.status if isinstance(error, ClientResponseError) else None
-                shrunk = _shrunk(data) if status in TOO_LARGE and url.startswith(_results()) else None
+                shrunk = _shrunk(data) if status in TOO_LARGE and is_result else None
                 pause = next(pauses, None)
                 if shrunk is not None:
                     log.warning("a result of %d characters was refused with %s", len(data), status)
                     data = shrunk
                 elif pause is None or not _is_worth_a_try(status):
-                    raise
+                    # The SDK goes on after this error and after no other.
+                    raise error if isinstance(error, ClientError) else ClientError("no answer in time") from None
                 else:
-                    log.warning("a result was not taken (%s); again in %s s", status, pause)
+                    log.warning("a delivery was not taken (%s); again in %s s", status or type(error).__name__, pause)
                     await asyncio.sleep(pause)
 
     rp_http._transmit = transmit
@@ -147,14 +152,15 @@ class Progress:
         self._num_left = 0
         self._timer.cancel()
         if self._sending is not None:
-            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(self._sending), GOODBYE_S)
+            await asyncio.wait({self._sending}, timeout=GOODBYE_S)
             self._sending.cancel()
 
     def forget(self) -> None:
         """The job has gone: nothing more is told."""
         self._num_left = 0
         self._timer.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
 
     def _send(self) -> None:
         is_free = self._sending is None or self._sending.done()

@@ -4,6 +4,7 @@ Streaming is the only path: a plain answer is the stream, gathered.
 """
 
 import asyncio
+import json
 import logging
 import math
 import time
@@ -31,7 +32,8 @@ from worker.contract import (
 )
 from worker.deadline import Deadline
 from worker.dialects import JSON, Dialect, choose, native
-from worker.errors import InternalError, ModelNotFound, WorkerError
+from worker.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.safe_json import safe
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -87,11 +89,12 @@ class Service:
         max_seconds: float = math.inf,
         tell: Tell = _tell_nobody,
         fail: Callable[[WorkerError], None] = lambda _: None,
-    ) -> AsyncGenerator[JSON, None]:
-        """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words.
+        is_bounded: bool = False,
+    ) -> AsyncGenerator[Any, None]:
+        """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words. Safe JSON.
 
         `max_seconds` is the caller's own limit, beside the request's. `tell` hears the phases of the request, `fail`
-        why it failed, before its last words come.
+        why it failed, before its last words come. `is_bounded`: what the platform would refuse for its size fails.
         """
         dialect: Dialect = native
         shown: dict[str, Any] = {}
@@ -104,21 +107,32 @@ class Service:
             if request.max_seconds is not None:
                 deadline.bring_forward(came_at + request.max_seconds)
             async with aclosing(self._run(dialect, request, request_id, deadline, tell)) as outputs:
+                num_bytes = 0
                 async for output in outputs:
-                    yield output
+                    value = safe(output)
+                    if is_bounded:
+                        num_bytes = self._within(num_bytes, len(json.dumps(value)))
+                    yield value
             return
-        except (asyncio.CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             log.info("left by its client", extra={"request": request_id})
             raise
         except WorkerError as error:
             failure = error
             log.info("failed: %s", error.code, extra={"request": request_id, "code": error.code})
-        except Exception:
+        except BaseException:  # a panic in a library written in Rust is no Exception
             failure = InternalError()
             log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
         fail(failure)
         for output in dialect.refusal(failure, shown):
             yield output
+
+    def _within(self, before: int, size: int) -> int:
+        """The bytes of an answer with those of another chunk. Raises ResultTooLarge."""
+        is_chunk_too_large = before > 0 and size > self._settings.max_chunk_bytes
+        if is_chunk_too_large or before + size > self._settings.max_result_bytes:
+            raise ResultTooLarge()
+        return before + size
 
     async def _run(
         self, dialect: Dialect, request: ChatRequest, request_id: str, deadline: Deadline, tell: Tell

@@ -111,3 +111,12 @@ def test_grouped_attention_is_the_library_s() -> None:
     repeated = (part.repeat_interleave(3, dim=1) for part in (keys, values))
     expected = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
     torch.testing.assert_close(grouped(query, keys, values, mask, 0.3), expected.transpose(1, 2))
+
+
+def test_what_is_no_number_does_not_stay_in_a_row() -> None:
+    cache = empty()
+    cache.join(filled(6, 1.0), 6, 10)
+    cache.join(filled(5, torch.nan), 5, 10)
+    cache.leave(1)
+    cache.join(filled(1, 2.0), 1, 10)
+    assert step(cache, [8.0, 4.0]) == [2.0, 3.0]

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from tests.engine.requests import Shown, ask, picture
-from worker.contract import Done, Event, Piece
+from worker.contract import ChatRequest, Done, Event, Likely, Message, Piece, Text, TokenLogprob
 from worker.deadline import Deadline
-from worker.engine.engine import Engine
+from worker.engine import sampling
+from worker.engine.engine import Engine, _merged
 from worker.engine.loading import LoadedModel
+from worker.engine.sequence import Sequence
 from worker.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
 from worker.settings import Settings
 
@@ -528,3 +530,103 @@ async def drain(stream: Any) -> list[Any]:
 
 def prompt_of(engine: Engine, text: str) -> Any:
     return engine._builder.build(ask(text).request, ())
+
+
+class Overflowing:
+    """A runner in whose prompts with pictures all numbers are lost, as when half precision overflows."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def prefill(self, prompt: Any, tokens: Any, chunk: slice, seen: Any, cache: Any) -> Any:
+        logits = self._inner.prefill(prompt, tokens, chunk, seen, cache)
+        if not prompt.items:
+            return logits
+        for layer in cache.layers:
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        return logits.fill_(torch.nan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_prompt_without_numbers_is_not_kept_for_others_that_begin_alike(engine: Engine) -> None:
+    system = "You are a helpful assistant who looks at pictures with care and answers briefly. " * 3
+    bad, good = (
+        Shown(
+            ChatRequest(
+                messages=(Message(role="system", parts=(Text(text=system),)), *shown.request.messages),
+                sampling=shown.request.sampling,
+            ),
+            shown.media,
+        )
+        for shown in (ask("What is it?", picture(1)), ask("Who are you?"))
+    )
+    engine._runner = Overflowing(engine._runner)  # type: ignore[assignment]
+    with pytest.raises(InternalError):
+        text_and_end(engine, bad)
+    assert text_and_end(engine, good)[1].reasons == ("stop",)
+
+
+def test_a_step_without_memory_after_the_forward_counts_for_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [ask("Who are you?"), ask("What is in the picture?", picture(1)), ask("Locate the red ring.", picture(2))]
+    alone = [text_and_end(engine, one)[0] for one in shown]
+    choose, calls = sampling.rows, [0]
+
+    def rows(logits: torch.Tensor, choices: Any) -> Any:
+        calls[0] += len(choices) == 3
+        if calls[0] == 4:
+            calls[0] += 1
+            raise torch.OutOfMemoryError("no memory for the logits")
+        return choose(logits, choices)
+
+    monkeypatch.setattr("worker.engine.engine.rows", rows)
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(events(engine, one) for one in shown))
+
+    assert ["".join(e.text for e in got if isinstance(e, Piece)) for got in asyncio.run(run())] == alone
+    assert calls[0] > 4
+
+
+def test_a_failure_is_heard_though_other_answers_to_the_prompt_still_speak(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Sequence.take
+
+    def failing(self: Sequence, row: Any) -> None:
+        if self.index == 0 and len(self.tokens) == 3:
+            raise ValueError("its text cannot be made")
+        take(self, row)
+
+    monkeypatch.setattr(Sequence, "take", failing)
+    shown = ask("Who are you?", n=3, ignore_eos=True, max_tokens=3000)
+    stream = shown.request.model_copy(update={"stream": True})
+    with pytest.raises(InternalError):
+        asyncio.run(drain(engine.generate(stream, ())))
+
+
+def test_a_panic_ends_the_engine_and_it_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """What a library written in Rust raises: no Exception."""
+
+    def panic(*_: Any) -> None:
+        raise Panic
+
+    monkeypatch.setattr(Sequence, "take", panic)
+    with pytest.raises(EngineStopped):
+        text_and_end(engine, ask("Who are you?"))
+    engine._thread.join(10)
+    assert engine.is_dead
+
+
+def test_what_gathers_while_a_client_is_slow_comes_in_pieces_of_a_bounded_size() -> None:
+    one = TokenLogprob(Likely("x", b"x", 0.0), ())
+    many = [Piece(text="ab", index=index % 2, logprobs=(one,) * 30) for index in range(20)]
+    merged = _merged(many)
+    assert max(len(piece.logprobs) for piece in merged) < 130
+    for index in (0, 1):
+        assert "".join(piece.text for piece in merged if piece.index == index) == "ab" * 10

@@ -154,4 +154,5 @@ def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_
             runner.prefill(prompt, [], slice(0, len(prompt.ids)), seen, filled)
             slots.join(filled, len(prompt.ids), len(prompt.ids) + 1)
             steps.append(runner.decode([5], [len(prompt.ids) + delta], slots))
+            slots.end_step()
         assert not torch.allclose(steps[0], steps[1], atol=1e-4)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from aiohttp import ClientConnectionError, ClientResponseError, RequestInfo
+from aiohttp import ClientConnectionError, ClientError, ClientResponseError, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
 from runpod.serverless.modules import rp_http
 from yarl import URL
@@ -42,14 +42,17 @@ def delivered(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], body: 
 ANSWER = {"output": [{"text": "x"}]}
 
 
-@pytest.mark.parametrize("failure", [refused(429), refused(503), ClientConnectionError()])
+@pytest.mark.parametrize("failure", [refused(429), refused(503), ClientConnectionError(), TimeoutError()])
 def test_a_result_is_sent_again_where_the_sdk_gives_up(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     assert delivered(monkeypatch, [failure, failure], ANSWER, RESULTS + "j") == [ANSWER] * 3
 
 
-def test_it_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ClientResponseError):
-        delivered(monkeypatch, [refused(503)] * 3, ANSWER, RESULTS + "j")
+@pytest.mark.parametrize("failure", [refused(503), TimeoutError()])
+def test_it_gives_up_in_the_end_with_an_error_that_the_sdk_expects(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    with pytest.raises(ClientError):
+        delivered(monkeypatch, [failure] * 3, ANSWER, RESULTS + "j")
 
 
 @pytest.mark.parametrize("status", [400, 413])
@@ -127,3 +130,31 @@ def test_a_slow_job_tells_its_phases_and_nothing_after_its_end(monkeypatch: pyte
 
 def test_updates_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(told(monkeypatch, 0, [str(number) for number in range(100)])) == job_api.MAX_UPDATES
+
+
+def test_a_cancel_while_an_update_is_under_way_is_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way: list[bool] = []
+
+    async def send(session: Any, data: Any, job: Any) -> None:
+        under_way.append(True)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(rp_http, "send_result", send)
+
+    async def job() -> None:
+        progress = job_api.Progress({"id": "j"}, 0)
+        progress("opening media")
+        while not under_way:
+            await asyncio.sleep(0)
+        await progress.end()
+
+    async def run() -> bool:
+        task = asyncio.create_task(job())
+        while not under_way:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    assert asyncio.run(run())

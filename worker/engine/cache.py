@@ -180,13 +180,14 @@ class SlotCache:
     ) -> None:
         assert filled is not None
         if at == len(stores) or stores[at].shape[0] <= row:
-            grown = filled.new_zeros(rows_for(row + 1), filled.shape[1], width, filled.shape[3])
+            grown = filled.new_empty(rows_for(row + 1), filled.shape[1], width, filled.shape[3])
             if at < len(stores):
                 grown[: stores[at].shape[0]] = stores[at]
                 stores[at] = grown
             else:
                 stores.append(grown)
         stores[at][row, :, :length] = filled[0, :, :length]
+        stores[at][row, :, length:] = 0  # a mask hides numbers, but not what is none
 
     def leave(self, row: int) -> None:
         """Drop a row of the step; the last one takes its place. A pool that is empty gives its memory back."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 
 import torch
 
@@ -41,6 +42,8 @@ from worker.settings import MIB, Settings
 log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64
 GROWTH = 1.03  # of the time between two pieces of a stream, at each of them
+MOST_LOGPROBS = 100  # of a piece; the platform refuses large chunks
+MOST_CHARS = 50_000
 MOST_INTERVALS = 5  # and where that ends
 STUCK_S = 5.0  # after its deadline a request no longer waits for the engine's thread to end it
 
@@ -150,16 +153,15 @@ class Engine:
                     pause = min(pause * GROWTH, most)
                 while not events.empty():
                     gathered.append(events.get_nowait())
-                for piece in _merged(gathered):
+                said = list(takewhile(lambda event: isinstance(event, Piece), gathered))
+                for piece in _merged(said):
                     yield piece
-                match gathered[-1]:
-                    case WorkerError() as error:
+                match gathered[len(said) :]:
+                    case [WorkerError() as error, *_]:
                         raise error
-                    case Done() as done:
+                    case [Done() as done, *_]:
                         yield done
                         return
-                    case Piece():
-                        pass
         finally:
             task.remove_done_callback(release)
             self.cancel(submitted)
@@ -237,7 +239,7 @@ class Engine:
                 self._drop_over()
                 self._prefill_some()
                 self._decode_all()
-        except Exception:
+        except BaseException:  # a panic in a library written in Rust is no Exception
             log.exception("the engine has ended")
             self._is_dead = True
         finally:
@@ -316,6 +318,10 @@ class Engine:
         assert prefill is not None and prefill.logits is not None
         length = len(entry.request.prompt.ids) + len(entry.sequences[0].tokens)
         (row,) = rows(prefill.logits[None], [entry.sequences[0].chooser.choice])
+        if row.is_finite:
+            prefill.keep()
+        else:  # what it was computed from may be kept already
+            self._let_go_of_caches()
         for sequence in entry.sequences:
             sequence.take(row)
             if not sequence.is_over:
@@ -353,12 +359,15 @@ class Engine:
                 self._cache,
             )
             found = rows(logits, [sequence.chooser.choice for sequence in self._live])
+            self._cache.end_step()
         except torch.AcceleratorError:
             raise
         except Exception as error:
             self._take_back(error)
             return
         for sequence, row in zip(self._live, found, strict=True):
+            if sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
+                continue
             try:
                 sequence.take(row)
             except torch.AcceleratorError:
@@ -427,13 +436,19 @@ async def _until(event: asyncio.Event, seconds: float | None) -> None:
 
 
 def _merged(events: Items[Event | WorkerError]) -> list[Piece]:
-    """The pieces among the events, one for each answer, in the order of their beginnings."""
-    pieces: dict[int, Piece] = {}
+    """The pieces among the events, joined answer by answer, as far as a chunk may hold them."""
+    merged: list[Piece] = []
+    last: dict[int, int] = {}  # each answer's latest place in `merged`
     for event in events:
-        if isinstance(event, Piece):
-            before = pieces.get(event.index)
-            pieces[event.index] = event if before is None else _joined(before, event)
-    return list(pieces.values())
+        if not isinstance(event, Piece):
+            continue
+        at = last.get(event.index)
+        if at is None or len(merged[at].logprobs) >= MOST_LOGPROBS or len(merged[at].text) >= MOST_CHARS:
+            last[event.index] = len(merged)
+            merged.append(event)
+        else:
+            merged[at] = _joined(merged[at], event)
+    return merged
 
 
 def _joined(first: Piece, second: Piece) -> Piece:

@@ -39,9 +39,12 @@ class Prefill:
                 return self._see(index)
         self.logits = self._runner.prefill(self._prompt, self._tokens, chunk, self._seen, self.cache)
         self._done = chunk.stop
-        if not self.left and self._prefixes is not None:
-            self._prefixes.keep(self._prompt.fingerprint, self.cache)
         return chunk.stop - chunk.start
+
+    def keep(self) -> None:
+        """Remember the whole prompt for later ones that begin alike. Only once its numbers are known to be good."""
+        if self._prefixes is not None:
+            self._prefixes.keep(self._prompt.fingerprint, self.cache)
 
     def _see(self, index: int) -> int:
         item = self._prompt.items[index]

@@ -111,7 +111,8 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> torch.Tensor:
-        """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position."""
+        """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
+        once `slots.end_step()` is called: until then it can be done again."""
         device = self._model.device
         slots.begin_step()
         hidden = self._text(
@@ -122,6 +123,5 @@ class Runner:
             use_cache=True,
             slots=slots,
         ).last_hidden_state
-        slots.end_step()
         logits: torch.Tensor = self._model.module.lm_head(hidden[:, -1])
         return logits

@@ -128,6 +128,8 @@ class Chooser:
         self._ending = torch.tensor(sorted(ending), dtype=torch.long)
         self._prompt = frozenset(prompt if choice.repetition_penalty != 1 else ())
         self._said: Counter[int] = Counter()
+        self._bias_ids = torch.tensor([token for token, _ in choice.logit_bias], dtype=torch.long)
+        self._bias = torch.tensor([bias for _, bias in choice.logit_bias])
 
     def choose(self, row: Row) -> int:
         """The next token."""
@@ -161,8 +163,8 @@ class Chooser:
         if len(said) and (choice.presence_penalty or choice.frequency_penalty):
             times = torch.tensor(list(self._said.values()), dtype=logits.dtype)
             logits[said.to(device)] -= (choice.presence_penalty + choice.frequency_penalty * times).to(device)
-        for token, bias in choice.logit_bias:
-            logits[token] += bias
+        if choice.logit_bias:
+            logits[self._bias_ids.to(device)] += self._bias.to(device)
         if self._said.total() < choice.min_tokens:
             logits[self._ending.to(device)] = -torch.inf
         return logits
