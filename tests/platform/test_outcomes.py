@@ -234,11 +234,11 @@ def test_a_stop_while_loading_ends_at_once_and_takes_nothing() -> None:
 _STOPPED_WHILE_LOADING = """
 import os, signal, handler
 
-def load(settings):
+def start(settings, **_):
     os.kill(os.getpid(), signal.SIGTERM)
     raise AssertionError("still here")
 
-handler.load = load
+handler.start = start
 handler.main()
 """
 
