@@ -92,7 +92,9 @@ class Worker:
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
     def stop(self) -> int:
-        """Told to stop, as by the platform; its exit status."""
+        """Told to stop, as by the platform; its exit status. Again does nothing."""
+        if (status := self._process.poll()) is not None:
+            return status
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(PATIENCE_S)
@@ -195,28 +197,29 @@ def soak(num_jobs: int, num_stops: int = 2, seed: int = 1) -> Outcome:
     began = time.monotonic()
     with Platform(hold_s=1.0) as platform:
         platform.trouble = TROUBLE
-        for end in [num_jobs * (life + 1) // (num_stops + 1) for life in range(num_stops + 1)]:
+        for end in [num_jobs * (life_number + 1) // (num_stops + 1) for life_number in range(num_stops + 1)]:
             first = len(jobs)
-            calls = platform.calls["job-take-batch"]
-            worker = Worker(platform)
-            _until(lambda calls=calls: platform.calls["job-take-batch"] > calls)  # type: ignore[misc]
-            early: tuple[float, int] | None = None
-            while len(jobs) < end or (end == num_jobs and any(job.status not in FINAL for _, job in jobs[-WINDOW:])):
-                unfinished = sum(job.status not in FINAL for _, job in jobs[-4 * WINDOW :])
-                for _ in range(min(WINDOW - unfinished, end - len(jobs))):
-                    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-                    jobs.append((kind, platform.submit(body(kind, rng))))
-                    if kind == "cancelled":
-                        to_cancel.append((time.monotonic() + rng.random(), jobs[-1][1]))
-                for due in [one for one in to_cancel if one[0] <= time.monotonic()]:
-                    platform.cancel(due[1])
-                    to_cancel.remove(due)
-                if early is None and len(jobs) - first >= (end - first) // 4:
-                    early = worker.memory_mib, worker.num_files
-                time.sleep(0.02)
-            late = worker.memory_mib, worker.num_files
-            early = early or late
-            lives.append(Life(len(jobs) - first, (early[0], late[0]), (early[1], late[1]), worker.stop()))
+            with running(platform) as worker:
+                early: tuple[float, int] | None = None
+                while len(jobs) < end or (
+                    end == num_jobs and any(job.status not in FINAL for _, job in jobs[-WINDOW:])
+                ):
+                    unfinished = sum(job.status not in FINAL for _, job in jobs[-4 * WINDOW :])
+                    for _ in range(min(WINDOW - unfinished, end - len(jobs))):
+                        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+                        jobs.append((kind, platform.submit(body(kind, rng))))
+                        if kind == "cancelled":
+                            to_cancel.append((time.monotonic() + rng.random(), jobs[-1][1]))
+                    for due in [one for one in to_cancel if one[0] <= time.monotonic()]:
+                        platform.cancel(due[1])
+                        to_cancel.remove(due)
+                    if early is None and len(jobs) - first >= (end - first) // 4:
+                        early = worker.memory_mib, worker.num_files
+                    time.sleep(0.02)
+                late = worker.memory_mib, worker.num_files
+                early = early or late
+                life = Life(len(jobs) - first, (early[0], late[0]), (early[1], late[1]), worker.stop())
+            lives.append(life)
         for _, job in to_cancel:
             platform.cancel(job)
     ended: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}

@@ -213,6 +213,9 @@ class Faults:
 
     def prefill(self) -> None:
         self._spoil(self.engine._runner, "prefill", lambda prompt, *_: self._is_marked(prompt))
+        self._spoil(
+            self.engine._runner, "prefill_together", lambda prompts: any(self._is_marked(prompt) for prompt in prompts)
+        )
 
     def join(self) -> None:
         self._spoil(self.engine._cache, "join", lambda cache, length, most: most - length > MARK - 5)
@@ -630,3 +633,72 @@ def test_what_gathers_while_a_client_is_slow_comes_in_pieces_of_a_bounded_size()
     assert max(len(piece.logprobs) for piece in merged) < 130
     for index in (0, 1):
         assert "".join(piece.text for piece in merged if piece.index == index) == "ab" * 10
+
+
+class Together:
+    """A runner that writes down how many prompts are computed in one forward."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.groups = inner, list[int]()
+
+    def prefill_together(self, prompts: Any) -> Any:
+        self.groups.append(len(prompts))
+        return self._inner.prefill_together(prompts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+QUESTIONS = ["Who are you?", "Hello!", "What can you do?", "How are you today?", "Thank you very much.", "你是谁？"]
+
+
+def burst(engine: Engine, shown: list[Shown]) -> list[str]:
+    """The answers to requests that come all at once."""
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*(events(engine, one) for one in shown), return_exceptions=True)
+
+    return [
+        type(got).__name__ if isinstance(got, BaseException) else "".join(e.text for e in got if isinstance(e, Piece))
+        for got in asyncio.run(run())
+    ]
+
+
+@pytest.mark.parametrize("is_memory", [False, True])
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_short_prompts_are_computed_together_and_apart_where_that_fails(
+    tiny: LoadedModel, is_failing: bool, is_memory: bool
+) -> None:
+    shown = [ask(question) for question in QUESTIONS]
+    engine = Engine(tiny, Settings(device="cpu", max_num_seqs=8))
+    engine._runner = runner = Together(engine._runner)  # type: ignore[assignment]
+    if is_failing:
+        error = torch.OutOfMemoryError("secret") if is_memory else RuntimeError("secret")
+        engine._runner = Failing(runner, "prefill_together", error)  # type: ignore[assignment]
+    prompts = [engine._builder.build(one.request, ()) for one in shown]
+    heard: list[list[Any]] = [[] for _ in shown]
+    real, engine._thread = engine._thread, threading.current_thread()  # so that all are there when it starts
+    for prompt, one, events_of_one in zip(prompts, shown, heard, strict=True):
+        engine.submit(prompt, one.request.sampling, events_of_one.append)
+    engine._thread = real
+    engine.start()
+    try:
+        alone = [text_and_end(engine, one)[0] for one in shown]
+    finally:
+        engine.close()
+    assert ["".join(e.text for e in got if isinstance(e, Piece)) for got in heard] == alone
+    assert [isinstance(got[-1], Done) for got in heard] == [True] * len(shown)
+    assert is_failing or max(runner.groups) >= 4
+
+
+def test_of_prompts_computed_together_the_one_at_fault_fails_alone(serve: Serve) -> None:
+    engine = serve(Settings(device="cpu", max_num_seqs=8))
+    shown = [ask(question, max_tokens=MARK if index == 2 else 30) for index, question in enumerate(QUESTIONS)]
+    expected = burst(engine, shown)
+    engine._let_go_of_caches()
+    Faults(engine, RuntimeError("secret")).prefill()
+    outcomes = burst(engine, shown)
+    assert outcomes[2] == "InternalError"
+    assert [text for index, text in enumerate(outcomes) if index != 2] == [
+        text for index, text in enumerate(expected) if index != 2
+    ]

@@ -18,10 +18,11 @@ MAX_LOOKED_AT = 64
 @dataclass(eq=False)
 class Entry:
     """A prompt with the answers that begin when it is prefilled. must_be_alone: it failed beside others, and is
-    tried once more with nobody else on the device."""
+    tried once more with nobody else on the device. is_apart: it is not prefilled in one forward with others."""
 
     sequences: list[Sequence]
     must_be_alone: bool = False
+    is_apart: bool = False
     num_overtaken: int = 0
     prefill: Prefill | None = None
 

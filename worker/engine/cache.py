@@ -119,6 +119,7 @@ class SlotCache:
         self._pools: dict[int, _Pool] = {}
         self._home: list[tuple[int, int]] = []  # of each row of the step: its pool's width and its row there
         self._groups: list[_Group] = []
+        self._expected: dict[int, int] = {}
         self._attending: dict[int, int] = {}
         layers: list[Any] = []
         for index, layer in enumerate(like.layers):
@@ -158,6 +159,13 @@ class SlotCache:
             max(rows_for(count), held.get(width, 0)) * width * self._bytes_per_token for width, count in counts.items()
         )
 
+    def expect(self, tokens: Sequence[int]) -> None:
+        """Sequences of up to so many tokens are about to join: their pools grow at once instead of row by row."""
+        self._expected = {}
+        for wanted in tokens:
+            width = width_for(wanted)
+            self._expected[width] = self._expected.get(width, 0) + 1
+
     def join(self, prefilled: Cache, length: int, most: int) -> None:
         """Copy what a prefill of `length` tokens left into a new last row that may grow to `most` tokens."""
         width = width_for(most)
@@ -167,6 +175,7 @@ class SlotCache:
             if index in self._attending:
                 self._fill(pool.keys, self._attending[index], filled.keys, width, row, length)
                 self._fill(pool.values, self._attending[index], filled.values, width, row, length)
+        self._expected[width] = max(0, self._expected.get(width, 0) - 1)
         for states, filled in zip(self._states, _recurrent(prefilled), strict=True):
             states.join(len(self.lengths), filled)
         self._pools[width] = pool
@@ -174,15 +183,15 @@ class SlotCache:
         self._home.append((width, row))
         self.lengths.append(length)
 
-    @staticmethod
     def _fill(
-        stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, width: int, row: int, length: int
+        self, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, width: int, row: int, length: int
     ) -> None:
         assert filled is not None
         if at == len(stores) or stores[at].shape[0] <= row:
-            grown = filled.new_empty(rows_for(row + 1), filled.shape[1], width, filled.shape[3])
+            count = rows_for(row + max(1, self._expected.get(width, 0)))
+            grown = filled.new_empty(count, filled.shape[1], width, filled.shape[3])
             if at < len(stores):
-                grown[: stores[at].shape[0]] = stores[at]
+                grown[:row] = stores[at][:row]
                 stores[at] = grown
             else:
                 stores.append(grown)

@@ -23,7 +23,7 @@ from worker.engine.admission import Admission, Entry
 from worker.engine.loading import LoadedModel
 from worker.engine.prefill import Prefill
 from worker.engine.prompt import Prompt, PromptBuilder
-from worker.engine.reuse import FeatureCache, PrefixCache
+from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
 from worker.engine.runner import Runner
 from worker.engine.sampling import Chooser, resolve, rows
 from worker.engine.sequence import Emit, Request, Sequence
@@ -63,7 +63,7 @@ class Engine:
         self._runner = Runner(model)
         self._cache = self._runner.slots()
         self._features = FeatureCache(settings.feature_cache_mib * MIB)
-        can_cut = not self._cache.has_states
+        self._can_pad = can_cut = not self._cache.has_states
         self._prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if can_cut and settings.prefix_cache_mib else None
         max_bytes = _cache_bytes(settings, model.device)
         self._admission = Admission(settings.max_num_seqs, max_bytes, self._cache, self._runner.bytes_per_token)
@@ -285,18 +285,20 @@ class Engine:
         """Compute prompts for at most `prefill_chunk` tokens, and a picture's worth where it is larger."""
         while (entry := self._admission.next(self._beginning)) is not None:
             self._beginning.append(entry)
+        self._cache.expect([one.request.num_positions for one in self._beginning for _ in one.sequences])
         budget = self._settings.prefill_chunk
         while self._beginning and budget > 0:
             entry = self._next_to_prefill()
             if entry.is_over:
                 self._beginning.remove(entry)
                 continue
+            together = self._alike(entry, budget)
+            if len(together) > 1:
+                budget -= self._prefill_together(together)
+                continue
             try:
-                if entry.prefill is None:
-                    entry.prefill = Prefill(
-                        entry.request.prompt, entry.sequences[0].tokens, self._runner, self._features, self._prefixes
-                    )
-                    entry.request.num_cached = entry.prefill.reused
+                self._open(entry)
+                assert entry.prefill is not None
                 budget -= max(1, entry.prefill.step(max(budget, min(SMALLEST_CHUNK, self._settings.prefill_chunk))))
                 if not entry.prefill.left:
                     self._begin(entry)
@@ -304,6 +306,65 @@ class Engine:
                 raise
             except Exception as error:
                 self._give_up_prefill(entry, error)
+
+    def _open(self, entry: Entry) -> None:
+        """Find out how much of the prompt is known already."""
+        if entry.prefill is None:
+            tokens = entry.sequences[0].tokens
+            entry.prefill = Prefill(entry.request.prompt, tokens, self._runner, self._features, self._prefixes)
+            entry.request.num_cached = entry.prefill.reused
+
+    def _alike(self, first: Entry, budget: int) -> list[Entry]:
+        """The entry, and others whose short prompts can be computed in one forward with it.
+
+        Those that begin like one of them come later: then they need only what follows.
+        """
+        together: list[Entry] = []
+        longest = 0
+        for entry in (first, *(one for one in self._beginning if one is not first)):
+            prompt = entry.request.prompt
+            longest = max(longest, len(prompt.ids))
+            is_fitting = longest * (len(together) + 1) <= budget and longest <= 2 * len(prompt.ids)
+            if not is_fitting or not self._can_pad or entry.is_apart or entry.must_be_alone or entry.is_over:
+                break
+            known = [other.request.prompt.fingerprint for other in together]
+            if any(shared_beginning(prompt.fingerprint, one) >= SHORTEST_PREFIX for one in known):
+                continue
+            try:
+                self._open(entry)
+            except torch.AcceleratorError:
+                raise
+            except Exception:
+                break  # it fails again, and is given up, when its own turn comes
+            assert entry.prefill is not None
+            if not entry.prefill.is_plain:
+                break
+            together.append(entry)
+        return together
+
+    def _prefill_together(self, entries: list[Entry]) -> int:
+        """Compute whole prompts in one forward; what it cost in tokens. Where it fails, each is tried apart."""
+        try:
+            logits, caches = self._runner.prefill_together([entry.request.prompt for entry in entries])
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            log.warning("%d prompts could not be computed together: each is tried apart", len(entries))
+            if isinstance(error, torch.OutOfMemoryError):
+                self._let_go_of_caches()
+            for entry in entries:
+                entry.is_apart = True
+            return 0
+        for entry, row, cache in zip(entries, logits, caches, strict=True):
+            try:
+                assert entry.prefill is not None
+                entry.prefill.finish(row, cache)
+                self._begin(entry)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                self._give_up_prefill(entry, error)
+        return len(entries) * max(len(entry.request.prompt.ids) for entry in entries)
 
     def _next_to_prefill(self) -> Entry:
         """The one with the least left and the one that came first take turns: short ones pass, long ones go on."""

@@ -31,6 +31,15 @@ class Prefill:
     def _length(self) -> int:
         return len(self._prompt.ids) + len(self._tokens)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a prompt without pictures of which nothing is computed yet."""
+        return not self._done and not self._tokens and not self._prompt.items
+
+    def finish(self, logits: torch.Tensor, cache: Cache) -> None:
+        """Take over what was computed together with others."""
+        self.logits, self.cache, self._done = logits, cache, self._length
+
     def step(self, budget: int) -> int:
         """Compute one picture or one chunk of at most `budget` tokens; what it cost in tokens."""
         chunk = slice(self._done, min(self._done + budget, self._length))

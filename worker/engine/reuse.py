@@ -80,7 +80,7 @@ class PrefixCache:
         """Put the longest known beginning into an empty `cache`; its length, less than the prompt's, 0 for none."""
         best, length = -1, SHORTEST_PREFIX - 1
         for key, known in self._kept.items():
-            shared = _shared(fingerprint[:-1], known.fingerprint)
+            shared = shared_beginning(fingerprint[:-1], known.fingerprint)
             if shared > length:
                 best, length = key, shared
         found = self._kept.get(best)
@@ -95,7 +95,7 @@ class PrefixCache:
         if len(fingerprint) < SHORTEST_PREFIX:
             return
         for key, known in self._kept.items():
-            shared = _shared(fingerprint, known.fingerprint)
+            shared = shared_beginning(fingerprint, known.fingerprint)
             if shared == len(fingerprint):
                 return
             if shared == len(known.fingerprint):
@@ -110,7 +110,7 @@ class PrefixCache:
         self._kept.clear()
 
 
-def _shared(a: torch.Tensor, b: torch.Tensor) -> int:
+def shared_beginning(a: torch.Tensor, b: torch.Tensor) -> int:
     """How many tokens two prompts have in common from the beginning."""
     length = min(len(a), len(b))
     differ = (a[:length] != b[:length]).nonzero()
