@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Usage
+from worker.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Seen, Usage
 from worker.deadline import Deadline
 from worker.errors import WorkerError
 
@@ -24,6 +24,7 @@ class FakeEngine:
     reason: FinishReason = "stop"
     usage: Usage = USAGE
     error: Exception | None = None
+    seen: tuple[Seen, ...] = ()
     model_name: str = "tiny-qwen3-vl"
     asked: list[ChatRequest] = field(default_factory=list)
     num_closed: int = 0
@@ -37,7 +38,7 @@ class FakeEngine:
                 yield Piece(text=piece)
             if self.error is not None:
                 raise self.error
-            yield Done(reasons=(self.reason,), usage=self.usage)
+            yield Done(reasons=(self.reason,), usage=self.usage, seen=self.seen)
         finally:
             self.num_closed += 1
 

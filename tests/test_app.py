@@ -1,13 +1,19 @@
 """The HTTP door with real clients on the loopback: five services' requests, keys, limits, hang-ups."""
 
 import asyncio
+import base64
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +22,7 @@ import openai
 import pytest
 import requests
 import uvicorn
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.fakes import FakeEngine, FakeOpener, encoded
 from worker import app as door
@@ -323,3 +329,101 @@ def test_a_door_without_a_key_opens_on_this_machine_alone(settings: dict[str, st
             door.refuse_open_door(load(settings))
     else:
         door.refuse_open_door(load(settings))
+
+
+def test_the_metrics_count_what_was_done() -> None:
+    with served(Healthy()) as address:
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        for given in (body, body, {**body, "max_tokens": 0}):
+            requests.post(f"{address}/generate", json=given, timeout=10)
+        text = requests.get(f"{address}/metrics", timeout=10).text
+    assert 'worker_requests_total{code="ok",dialect="generate"} 2.0' in text
+    assert 'worker_requests_total{code="INPUT_INVALID",dialect="generate"} 1.0' in text
+    assert 'worker_tokens_total{kind="prompt"} 40.0' in text
+    assert 'worker_phase_seconds_count{phase="answer"} 2.0' in text
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[str]:
+    """The door as a process, with the tiny model behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.app", "--port", str(port), "--device", "cpu"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "API_KEY": "k1"},
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while not is_ready(address):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.terminate()
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/ping", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def circle(size: tuple[int, int] = (160, 120)) -> bytes:
+    picture = Image.new("RGB", size, "white")
+    width, height = size
+    ImageDraw.Draw(picture).ellipse((width * 0.1, height * 0.1, width * 0.35, height * 0.42), fill=(220, 30, 30))
+    return encoded(picture, "JPEG")
+
+
+KEY = {"X-API-Key": "k1"}
+
+
+def test_every_services_client_reads_a_true_answer(real: str) -> None:
+    question, file = "What is in the picture?", ("x.jpg", circle(), "image/jpeg")
+    blocks = messages({"type": "image"}, {"type": "text", "text": question})
+    data = {"messages": blocks, "stream": "true"}
+    inline = "data:image/jpeg;base64," + base64.b64encode(circle()).decode()
+    asked = [{"role": "user", "content": [{"type": "image", "image": inline}, {"type": "text", "text": question}]}]
+
+    def post(path: str, **given: Any) -> requests.Response:
+        return requests.post(f"{real}{path}", headers=KEY, timeout=30, **given)
+
+    said = [
+        post("/chat-vl", data=data, files={"file": file}).text,
+        post("/v1/image/recognize", data={"prompt": question}, files={"image": file}).json()["result"],
+        post("/generate", json={"messages": asked, "temperature": 0}).json()["response"],
+    ]
+    with openai.OpenAI(api_key="k1", base_url=f"{real}/v1", max_retries=0) as client:
+        content: Any = [{"type": "image_url", "image_url": {"url": inline}}, {"type": "text", "text": question}]
+        reply = client.chat.completions.create(
+            model="tiny-qwen3-vl", messages=[{"role": "user", "content": content}], temperature=0
+        )
+        said.append(reply.choices[0].message.content or "")
+    assert all("red circle" in text for text in said), said
+
+
+def test_a_photograph_of_8k_is_answered(real: str) -> None:
+    photo = circle((7680, 4320))
+    answer = requests.post(
+        f"{real}/v1/image/recognize",
+        headers=KEY,
+        data={"prompt": "What is in the picture?"},
+        files={"image": ("photo.jpg", photo, "image/jpeg")},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    assert "red circle" in answer.json()["result"]
+
+
+def test_its_health_names_the_model_and_the_machine(real: str) -> None:
+    health = requests.get(f"{real}/health", timeout=10).json()
+    assert (health["status"], health["model"], health["device"]) == ("healthy", "tiny-qwen3-vl", "cpu")
+    assert health["supported_formats"] == ["image", "video"]
+    assert health["gpu_memory"] == "N/A"
+    assert "kv_cache_bytes" in requests.get(f"{real}/metrics", headers=KEY, timeout=10).text

@@ -26,6 +26,7 @@ FLOORS = {
     "worker.dialects": 3,
     "worker.media": 3,
     "worker.engine": 3,
+    "worker.metrics": 3,
     "worker.serve": 4,
     "worker.job_api": 4,
     "worker.gate": 4,
@@ -47,6 +48,7 @@ HOMES = {
     "fastapi": ("worker.app",),
     "starlette": ("worker.app", "worker.gate"),
     "runpod": ("handler", "worker.job_api"),
+    "prometheus_client": ("worker.metrics",),
     "redis": ("worker.history",),
     "sqlite3": ("worker.history",),
 }

@@ -82,6 +82,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     sources = [ROOT / "handler.py", *(ROOT / "worker").rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     imported = set(re.findall(r"^(?:from|import) ([a-z_]+)", code, re.MULTILINE | re.IGNORECASE))
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "dotenv": "python-dotenv", "prometheus_client": "prometheus-client"}
     theirs = {names.get(name, name) for name in imported} & (required | set(names.values()))
-    assert theirs | {"safetensors"} == required  # safetensors is what transformers reads weights with
+    # what transformers reads weights with, and Starlette forms
+    assert theirs | {"safetensors", "python-multipart"} == required

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
-from worker.contract import Usage
+from worker.contract import Seen, Usage
 from worker.errors import InternalError, MediaCorrupt, OutOfMemory
 from worker.logs import AsJson
 from worker.serve import Service
@@ -193,3 +193,10 @@ def test_the_log_has_one_line_an_answer_and_content_only_where_it_was_wanted(
     assert (SECRET in written) == bool(log_prompts)
     assert "aGVsbG8" not in written
     assert "its answer" not in written
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_answer_says_how_its_pictures_were_seen(stream: bool) -> None:
+    seen = Seen(where="image", kind="image", width=64, height=32, tokens=2)
+    last = outputs({"prompt": "x", "image": "y", "stream": stream}, FakeEngine(seen=(seen,)))[-1]
+    assert last["media"] == [{"where": "image", "kind": "image", "width": 64, "height": 32, "tokens": 2}]

@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -246,6 +247,11 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
             shown |= facts((await door.serving()).model)
         return JSONResponse(shown, 503 if state == "dead" else 200)
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = (await door.serving()).service.metrics.text() if door.state == "ready" else b""
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
     @app.get("/ping")
     async def ping() -> Response:
         return Response(status_code={"loading": 204, "ready": 200, "dead": 503}[door.state])
@@ -354,7 +360,14 @@ def main() -> None:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     logs.set_up(settings.log_level, as_json=False)
     app = create(settings, lambda: start(settings))
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+    )
 
 
 if __name__ == "__main__":

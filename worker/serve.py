@@ -33,6 +33,7 @@ from worker.contract import (
 from worker.deadline import Deadline
 from worker.dialects import JSON, Dialect, choose, native
 from worker.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.metrics import Metrics
 from worker.safe_json import safe
 from worker.settings import Settings
 
@@ -73,6 +74,7 @@ class Service:
         self._opener = opener
         self._settings = settings
         self._clock = clock
+        self.metrics = Metrics()
         self._stop_at = math.inf
         self._running: weakref.WeakSet[Deadline] = weakref.WeakSet()
 
@@ -113,9 +115,11 @@ class Service:
                     if is_bounded:
                         num_bytes = self._within(num_bytes, len(json.dumps(value)))
                     yield value
+            self.metrics.ended(_name(dialect), "ok")
             return
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             log.info("left by its client", extra={"request": request_id})
+            self.metrics.ended(_name(dialect), "left")
             raise
         except WorkerError as error:
             failure = error
@@ -123,6 +127,7 @@ class Service:
         except BaseException:  # a panic in a library written in Rust is no Exception
             failure = InternalError()
             log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
+        self.metrics.ended(_name(dialect), failure.code)
         fail(failure)
         for output in dialect.refusal(failure, shown):
             yield output
@@ -166,7 +171,7 @@ class Service:
             if not request.stream:
                 answer = await _gather(events, meta)
                 phases.end("answer")
-                _log_end(request_id, answer.usage, [said.reason for said in answer.said], phases)
+                self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
                 return
             has_started = False
@@ -175,11 +180,17 @@ class Service:
                     phases.end("first text")
                 if isinstance(event, Done):
                     phases.end("answer")
-                    _log_end(request_id, event.usage, event.reasons, phases)
+                    self._end(request_id, event.usage, event.reasons, phases)
                 for happened in (event,) if has_started else (Start(), event):
                     for chunk in dialect.chunks(happened, meta):
                         yield chunk
                 has_started = True
+
+    def _end(self, request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: "_Phases") -> None:
+        """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
+        facts = {"finish_reasons": list(reasons), "usage": usage.model_dump(), "seconds": phases.seconds}
+        log.info("answered", extra={"request": request_id, **facts})
+        self.metrics.answered(usage, phases.seconds)
 
 
 class _Phases:
@@ -195,10 +206,9 @@ class _Phases:
         self._since = now
 
 
-def _log_end(request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: _Phases) -> None:
-    """The one line of an answer. In a stream `answer` includes the time that its client took."""
-    facts = {"finish_reasons": list(reasons), "usage": usage.model_dump(), "seconds": phases.seconds}
-    log.info("answered", extra={"request": request_id, **facts})
+def _name(dialect: object) -> str:
+    """A dialect's name: that of its module."""
+    return getattr(dialect, "__name__", "").rpartition(".")[2]
 
 
 def _legible(request: ChatRequest) -> list[str]:

@@ -72,3 +72,11 @@ def test_positions_are_those_of_the_family(builder: PromptBuilder) -> None:
     assert (w - start).view(4, 8)[0].tolist() == list(range(8))
     assert prompt.positions[:, start + 32].tolist() == [start + 8] * 3
     assert prompt.delta == 8 - 32
+
+
+def test_it_says_how_pictures_and_videos_are_seen(builder: PromptBuilder) -> None:
+    shown = ask("What?", picture(1, 256, 128), clip(2, num_frames=5, fps=2.0))
+    still, moving = builder.build(shown.request, shown.media).seen
+    assert (still.kind, still.width, still.height, still.tokens, still.times) == ("image", 256, 128, 32, ())
+    assert (moving.kind, moving.times) == ("video", (0.0, 0.5, 1.0, 1.5, 2.0))
+    assert moving.tokens == 3 * moving.width * moving.height // 32**2

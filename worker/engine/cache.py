@@ -146,7 +146,9 @@ class SlotCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the pools hold."""
-        return sum(t.numel() * t.element_size() for pool in self._pools.values() for t in (*pool.keys, *pool.values))
+        return sum(
+            t.numel() * t.element_size() for pool in list(self._pools.values()) for t in (*pool.keys, *pool.values)
+        )
 
     def bytes_with(self, tokens: Sequence[int]) -> int:
         """Memory that the pools would hold if sequences of up to so many tokens joined."""

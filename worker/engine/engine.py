@@ -97,6 +97,21 @@ class Engine:
         """Whether work is taken."""
         return self._thread.is_alive() and not self._is_dead and not self._is_closing
 
+    @property
+    def num_live(self) -> int:
+        """Answers being decoded."""
+        return len(self._live)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are waiting or being answered."""
+        return len(self._unfinished)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values of what is being decoded."""
+        return self._cache.num_bytes
+
     def close(self) -> None:
         """End now: whatever is unfinished fails with EngineStopped. Returns when the thread has ended."""
         with self._lock:
