@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test check model evaluate docs clean
+.PHONY: help run test check image-test docs clean
 
 help:  ## list the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 run: $(READY)  ## answer test_input.json with the embedded tiny model and print the JSON
 	@$(BIN)/python handler.py
@@ -19,11 +19,8 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-model: $(READY)  ## train the tiny model, or go on with it (hours)
-	$(BIN)/python -m builder.tiny_model train
-
-evaluate: $(READY)  ## measure the tiny model on held-out pictures
-	$(BIN)/python -m builder.tiny_model evaluate
+image-test: $(READY)  ## build the Dockerfile for real and ask the image a question, offline (root on Debian)
+	$(BIN)/python -m tests.image
 
 docs: $(READY)  ## write the generated tables and pictures of docs/
 	$(BIN)/python -m builder.docs

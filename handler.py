@@ -7,10 +7,14 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 `--rp_serve_api` serves HTTP for trials. See docs/api.md.
 """
 
+from worker import boot
+
+# What begins here runs beside the imports below.
+BOOT = boot.begin("runpod") if __name__ == "__main__" else None
+
 import asyncio
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -80,19 +84,18 @@ def main() -> None:
     try:
         settings = worker_settings.load()
         _set_up_logs(settings)
-        if settings.is_on_platform:
-            signal.signal(signal.SIGTERM, job_api.leave_quietly)  # until the SDK puts its own handler there
-        serving = start(settings, on_death=job_api.ask_to_stop)
+        serving = start(settings, on_death=job_api.ask_to_stop, boot=BOOT or boot.begin())
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     service = serving.service
     options = start_options(Handler(service, settings), settings, sys.argv)
+    boot.settle()
     try:
         if settings.is_on_platform:
             # The SDK gives running jobs all the time there is.
             job_api.on_stop(lambda: service.stop_by(time.monotonic() + settings.drain_s))
             job_api.insist_on_delivery()
-            runpod.serverless.register_fitness_check(fitness_check(service))
+            runpod.serverless.register_fitness_check(fitness_check(Service(serving.engine, serving.opener, settings)))
         runpod.serverless.start(options)
         if settings.is_on_platform:
             service.stop_by(time.monotonic() + settings.late_jobs_s)
@@ -100,11 +103,12 @@ def main() -> None:
     finally:
         serving.close()
     if serving.engine.is_dead:
-        sys.exit("worker-qwen-vl: the engine has ended, this worker must be replaced")
+        print("worker-qwen-vl: the engine has ended, this worker must be replaced", file=sys.stderr, flush=True)
+        boot.leave(1, at_once=serving.engine.is_stuck)
 
 
 def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
-    """A real picture through the real model before the first job is taken, which warms up what that would wait for."""
+    """A real picture through the real model before the first job is taken."""
 
     async def a_picture_is_answered() -> None:
         question = {"prompt": "What is in the picture?", "image": FITNESS_PICTURE, "max_tokens": 8, "temperature": 0}

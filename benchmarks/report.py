@@ -33,8 +33,8 @@ def save(name: str, facts: dict[str, Any], table: str) -> None:
     path.with_suffix(".md").write_text(table.rstrip() + "\n", encoding="utf-8")
 
 
-def plot(name: str, draw: Callable[[Any], None], columns: int = 1) -> None:
-    """A picture beside them; `draw` gets the axes."""
-    figure = matplotlib.figure.Figure(figsize=(5 * columns, 4), layout="constrained")
+def plot(name: str, draw: Callable[[Any], None], columns: int = 1, width: float = 5) -> None:
+    """A picture beside them, of `columns` pictures, each `width` inches wide; `draw` gets the axes."""
+    figure = matplotlib.figure.Figure(figsize=(width * columns, 4), layout="constrained")
     draw(figure.subplots(1, columns))
     figure.savefig(RESULTS / f"{date.today().isoformat()}-{name}.png", dpi=110)

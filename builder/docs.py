@@ -82,7 +82,7 @@ def album() -> str:
         strip.save(DOCS / "pictures" / f"clip{index}.png")
         shown = Clip(tuple(np.array(frame) for frame in frames), clip.fps)
         ask = skills.motion(clip, skills.LANGUAGES[index], rng)
-        rows += [_row(f"clip{index}.png", ask, generate(model, builder.build(request(Case(ask, shown)), [shown])))]
+        rows += [_row(f"clip{index}.png", ask, _said(model, builder, Case(ask, (shown,))))]
     return "\n".join(rows) + "\n"
 
 
@@ -96,8 +96,12 @@ def _rows(
     model: LoadedModel, builder: PromptBuilder, name: str, image: Image.Image, asks: list[skills.Ask]
 ) -> list[str]:
     picture = Picture(np.array(image))
-    answers = [generate(model, builder.build(request(Case(ask, picture)), [picture])) for ask in asks]
+    answers = [_said(model, builder, Case(ask, (picture,))) for ask in asks]
     return [_row(f"{name}.png", ask, answer) for ask, answer in zip(asks, answers, strict=True)]
+
+
+def _said(model: LoadedModel, builder: PromptBuilder, case: Case) -> str:
+    return generate(model, builder.build(request(case), case.opened))
 
 
 def _row(file: str, ask: skills.Ask, answer: str) -> str:

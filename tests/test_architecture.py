@@ -19,6 +19,7 @@ SOURCES = sorted(
 FLOORS = {
     "worker.errors": 1,
     "worker.logs": 1,
+    "worker.timeline": 1,
     "worker.safe_json": 1,
     "worker.contract": 2,
     "worker.settings": 2,
@@ -30,6 +31,7 @@ FLOORS = {
     "worker.serve": 4,
     "worker.job_api": 4,
     "worker.gate": 4,
+    "worker.boot": 4,
     "worker.start": 5,
     "worker.app": 6,
     "handler": 6,
@@ -39,7 +41,7 @@ FLOORS = {
 HOMES = {
     "torch": ("worker.engine", "builder", "benchmarks"),
     "transformers": ("worker.engine", "builder", "benchmarks"),
-    "tokenizers": ("worker.engine", "builder"),
+    "tokenizers": ("worker.engine", "builder", "benchmarks"),
     "huggingface_hub": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),
     "PIL": ("worker.media", "builder", "benchmarks"),

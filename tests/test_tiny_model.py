@@ -60,7 +60,7 @@ def moving(direction: str, num_frames: int = 4, fps: float = 2.0) -> contract.Cl
 def say(model: LoadedModel, question: str, *shown: Opened, change: Any = None) -> str:
     """The greedy answer, `change` applied to the prompt first."""
     builder = PromptBuilder(model, Settings())
-    case = evaluate.Case(skills.Ask("test", "en", question, ""), shown[0] if shown else None)
+    case = evaluate.Case(skills.Ask("test", "en", question, ""), shown)
     prompt = builder.build(evaluate.request(case), shown)
     return evaluate.generate(model, change(prompt) if change else prompt)
 
@@ -271,18 +271,27 @@ def test_a_wrong_path_to_the_model_gives_wrong_answers(tiny: LoadedModel, change
     assert sum(right) <= 0.5 * len(right)
 
 
-@pytest.mark.parametrize("mix", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)], ids=["scenes", "numbers", "clips"])
-def test_training_sees_the_positions_that_the_model_is_served_with(tiny: LoadedModel, mix: tuple[int, ...]) -> None:
-    stage = Stage("s", 1, 36, (1, 2), (2,), (4,), False, mix)  # type: ignore[arg-type]
-    batch = BatchMaker(tiny.tokenizer, 5, 4).make(stage)
+MIXES = {"scenes": (1, 0, 0, 0), "numbers": (0, 1, 0, 0), "clips": (0, 0, 1, 0), "pairs": (0, 0, 0, 0, 1)}
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+def test_training_sees_the_ids_and_positions_that_the_model_is_served_with(
+    tiny: LoadedModel, mix: tuple[int, ...], seed: int
+) -> None:
+    stage = Stage("s", 1, 36, (1, 2), (2,), (4,), False, mix, late=True, follow_ups=0.5, own_sizes=seed > 5)
+    batch = BatchMaker(tiny.tokenizer, seed, 4).make(stage)
     config = tiny.module.config
-    for row in range(len(batch.ids)):
-        shown = (batch.branch[row] == 0) | (batch.branch[row] == 1)
-        ids = torch.from_numpy(batch.ids[row][shown])[None]
-        kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-        grid = {"video_grid_thw" if batch.is_video else "image_grid_thw": torch.tensor([batch.grid])}
-        expected, _ = tiny.module.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)
-        assert np.array_equal(expected[:, 0].numpy(), batch.positions[:, row][:, shown])
+    for row, branches in enumerate(batch.branch):
+        for branch in range(1, branches.max() + 1):
+            shown = (branches == 0) | (branches == branch)
+            ids = torch.from_numpy(batch.ids[row][shown])[None]
+            kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+            grid = {"video_grid_thw" if batch.is_video else "image_grid_thw": torch.tensor(batch.grids)}
+            expected, _ = tiny.module.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)
+            assert np.array_equal(expected[:, 0].numpy(), batch.positions[:, row][:, shown])
+            text = tiny.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
+            assert tiny.tokenizer.encode(text, add_special_tokens=False).ids == ids[0].tolist()
 
 
 FLOORS = {
@@ -305,7 +314,7 @@ def test_held_out_pictures_are_answered(tiny: LoadedModel, skill: str) -> None:
     cases = list(evaluate.cases(seed=31_337, per_cell=10, only=skill))
     right = 0
     for case in cases:
-        prompt = builder.build(evaluate.request(case), [case.shown] if case.shown else [])
+        prompt = builder.build(evaluate.request(case), case.opened)
         right += evaluate.is_right(case.ask, evaluate.generate(tiny, prompt))
     assert right >= FLOORS[skill] * len(cases)
 

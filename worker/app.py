@@ -30,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from worker import logs
 from worker import settings as worker_settings
+from worker.boot import leave
 from worker.dialects import JSON, chat_vl, generate, openai_chat, openai_models, recognize
 from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
@@ -359,7 +360,13 @@ def main() -> None:
     except SettingError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     logs.set_up(settings.log_level, as_json=False)
-    app = create(settings, lambda: start(settings))
+    served: list[Serving] = []
+
+    def load() -> Serving:
+        served.append(start(settings))
+        return served[-1]
+
+    app = create(settings, load)
     uvicorn.run(
         app,
         host=settings.host,
@@ -368,6 +375,8 @@ def main() -> None:
         log_config=None,
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
+    if any(one.engine.is_dead for one in served):
+        leave(1, at_once=any(one.engine.is_stuck for one in served))
 
 
 if __name__ == "__main__":

@@ -245,11 +245,12 @@ class Piece(Value):
 
 class Done(Value):
     """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; seen: the
-    pictures and videos, in order."""
+    pictures and videos, in order; cold_start: seconds of the start's phases, with the worker's first answer."""
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
     seen: tuple[Seen, ...] = ()
+    cold_start: dict[str, float] | None = None
 
 
 class Said(Value):
@@ -267,6 +268,7 @@ class Answer(Value):
     said: tuple[Said, ...]
     usage: Usage
     seen: tuple[Seen, ...] = ()
+    cold_start: dict[str, float] | None = None
 
 
 Event = Piece | Done

@@ -41,11 +41,6 @@ def max_seconds(job: dict[str, Any]) -> float:
     return max(limit / 1000 - DEADLINE_MARGIN_S, 1.0)
 
 
-def leave_quietly(*_: object) -> None:
-    """Told to stop while loading: no job was taken, nothing is lost."""
-    os._exit(143)
-
-
 def ask_to_stop() -> None:
     """Make the SDK take no more jobs and return from `start` when the running ones have ended."""
     os.kill(os.getpid(), signal.SIGTERM)

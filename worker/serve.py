@@ -36,6 +36,7 @@ from worker.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerEr
 from worker.metrics import Metrics
 from worker.safe_json import safe
 from worker.settings import Settings
+from worker.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +66,22 @@ def _tell_nobody(phase: str) -> None:
 
 
 class Service:
-    """Answers requests with one engine. `clock` gives seconds since 1970."""
+    """Answers requests with one engine. `clock` gives seconds since 1970. `timeline`: of the start, told with the
+    first answer."""
 
     def __init__(
-        self, engine: Generates, opener: Opens, settings: Settings, clock: Callable[[], float] = time.time
+        self,
+        engine: Generates,
+        opener: Opens,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        timeline: Timeline | None = None,
     ) -> None:
         self._engine = engine
         self._opener = opener
         self._settings = settings
         self._clock = clock
+        self._timeline = timeline
         self.metrics = Metrics()
         self._stop_at = math.inf
         self._running: weakref.WeakSet[Deadline] = weakref.WeakSet()
@@ -159,6 +167,8 @@ class Service:
             return
         if self._settings.log_prompts:
             log.info("asked", extra={"request": request_id, "messages": _legible(request)})
+        if self._timeline is not None:
+            self._timeline.end("waiting for a request")
         phases = _Phases()
         media: tuple[Opened, ...] = ()
         if request.media:
@@ -170,6 +180,7 @@ class Service:
         async with aclosing(self._engine.generate(request, media, deadline)) as events:
             if not request.stream:
                 answer = await _gather(events, meta)
+                answer = answer.model_copy(update={"cold_start": self._cold_start(request_id)})
                 phases.end("answer")
                 self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
@@ -179,12 +190,22 @@ class Service:
                 if not has_started:
                     phases.end("first text")
                 if isinstance(event, Done):
+                    event = event.model_copy(update={"cold_start": self._cold_start(request_id)})
                     phases.end("answer")
                     self._end(request_id, event.usage, event.reasons, phases)
                 for happened in (event,) if has_started else (Start(), event):
                     for chunk in dialect.chunks(happened, meta):
                         yield chunk
                 has_started = True
+
+    def _cold_start(self, request_id: str) -> dict[str, float] | None:
+        """Where the time of the start went, for the first answer alone."""
+        timeline, self._timeline = self._timeline, None
+        if timeline is None:
+            return None
+        timeline.end("first answer")
+        log.info("first answer", extra={"request": request_id, "seconds": timeline.report})
+        return timeline.report
 
     def _end(self, request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: "_Phases") -> None:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""

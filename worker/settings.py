@@ -49,6 +49,9 @@ class Settings(BaseModel):
     hub_cache: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         Path("~/.cache/huggingface/hub"), validate_default=True, description="The hub's own cache, where downloads go"
     )
+    check_hashes: bool = Field(
+        False, description="Compares the hashes of a baked model's files at every start, not only their sizes"
+    )
     allow_download: bool = Field(False, description="Downloads the model at the start where it is nowhere else")
     model_name: str | None = Field(
         None, description="Name in answers and for the OpenAI route; unset takes the folder's"
@@ -56,6 +59,9 @@ class Settings(BaseModel):
     device: Device = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="Weights in 8 or 4 bit by bitsandbytes, for small cards; CUDA only"
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto",
@@ -87,6 +93,11 @@ class Settings(BaseModel):
         512,
         description="Memory for keys and values of earlier prompts, so that a shared beginning is not computed "
         "twice; 0: none is kept",
+    )
+    engine_stuck_s: Seconds = Field(
+        180.0,
+        description="Seconds that one turn of the engine may take; a device that hangs longer has every job get its "
+        "error and the worker ask to be replaced",
     )
     max_tokens_default: Positive = Field(512, description="`max_tokens` where the request has none")
     concurrency: Positive = Field(

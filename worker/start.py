@@ -1,15 +1,23 @@
 """Everything that serves, made from the settings: model, engine, opener, service. Both doors start here."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from worker.boot import Boot
+from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel, load
 from worker.engine.pixels import Eye
+from worker.engine.warming import warm_up
+from worker.errors import WorkerError
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.serve import Service
 from worker.settings import Settings
+from worker.timeline import Timeline
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,25 @@ class Serving:
         self.opener.close()
 
 
-def start(settings: Settings, on_death: Callable[[], None] = lambda: None) -> Serving:
-    """Load the model and start its engine. `on_death`: called when the engine ended by itself. Raises ModelError."""
-    model = load(settings)
+def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot: Boot | None = None) -> Serving:
+    """Load the model and start its engine, warm. `on_death`: called when the engine ended by itself. `boot`: what was
+    begun before. Raises ModelError."""
+    boot = boot or Boot(Timeline())
+    model = load(settings, boot.weights, boot.timeline)
     engine = Engine(model, settings, on_death=on_death)
     opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings))
     engine.start()
-    service = Service(engine, opener, settings)
+    try:
+        warm_up(engine)
+    except WorkerError as error:
+        engine.close()
+        raise ModelError(f"the model cannot serve a picture: {error.message}") from None
+    except ModelError:
+        engine.close()
+        raise
+    boot.timeline.end("warming up")
+    service = Service(engine, opener, settings, timeline=boot.timeline)
+    log.info("ready", extra={"seconds": boot.timeline.report})
     service.metrics.gauge("answers_running", "Answers being decoded", lambda: engine.num_live)
     service.metrics.gauge("requests_unfinished", "Requests waiting or being answered", lambda: engine.num_unfinished)
     service.metrics.gauge("kv_cache_bytes", "Keys and values of what is being decoded", lambda: engine.cache_bytes)

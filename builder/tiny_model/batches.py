@@ -6,7 +6,7 @@ the prompt that a single question would make.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
+from builder.tiny_model.skills import CLIP_SKILLS
 from worker.engine.pixels import of_frames
 from worker.engine.sizes import Size, image_size
 
@@ -24,6 +25,8 @@ FINE_DIGIT_WEIGHT = 0.15
 _SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "请用中文回答问题。", "You look at pictures.")
 
 Weights = tuple[tuple[skills.PictureSkill, float], ...]
+Grid = tuple[int, int, int]  # temporal patches, rows and columns of patches
+ClipWeights = tuple[tuple[skills.ClipSkill, float], ...]
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,30 @@ class Stage:
     digits: tuple[int, ...]
     frames: tuple[int, ...]
     real_sizes: bool
-    mix: tuple[float, float, float, float] = (0.46, 0.36, 0.14, 0.04)  # scenes, numbers, clips, talk
+    mix: tuple[float, ...] = (0.46, 0.36, 0.14, 0.04)  # scenes, numbers, clips, talk, pairs of pictures
     asks: int = 3  # questions about a scene
     alike: float = 0.0  # share of objects that take their colour or shape from another
     skills: Weights = skills.SCENE_SKILLS
     at_border: bool = True  # see `random_scene`
+    clip_skills: ClipWeights = CLIP_SKILLS
+    late: bool = False  # see `random_clip`
+    follow_ups: float = 0.0  # share of scenes with a conversation of two questions
+    compares: float = 0.5  # share of pairs that stand in one message
+    pair_tokens: int = 30  # of each picture of a pair, at most
+    own_sizes: bool = False  # the pictures of a pair differ in size
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step's input.
 
-    patches: (rows * t * h * w, 1536) uint8. ids, labels, weights, branch: (rows, length).
-    positions: (3, rows, length).
+    patches: (patches, 1536) uint8: the rows' first pictures, then their second ones. grids: (t, h, w) of the first and
+    of the second, the same in all rows.
+    ids, labels, weights, branch: (rows, length). positions: (3, rows, length).
     """
 
     patches: np.ndarray | None
-    grid: tuple[int, int, int]
+    grids: tuple[Grid, ...]
     is_video: bool
     ids: np.ndarray
     labels: np.ndarray
@@ -84,6 +94,15 @@ _SIZES = _sizes_by_grid()
 _GRIDS = [grid for grid, sizes in _SIZES.items() for _ in sizes]
 
 
+@dataclass(frozen=True)
+class Row:
+    """One sequence: for each picture or clip the turn between it and the next one, if any; then the branches."""
+
+    shown: tuple[skills.Ask | None, ...]
+    branches: list[skills.Turns]
+    times: list[float] | None = None  # of a clip's pairs of frames
+
+
 class BatchMaker:
     """Draws batches for ever; one instance for each seed."""
 
@@ -95,42 +114,72 @@ class BatchMaker:
         self._comma = {tokenizer.encode(text).ids[0] for text in (",", "],")}
 
     def make(self, stage: Stage) -> Batch:
-        kind = self._rng.choices(("scenes", "numbers", "clips", "talk"), stage.mix)[0]
+        kind = self._rng.choices(("scenes", "numbers", "clips", "talk", "pairs")[: len(stage.mix)], stage.mix)[0]
         if kind == "talk":
-            return self._pack([[self._plain(), self._plain()] for _ in range(self._rows)], None, (0, 0, 0), False)
+            rows = [Row((), [(self._plain(),), (self._plain(),)]) for _ in range(self._rows)]
+            return self._pack(rows, None, (), False)
         if kind == "clips":
             return self._clips(stage)
+        if kind == "pairs":
+            return self._pairs(stage)
         return self._pictures(stage, is_numbers=kind == "numbers")
 
     def _pictures(self, stage: Stage, *, is_numbers: bool) -> Batch:
         rng = self._rng
         width, height = self._grid(stage)
-        images, asks = [], []
+        images, rows = [], []
         for _ in range(self._rows):
             if is_numbers:
                 scene = random_number(rng, width / height, rng.choice(stage.digits))
-                asks.append(self._ask(scene, skills.NUMBER_SKILLS, 2))
+                branches = self._ask(scene, skills.NUMBER_SKILLS, 2)
             else:
-                scene = random_scene(
-                    rng, width / height, rng.choice(stage.things), stage.alike, at_border=stage.at_border
-                )
-                asks.append(self._ask(scene, stage.skills, stage.asks))
+                scene = self._scene(stage, width / height)
+                branches = self._ask(scene, stage.skills, stage.asks)
+                if stage.follow_ups and rng.random() < stage.follow_ups:
+                    branches[-1] = skills.follow_up(scene, rng.choice(skills.LANGUAGES), rng)
+            rows.append(Row((None,), branches))
             images.append([self._draw(scene, width, height, stage.real_sizes)])
-        return self._pack(asks, np.stack([patches(frames) for frames in images]), (1, height // 16, width // 16), False)
+        pixels = np.concatenate([patches(frames) for frames in images])
+        return self._pack(rows, pixels, ((1, height // 16, width // 16),), False)
+
+    def _pairs(self, stage: Stage) -> Batch:
+        """Two pictures, in one message or one after the other."""
+        rng = self._rng
+        limited = replace(stage, max_tokens=min(stage.max_tokens, stage.pair_tokens))
+        first = self._grid(limited)
+        sizes = (first, self._grid(limited) if stage.own_sizes else first)
+        images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        rows = []
+        for _ in range(self._rows // 2):
+            scenes = self._scene(stage, sizes[0][0] / sizes[0][1]), self._scene(stage, sizes[1][0] / sizes[1][1])
+            for place, (scene, size) in enumerate(zip(scenes, sizes, strict=True)):
+                images[place].append(patches([self._draw(scene, *size, stage.real_sizes)]))
+            language = rng.choice(skills.LANGUAGES)
+            if rng.random() < stage.compares:
+                rows.append(Row((None, None), [(skills.compare(*scenes, language, rng),) for _ in range(3)]))
+            else:
+                [before] = self._ask(scenes[0], stage.skills, 1)[0]
+                branches = [skills.earlier(*scenes, language, rng) for _ in range(2)]
+                rows.append(Row((before, None), branches))
+        grids = tuple((1, height // 16, width // 16) for width, height in sizes)
+        return self._pack(rows, np.concatenate([*images[0], *images[1]]), grids, False)
+
+    def _scene(self, stage: Stage, aspect: float) -> Scene:
+        things = self._rng.choice(stage.things)
+        return random_scene(self._rng, aspect, things, stage.alike, at_border=stage.at_border)
 
     def _clips(self, stage: Stage) -> Batch:
         rng = self._rng
         width, height = rng.choice(((128, 128), (96, 128), (128, 96), (160, 96), (96, 160), (192, 64), (96, 96)))
         num_frames = rng.choice(stage.frames)
-        images, asks, times = [], [], []
+        images, rows = [], []
         for _ in range(self._rows // 2):
-            clip = random_clip(rng, width / height, num_frames)
+            clip = random_clip(rng, width / height, num_frames, late=stage.late)
             frames = [self._draw(frame, width, height, False) for frame in clip.frames]
             images.append(frames + frames[-1:] * (num_frames % 2))
-            times.append(skills.timestamps(num_frames, clip.fps))
-            asks.append(self._ask(clip, skills.CLIP_SKILLS, 2))
+            rows.append(Row((None,), self._ask(clip, stage.clip_skills, 2), skills.clip_times(clip)))
         grid = (len(images[0]) // 2, height // 16, width // 16)
-        return self._pack(asks, np.stack([patches(frames) for frames in images]), grid, True, times)
+        return self._pack(rows, np.concatenate([patches(frames) for frames in images]), (grid,), True)
 
     def _grid(self, stage: Stage) -> tuple[int, int]:
         while True:
@@ -148,14 +197,14 @@ class BatchMaker:
             image = jpeg(image, rng.randint(30, 95))
         return image.resize((width, height), Image.Resampling.BICUBIC)
 
-    def _ask(self, shown: Scene | Clip, table: tuple, num_asks: int) -> list[skills.Ask]:  # type: ignore[type-arg]
+    def _ask(self, shown: Scene | Clip, table: tuple, num_asks: int) -> list[skills.Turns]:  # type: ignore[type-arg]
         rng = self._rng
-        asks = []
+        asks: list[skills.Ask] = []
         for skill in rng.choices([row[0] for row in table], [row[1] for row in table], k=num_asks):
             asks.append(skill(shown, rng.choice(skills.LANGUAGES), rng))
         if rng.random() < 0.04:
             asks[-1] = skills.talk(rng.choice(skills.LANGUAGES), rng)
-        return asks
+        return [(ask,) for ask in asks]
 
     def _plain(self) -> skills.Ask:
         language = self._rng.choice(skills.LANGUAGES)
@@ -164,60 +213,44 @@ class BatchMaker:
 
     def _pack(
         self,
-        asks: list[list[skills.Ask]],
+        rows: list[Row],
         pixels: np.ndarray | None,
-        grid: tuple[int, int, int],
+        grids: tuple[Grid, ...],
         is_video: bool,
-        times: list[list[float]] | None = None,
     ) -> Batch:
         system = self._rng.choice(_SYSTEMS) if self._rng.random() < 0.1 else None
-        rows = [self._row(row, grid, system, times[index] if times else None) for index, row in enumerate(asks)]
-        length = max(len(row[0]) for row in rows)
+        written = [self._write(row, grids, system) for row in rows]
+        length = max(len(row.ids) for row in written)
         ids = np.zeros((len(rows), length), np.int64)
         labels = np.full((len(rows), length), IGNORED, np.int64)
         branch = np.full((len(rows), length), -1, np.int64)
         positions = np.zeros((3, len(rows), length), np.int64)
         weights = np.ones((len(rows), length), np.float32)
-        for index, (row_ids, row_labels, row_branch, row_positions) in enumerate(rows):
-            ids[index, : len(row_ids)] = row_ids
-            labels[index, : len(row_ids)] = row_labels
-            branch[index, : len(row_ids)] = row_branch
-            positions[:, index, : len(row_ids)] = np.asarray(row_positions).T
-            weights[index, self._fine_digits(row_ids)] = FINE_DIGIT_WEIGHT
-        flat = None if pixels is None else pixels.reshape(-1, pixels.shape[-1])
-        return Batch(flat, grid, is_video, ids, labels, weights, branch, positions)
+        for index, row in enumerate(written):
+            ids[index, : len(row.ids)] = row.ids
+            labels[index, : len(row.ids)] = row.labels
+            branch[index, : len(row.ids)] = row.branch
+            positions[:, index, : len(row.ids)] = np.asarray(row.positions).T
+            weights[index, self._fine_digits(row.ids)] = FINE_DIGIT_WEIGHT
+        return Batch(pixels, grids, is_video, ids, labels, weights, branch, positions)
 
-    def _row(
-        self, asks: list[skills.Ask], grid: tuple[int, int, int], system: str | None, times: list[float] | None
-    ) -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
+    def _write(self, row: Row, grids: tuple[Grid, ...], system: str | None) -> "_Written":
         opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        ids = self._ids(opening + "<|im_start|>user\n")
-        positions = [(index,) * 3 for index in range(len(ids))]
-        for span in range(grid[0]):
-            before = (f"<{times[span]:.1f} seconds>" if times else "") + "<|vision_start|>"
-            self._text(ids, positions, before)
-            first = positions[-1][0] + 1
-            height, width = grid[1] // 2, grid[2] // 2
-            pad = recipe.special_id("<|video_pad|>" if times else "<|image_pad|>")
-            ids += [pad] * (height * width)
-            positions += [(first, first + y, first + x) for y in range(height) for x in range(width)]
-            after = first + max(height, width)
-            ids.append(recipe.special_id("<|vision_end|>"))
-            positions.append((after,) * 3)
-        labels, branch, end = [IGNORED] * len(ids), [0] * len(ids), positions[-1][0] + 1
-        for number, ask in enumerate(asks, start=1):
-            question = self._ids(f"{ask.question}<|im_end|>\n<|im_start|>assistant\n")
-            answer = self._ids(f"{ask.answer}<|im_end|>")
-            ids += question + answer
-            labels += [IGNORED] * len(question) + answer
-            branch += [number] * (len(question) + len(answer))
-            positions += [(end + index,) * 3 for index in range(len(question) + len(answer))]
-        return ids, labels, branch, positions
-
-    def _text(self, ids: list[int], positions: list[tuple[int, int, int]], text: str) -> None:
-        for token in self._ids(text):
-            ids.append(token)
-            positions.append((positions[-1][0] + 1,) * 3)
+        written = _Written(self._tokenizer)
+        written.text(opening + "<|im_start|>user\n")
+        for turn, grid in zip(row.shown, grids, strict=True):
+            written.media(grid, row.times)
+            if turn:
+                written.turn(turn)
+                written.text(_NEXT_TURN)
+        end = written.positions[-1][0] + 1
+        for number, turns in enumerate(row.branches, start=1):
+            written.begin_branch(number, end)
+            for index, turn in enumerate(turns):
+                if index:
+                    written.text(_NEXT_TURN)
+                written.turn(turn)
+        return written
 
     def _fine_digits(self, ids: list[int]) -> list[int]:
         """Where the last digits of coordinates with three digits stand: finer than a picture's pixels can tell."""
@@ -227,8 +260,52 @@ class BatchMaker:
             at for at in ends if is_digit[at] and is_digit[at - 1] and is_digit[at - 2] and ids[at + 1] in self._comma
         ]
 
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+_NEXT_TURN = "\n<|im_start|>user\n"
+
+
+class _Written:
+    """A sequence while it is written: its ids, and for each of them label, branch and position."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._branch = 0
+        self._next = 0
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.branch: list[int] = []
+        self.positions: list[tuple[int, int, int]] = []
+
+    def begin_branch(self, number: int, position: int) -> None:
+        self._branch, self._next = number, position
+
+    def text(self, text: str, *, is_learned: bool = False) -> None:
+        for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
+            self._append(token, (self._next,) * 3, token if is_learned else IGNORED)
+            self._next += 1
+
+    def turn(self, ask: skills.Ask) -> None:
+        self.text(f"{ask.question}<|im_end|>\n<|im_start|>assistant\n")
+        self.text(f"{ask.answer}<|im_end|>", is_learned=True)
+
+    def media(self, grid: Grid, times: list[float] | None) -> None:
+        """A picture, or a clip as a span for each of its `times`."""
+        pad = recipe.special_id("<|video_pad|>" if times else "<|image_pad|>")
+        height, width = grid[1] // 2, grid[2] // 2
+        for span in range(grid[0]):
+            self.text((f"<{times[span]:.1f} seconds>" if times else "") + "<|vision_start|>")
+            first = self._next
+            for y in range(height):
+                for x in range(width):
+                    self._append(pad, (first, first + y, first + x), IGNORED)
+            self._next = first + max(height, width)
+            self.text("<|vision_end|>")
+
+    def _append(self, token: int, position: tuple[int, int, int], label: int) -> None:
+        self.ids.append(token)
+        self.labels.append(label)
+        self.branch.append(self._branch)
+        self.positions.append(position)
 
 
 def patches(frames: list[Image.Image]) -> np.ndarray:

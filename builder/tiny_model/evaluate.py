@@ -30,10 +30,19 @@ _MAX_NEW_TOKENS = 160
 
 @dataclass(frozen=True)
 class Case:
-    """A question about something drawn from a seed that training never used."""
+    """A question about something drawn from a seed that training never used.
+
+    shown: what stands right before the question. before: earlier turns, each with what was shown in it.
+    """
 
     ask: skills.Ask
-    shown: Opened | None
+    shown: tuple[Opened, ...] = ()
+    before: tuple[tuple[tuple[Opened, ...], skills.Ask], ...] = ()
+
+    @property
+    def opened(self) -> list[Opened]:
+        """All that is shown, in order."""
+        return [*(each for shown, _ in self.before for each in shown), *self.shown]
 
 
 def cases(seed: int, per_cell: int, only: str | None = None) -> Iterator[Case]:
@@ -55,22 +64,46 @@ def _of_scene(skill: skills.PictureSkill, is_number: bool = False):  # type: ign
             scene = random_number(rng, width / height, rng.choice((1, 2, 3, 4)))
         else:
             scene = random_scene(rng, width / height, rng.choice((1, 1, 2, 2, 3, 4)))
-        return Case(skill(scene, language, rng), Picture(_photo(scene, width, height, rng)))
+        return Case(skill(scene, language, rng), (Picture(_photo(scene, width, height, rng)),))
 
     return make
 
 
-def _of_clip(skill: skills.ClipSkill):  # type: ignore[no-untyped-def]
+def _of_clip(skill: skills.ClipSkill, late: bool = False):  # type: ignore[no-untyped-def]
     def make(language: skills.Language, rng: random.Random) -> Case:
-        clip = random_clip(rng, 1.0, rng.choice((4, 6, 8)))
+        clip = random_clip(rng, 1.0, rng.choice((4, 6, 8)), late=late)
         frames = tuple(np.array(draw(frame, 128, 128, rng)) for frame in clip.frames)
-        return Case(skill(clip, language, rng), Clip(frames, clip.fps))
+        times = tuple(clip.begin + index / clip.fps for index in range(len(frames)))
+        return Case(skill(clip, language, rng), (Clip(frames, clip.fps, times),))
 
     return make
 
 
 def _talk(language: skills.Language, rng: random.Random) -> Case:
-    return Case(skills.talk(language, rng), None)
+    return Case(skills.talk(language, rng))
+
+
+def _some_scene(rng: random.Random) -> tuple[Scene, Picture]:
+    width, height = random_size(rng)
+    scene = random_scene(rng, width / height, rng.choice((1, 1, 2, 2, 3, 4)))
+    return scene, Picture(_photo(scene, width, height, rng))
+
+
+def _compare(language: skills.Language, rng: random.Random) -> Case:
+    (first, one), (second, two) = _some_scene(rng), _some_scene(rng)
+    return Case(skills.compare(first, second, language, rng), (one, two))
+
+
+def _follow_up(language: skills.Language, rng: random.Random) -> Case:
+    scene, picture = _some_scene(rng)
+    before, ask = skills.follow_up(scene, language, rng)
+    return Case(ask, (), (((picture,), before),))
+
+
+def _earlier(language: skills.Language, rng: random.Random) -> Case:
+    (first, one), (second, two) = _some_scene(rng), _some_scene(rng)
+    before, ask = skills.earlier(first, second, language, rng)
+    return Case(ask, (), (((one,), skills.count(first, language, rng)), ((two,), before)))
 
 
 SKILLS = {
@@ -84,6 +117,10 @@ SKILLS = {
     "motion": _of_clip(skills.motion),
     "time": _of_clip(skills.last_time),
     "talk": _talk,
+    "when": _of_clip(skills.when, late=True),
+    "compare": _compare,
+    "follow-up": _follow_up,
+    "earlier": _earlier,
 }
 
 
@@ -101,7 +138,7 @@ def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
     wrong = []
     total = per_cell * len(SKILLS) * len(skills.LANGUAGES)
     for case in tqdm(cases(seed, per_cell), total=total, mininterval=5):
-        answer = generate(model, builder.build(request(case), [case.shown] if case.shown else []))
+        answer = generate(model, builder.build(request(case), case.opened))
         if is_right(case.ask, answer):
             right[case.ask.skill, case.ask.language] += 1
         else:
@@ -112,13 +149,17 @@ def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
 
 
 def request(case: Case) -> ChatRequest:
-    """The case as a user's message."""
-    text = Text(text=case.ask.question)
-    if case.shown is None:
-        return ChatRequest(messages=(Message(role="user", parts=(text,)),))
-    kind: Kind = "image" if isinstance(case.shown, Picture) else "video"
-    media = Media(kind=kind, source=Url(url="memory:"), where="case")
-    return ChatRequest(messages=(Message(role="user", parts=(media, text)),))
+    """The case as a conversation."""
+    messages = []
+    for shown, ask in case.before:
+        messages += [_message(shown, ask), Message(role="assistant", parts=(Text(text=ask.answer),))]
+    return ChatRequest(messages=(*messages, _message(case.shown, case.ask)))
+
+
+def _message(shown: tuple[Opened, ...], ask: skills.Ask) -> Message:
+    kinds: list[Kind] = ["image" if isinstance(each, Picture) else "video" for each in shown]
+    media = [Media(kind=kind, source=Url(url="memory:"), where="case") for kind in kinds]
+    return Message(role="user", parts=(*media, Text(text=ask.question)))
 
 
 def generate(model: LoadedModel, prompt: Prompt) -> str:

@@ -30,7 +30,7 @@ PLAIN_ADDED_TOKENS = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
-_WORDS = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _FIRST_SPECIAL = VOCABULARY - len(SPECIAL_TOKENS) - len(PLAIN_ADDED_TOKENS)
@@ -68,17 +68,23 @@ def corpus(rng: random.Random, size: int) -> list[str]:
     return texts
 
 
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE of the family's make: any byte, one digit a token, Qwen's splitting of words."""
+def untrained_tokenizer() -> Tokenizer:
+    """The family's way to cut a text, without a vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE of the family's make: any byte, one digit a token, Qwen's splitting of words."""
+    tokenizer = untrained_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=_FIRST_SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

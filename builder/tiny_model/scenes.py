@@ -82,12 +82,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one scene, one second / fps apart; `mover` is the moving object or None."""
+    """Frames of one scene, one second / fps apart; `mover` is the moving object or None.
+
+    begin: the first frame's time in seconds. start: the first frame in which `mover` has moved.
+    """
 
     frames: tuple[Scene, ...]
     fps: float
     mover: Thing | None
     direction: Direction | None
+    begin: float = 0.0
+    start: int = 1
 
 
 def luminance(rgb: tuple[int, int, int]) -> float:
@@ -185,16 +190,24 @@ def _between(rng: random.Random, half: float) -> float:
     return rng.uniform(half + 0.03, 0.97 - half) if half < 0.47 else 0.5
 
 
-def random_clip(rng: random.Random, aspect: float, num_frames: int) -> Clip:
-    """One object moves in a straight line (or nothing does), others stand still."""
+def random_clip(rng: random.Random, aspect: float, num_frames: int, *, late: bool = False) -> Clip:
+    """One object moves in a straight line (or nothing does), others stand still.
+
+    late: it may rest first, and the clip may be a part of a longer film, at any rate.
+    """
     fps = rng.choice((1.0, 2.0, 2.0, 2.0, 4.0))
+    begin, start = 0.0, 1
+    if late:
+        fps = rng.choice((fps, rng.uniform(0.5, 5.0)))
+        begin = rng.choice((0.0, 0.0, rng.uniform(0.0, 20.0), rng.uniform(0.0, 200.0)))
+        start = rng.randint(1, num_frames - 2)
     still = random_scene(rng, aspect, rng.choice((1, 1, 2)), at_border=True)
     while not still.things:
         still = random_scene(rng, aspect, 1, at_border=True)
     mover = rng.choice(still.things)
     others = tuple(thing for thing in still.things if thing is not mover)
     if rng.random() < 0.15:
-        return Clip((still,) * num_frames, fps, None, None)
+        return Clip((still,) * num_frames, fps, None, None, begin)
     direction = rng.choice(DIRECTIONS)
     step_x, step_y = _STEP[direction]
     half_w, half_h = mover.half_w * 0.8, mover.half_h * 0.8
@@ -205,10 +218,10 @@ def random_clip(rng: random.Random, aspect: float, num_frames: int) -> Clip:
     start_y = _start(rng, half_h, path_y) if step_y else mover.y
     frames = []
     for index in range(num_frames):
-        part = index / (num_frames - 1)
+        part = max(0, index - start + 1) / (num_frames - start)
         moved = replace(mover, x=start_x + path_x * part, y=start_y + path_y * part, half_w=half_w, half_h=half_h)
         frames.append(replace(still, things=(*others, moved)))
-    return Clip(tuple(frames), fps, mover, direction)
+    return Clip(tuple(frames), fps, mover, direction, begin, start)
 
 
 def _start(rng: random.Random, half: float, path: float) -> float:

@@ -221,16 +221,126 @@ def motion(clip: Clip, language: Language, rng: random.Random) -> Ask:
 
 def last_time(clip: Clip, language: Language, rng: random.Random) -> Ask:
     """The time written before the last pair of frames: read from the prompt, not seen in the pixels."""
-    at = f"{timestamps(len(clip.frames), clip.fps)[-1]:.1f}"
+    at = f"{clip_times(clip)[-1]:.1f}"
     if language == "en":
         question = _pick(rng, "When does the clip end?", "At what time is the last picture of the clip?")
         return Ask("time", language, question, f"At {at} seconds.")
     return Ask("time", language, _pick(rng, "视频什么时候结束？", "最后一帧在第几秒？"), f"在第{at}秒。")
 
 
-def timestamps(num_frames: int, fps: float) -> list[float]:
+def when(clip: Clip, language: Language, rng: random.Random) -> Ask:
+    """The time before the first pair of frames that shows the movement: seen, and then read from the prompt."""
+    at = f"{clip_times(clip)[clip.start // 2]:.1f}"
+    if clip.mover is None or clip.direction is None:
+        question = _pick(rng, "What moves where, and when?", "What starts to move, and when?")
+        if language == "zh":
+            question = _pick(rng, "什么东西什么时候往哪里动？", "什么东西从第几秒开始动？")
+        return Ask("when", language, question, "Nothing moves." if language == "en" else "没有东西在动。")
+    moves, noun = rng.random() < 0.6, name(clip.mover, language)
+    if language == "en":
+        if moves:
+            question = _pick(rng, "What moves where, and when?", "What starts to move, and when?")
+            answer = f"The {noun} moves {DIRECTION_EN[clip.direction]} from {at} seconds."
+            return Ask("when", language, question, answer)
+        question = _pick(rng, f"When does the {noun} start to move?", f"From when on does the {noun} move?")
+        return Ask("when", language, question, f"At {at} seconds.")
+    if moves:
+        question = _pick(rng, "什么东西什么时候往哪里动？", "什么东西从第几秒开始动？")
+        return Ask("when", language, question, f"{noun}从第{at}秒起{DIRECTION_ZH[clip.direction]}移动。")
+    question = _pick(rng, f"{noun}什么时候开始动？", f"{noun}从第几秒开始移动？")
+    return Ask("when", language, question, f"在第{at}秒。")
+
+
+def timestamps(num_frames: int, fps: float, begin: float = 0.0) -> list[float]:
     """The times in seconds that the prompt shows for a clip: one for each pair of frames."""
-    return patch_times([index / fps for index in range(num_frames)], temporal=2)
+    return patch_times([begin + index / fps for index in range(num_frames)], temporal=2)
+
+
+def clip_times(clip: Clip) -> list[float]:
+    return timestamps(len(clip.frames), clip.fps, clip.begin)
+
+
+def compare(first: Scene, second: Scene, language: Language, rng: random.Random) -> Ask:
+    """Two pictures of one message: which has more, which shows it, what is in one of them."""
+    what = rng.choice(("more", "more", "shows", "shows", "inside"))
+    if what == "inside":
+        index = rng.randrange(2)
+        return in_picture(index, rng.choice((caption, count))((first, second)[index], language, rng), "compare")
+    if what == "more":
+        more = len(first.things) - len(second.things)
+        if language == "en":
+            question = _pick(rng, "Which picture has more objects?", "Which picture shows more objects?")
+            answer = "The first." if more > 0 else "The second." if more < 0 else "Both have the same number."
+        else:
+            question = _pick(rng, "哪张图片的物体更多？", "哪张图里的物体多？")
+            answer = "第一张。" if more > 0 else "第二张。" if more < 0 else "一样多。"
+        return Ask("compare", language, question, answer)
+    colour, shape = _absent(Scene(first.background, first.things + second.things), rng)
+    if rng.random() < 0.85 and (things := rng.choice((first, second)).things):
+        chosen = rng.choice(things)
+        colour, shape = chosen.colour, chosen.shape
+    kind = rng.choice(("both", "shape"))
+    shown = [
+        any(thing.shape == shape and (kind == "shape" or thing.colour == colour) for thing in scene.things)
+        for scene in (first, second)
+    ]
+    if language == "en":
+        noun = shape if kind == "shape" else kind_name(colour, shape, "en")
+        question = _pick(rng, f"Which picture shows {_article(noun)}?", f"In which picture is there {_article(noun)}?")
+    else:
+        noun = SHAPE_ZH[shape] if kind == "shape" else kind_name(colour, shape, "zh")
+        question = _pick(rng, f"哪张图片里有{noun}？", f"{noun}在哪张图里？")
+    return Ask("compare", language, question, _WHICH[language][shown[0], shown[1]])
+
+
+_WHICH: dict[Language, dict[tuple[bool, bool], str]] = {
+    "en": {(True, False): "The first.", (False, True): "The second.",
+           (True, True): "Both.", (False, False): "Neither."},
+    "zh": {(True, False): "第一张。", (False, True): "第二张。",
+           (True, True): "两张都有。", (False, False): "都没有。"},
+}  # fmt: skip
+
+
+def in_picture(index: int, ask: Ask, skill: str) -> Ask:
+    """The same question about the first (0) or second (1) picture of several."""
+    place = (("In the first picture: ", "In the second picture: "), ("第一张图片：", "第二张图片："))
+    return Ask(skill, ask.language, place[ask.language == "zh"][index] + ask.question, ask.answer)
+
+
+Turns = tuple[Ask, ...]  # of one conversation, in order
+
+
+def follow_up(scene: Scene, language: Language, rng: random.Random) -> Turns:
+    """A question about one object, and one about "it": known only from the first answer's object."""
+    shapes, colours = Counter(t.shape for t in scene.things), Counter(t.colour for t in scene.things)
+    known = [(thing, "color") for thing in scene.things if shapes[thing.shape] == 1]
+    known += [(thing, "shape") for thing in scene.things if colours[thing.colour] == 1]
+    if not known or rng.random() < 0.2:
+        second = rng.choice((caption, count, is_there))(scene, language, rng)
+        return count(scene, language, rng), Ask("follow-up", language, second.question, second.answer)
+    thing, wanted = rng.choice(known)
+    place = PLACES_EN[thing.cell] if language == "en" else PLACES_ZH[thing.cell]
+    where = (
+        Ask("follow-up", language, _pick(rng, "Where is it?", "And where is it?"), f"At the {place}.")
+        if language == "en"
+        else Ask("follow-up", language, _pick(rng, "它在哪里？", "在什么位置？"), f"在{place}。")
+    )
+    if wanted == "color" and language == "en":
+        question, answer = f"What color is the {thing.shape}?", f"{thing.colour.capitalize()}."
+    elif wanted == "color":
+        question, answer = f"{SHAPE_ZH[thing.shape]}是什么颜色？", f"{COLOUR_ZH[thing.colour]}。"
+    elif language == "en":
+        question, answer = f"What shape is the {thing.colour} object?", f"{_article(thing.shape).capitalize()}."
+    else:
+        question, answer = f"{COLOUR_ZH[thing.colour]}的物体是什么形状？", f"{SHAPE_ZH[thing.shape]}。"
+    return Ask("attribute", language, question, answer), where
+
+
+def earlier(first: Scene, second: Scene, language: Language, rng: random.Random) -> Turns:
+    """A question about the newest of two pictures, then one about the picture sent before it."""
+    skill = rng.choice((caption, count, is_there))
+    about = in_picture(0, skill(first, language, rng), "earlier")
+    return rng.choice((caption, count, is_there))(second, language, rng), about
 
 
 PictureSkill = Callable[[Scene, Language, random.Random], Ask]
@@ -250,6 +360,7 @@ BOX_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
 )  # fmt: skip
 NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
 CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))
+TIMED_CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((when, 1.6), (motion, 0.6), (last_time, 0.2))
 
 TALK: dict[Language, tuple[tuple[tuple[str, ...], str], ...]] = {
     "en": (

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from builder.tiny_model import recipe, skills
-from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Stage, load_tokenizer
+from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Grid, Stage, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ PLANS = {
     "edges": Plan((
         Stage("edges and digits", 700, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 3, 4, 4, 4), (4, 6, 8), True,
               (0.62, 0.22, 0.13, 0.03), 3, 0.2, skills.BOX_SKILLS, at_border=False),
+    ), peak_rate=1.2e-3, warmup_steps=50),
+    "in time": Plan((
+        Stage("when, which and before", 800, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.38, 0.14, 0.26, 0.02, 0.2), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.4),
+    ), peak_rate=1.2e-3, warmup_steps=50),
+    "side by side": Plan((
+        Stage("which of two pictures", 700, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.26, 0.19, 0.09, 0.01, 0.45), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.75, pair_tokens=48,
+              own_sizes=True),
     ), peak_rate=1.2e-3, warmup_steps=50),
 }  # fmt: skip
 ROWS = 64
@@ -158,13 +169,10 @@ def loss_of(model: Any, batch: Batch, device: str) -> torch.Tensor:
         visual: dict[str, Any] = {}
         if batch.patches is not None:
             pixels = torch.from_numpy(batch.patches).to(device).float().div_(127.5).sub_(1.0)
-            rows = len(ids)
-            grid = torch.tensor([batch.grid] * rows, device=device)
-            features = model.model.visual(pixels, grid_thw=grid, return_dict=True)
-            token = recipe.special_id("<|video_pad|>" if batch.is_video else "<|image_pad|>")
-            mask = ids == token
-            embeds = embeds.masked_scatter(mask[..., None], features.pooler_output.to(embeds.dtype))
-            visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": features.deepstack_features}
+            mask = ids == recipe.special_id("<|video_pad|>" if batch.is_video else "<|image_pad|>")
+            seen, *deep = features_of(model, pixels, batch.grids, len(ids))
+            embeds = embeds.masked_scatter(mask[..., None], seen.to(embeds.dtype))
+            visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
         hidden = model.model.language_model(
             input_ids=None,
             inputs_embeds=embeds,
@@ -178,6 +186,19 @@ def loss_of(model: Any, batch: Batch, device: str) -> torch.Tensor:
     weights = torch.from_numpy(batch.weights).to(device)[:, 1:][wanted]
     losses = functional.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
     return (losses * weights).sum() / weights.sum()
+
+
+def features_of(model: Any, pixels: torch.Tensor, grids: tuple[Grid, ...], rows: int) -> list[torch.Tensor]:
+    """(tokens, hidden) of all rows in the order of their tokens, then the same of each deepstack layer."""
+    sizes = [rows * t * h * w for t, h, w in grids]
+    by_place = []
+    for part, grid in zip(torch.split(pixels, sizes), grids, strict=True):
+        seen = model.model.visual(part, grid_thw=torch.tensor([grid] * rows, device=part.device), return_dict=True)
+        by_place.append([seen.pooler_output, *seen.deepstack_features])
+    return [
+        torch.cat([one.view(rows, -1, one.shape[-1]) for one in level], 1).flatten(0, 1)
+        for level in zip(*by_place, strict=True)
+    ]
 
 
 def attention_mask(branch: torch.Tensor) -> torch.Tensor:

@@ -249,10 +249,19 @@ from worker.engine.runner import Runner
 def decode(*_):
     raise torch.AcceleratorError("the device is gone")
 
-Runner.decode = decode
+def start(*given, _start=handler.start, **more):
+    serving = _start(*given, **more)
+    Runner.decode = decode
+    return serving
+
+handler.start = start
 handler.fitness_check = lambda service: lambda: None
 handler.main()
 """
+
+_HUNG_DEVICE = _BROKEN_DEVICE.replace(
+    'raise torch.AcceleratorError("the device is gone")', "import time; time.sleep(600)"
+)
 
 _WITHOUT_SALVAGE = """
 import handler
@@ -268,7 +277,12 @@ from worker.engine.runner import Runner
 def features(*_):
     raise ValueError("a secret of the library")
 
-Runner.features = features
+def start(*given, _start=handler.start, **more):
+    serving = _start(*given, **more)
+    Runner.features = features
+    return serving
+
+handler.start = start
 handler.main()
 """
 
@@ -281,6 +295,35 @@ def test_a_broken_device_answers_everybody_and_ends_the_worker() -> None:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert output.count("this worker must be replaced") == 1
+
+
+def test_a_device_that_hangs_answers_everybody_and_ends_the_worker() -> None:
+    with Platform() as platform, worker(platform, "-c", _HUNG_DEVICE, ENGINE_STUCK_S="2") as process:
+        jobs = [platform.submit(QUESTION) for _ in range(3)]
+        assert {ended(job).status for job in jobs} == {"FAILED"}
+        assert {json.loads(job.error)["code"] for job in jobs} == {"ENGINE_STOPPED"}
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "has not come back for 2 s" in output
+        assert output.count("this worker must be replaced") == 1
+
+
+def test_after_a_freeze_running_jobs_go_on_and_chance_is_fresh() -> None:
+    """As a worker that the platform stops and resumes: polls are dead, time has passed, nothing else has changed."""
+    chance = {**QUESTION, "temperature": 5, "max_tokens": 20, "ignore_eos": True}
+    with Platform() as platform, worker(platform, ENGINE_STUCK_S="2") as process:
+        long = platform.submit({**LONG, "max_tokens": 1500})
+        until(lambda: long.chunks)
+        process.send_signal(signal.SIGSTOP)
+        frozen_at = time.monotonic()
+        until(lambda: time.monotonic() > frozen_at + 3)  # longer than a device may hang, and than a poll is held
+        queued = [platform.submit(chance) for _ in range(3)]
+        process.send_signal(signal.SIGCONT)
+        assert ended(long).status == "COMPLETED"
+        assert long.output[-1]["finish_reason"] == "length"
+        texts = [ended(job).output[0]["text"] for job in queued]
+        assert len(set(texts)) == len(texts)
+        assert process.poll() is None
 
 
 JS = ROOT / "tests" / "platform" / "js"

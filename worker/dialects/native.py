@@ -93,7 +93,11 @@ def reply(answer: Answer) -> dict[str, Any]:
     first, *others = choices = [_choice(said) for said in answer.said]
     head = {"id": answer.meta.id, "model": answer.meta.model, **first}
     more = {"choices": choices} if others else {}
-    return {**head, **more, **_seen(answer.seen), "usage": usage(answer.usage)}
+    return {**head, **more, **_seen(answer.seen), "usage": usage(answer.usage), **_cold_start(answer.cold_start)}
+
+
+def _cold_start(phases: dict[str, float] | None) -> dict[str, Any]:
+    return {} if phases is None else {"cold_start": phases}
 
 
 def _seen(seen: tuple[Seen, ...]) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
             end: dict[str, Any] = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reasons[0]}
             if len(event.reasons) > 1:
                 end["finish_reasons"] = list(event.reasons)
-            return [{**end, **_seen(event.seen), "usage": usage(event.usage)}]
+            return [{**end, **_seen(event.seen), "usage": usage(event.usage), **_cold_start(event.cold_start)}]
 
 
 def _piece(event: Piece, meta: Meta) -> dict[str, Any]:

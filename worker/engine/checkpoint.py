@@ -4,6 +4,7 @@ The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` ho
 files.
 """
 
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from worker.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
 
 
@@ -34,6 +36,12 @@ class Checkpoint:
 
 def find(settings: Settings) -> Checkpoint:
     """The first place that has the model that the settings name. Raises ModelError."""
+    found = _find(settings)
+    check_manifest(found.folder, with_hashes=settings.check_hashes)
+    return found
+
+
+def _find(settings: Settings) -> Checkpoint:
     if settings.model_path is not None:
         return _whole(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
     model_id = settings.model_id
@@ -88,12 +96,35 @@ def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
 def missing_file(folder: Path) -> str | None:
     """The name of a file that a whole checkpoint has and this folder lacks."""
     lacking = [name for name in NEEDED if not (folder / name).is_file()]
-    index = folder / "model.safetensors.index.json"
-    shards = {"model.safetensors"}
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    lacking += sorted(shard for shard in shards if not (folder / shard).is_file())
+    lacking += [shard for shard in shards(folder) if not (folder / shard).is_file()]
     return lacking[0] if lacking else None
+
+
+def shards(folder: Path) -> list[str]:
+    """The names of the files that hold a checkpoint's weights."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def check_manifest(folder: Path, *, with_hashes: bool) -> None:
+    """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for name, told in manifest["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != told["size"]:
+            raise ModelError(f"{path} has {size} bytes, baked were {told['size']}: build the image again")
+        if with_hashes and sha256(path) != told["sha256"]:
+            raise ModelError(f"{path} is not what was baked, a byte differs: build the image again")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _whole(folder: Path, name: str, origin: str) -> Checkpoint:

@@ -45,13 +45,14 @@ GROWTH = 1.03  # of the time between two pieces of a stream, at each of them
 MOST_LOGPROBS = 100  # of a piece; the platform refuses large chunks
 MOST_CHARS = 50_000
 MOST_INTERVALS = 5  # and where that ends
+WATCHES = 8  # in the time after which a turn is stuck
 STUCK_S = 5.0  # after its deadline a request no longer waits for the engine's thread to end it
 
 
 class Engine:
     """Serves one model. `start` it, send it work from any thread or event loop, `close` it: the thread is joined.
 
-    `on_death` is called on the engine's thread when it ended by itself, after everybody was told.
+    `on_death` is called when it ended by itself, or when its thread does not come back, after everybody was told.
     """
 
     def __init__(self, model: LoadedModel, settings: Settings, on_death: Callable[[], None] = lambda: None) -> None:
@@ -76,7 +77,12 @@ class Engine:
         self._lock = threading.Lock()
         self._is_closing = False
         self._is_dead = False
+        self._is_stuck = False
+        self._is_idle = True
+        self._beats = 0  # turns of the loop
+        self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine")
+        self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
         self._preparing = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
 
     @property
@@ -86,11 +92,21 @@ class Engine:
 
     def start(self) -> None:
         self._thread.start()
+        self._watchdog.start()
+
+    @property
+    def builder(self) -> PromptBuilder:
+        return self._builder
 
     @property
     def is_dead(self) -> bool:
         """Whether it ended by itself: the worker must be replaced."""
         return self._is_dead
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its thread has not come back from the device: it cannot be joined, the process must be left."""
+        return self._is_stuck
 
     @property
     def is_healthy(self) -> bool:
@@ -118,8 +134,11 @@ class Engine:
             self._is_closing = True
         self._preparing.shutdown()
         self._incoming.put(None)
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._is_stuck:
             self._thread.join()
+        self._has_ended.set()
+        if self._watchdog.is_alive() and self._watchdog is not threading.current_thread():
+            self._watchdog.join()
 
     async def generate(
         self, request: ChatRequest, media: Items[Opened], deadline: Deadline | None = None
@@ -249,6 +268,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._is_closing:
+                self._beats += 1
                 self._receive()
                 self._end_overdue()
                 self._drop_over()
@@ -262,14 +282,32 @@ class Engine:
         if self._is_dead:
             self._on_death()
 
+    def _watch(self) -> None:
+        """Give everybody an error when a turn takes `engine_stuck_s`.
+
+        It counts how often it woke, not the clock: in a process that was frozen nothing has been stuck.
+        """
+        seen, same = -1, 0
+        while not self._has_ended.wait(self._settings.engine_stuck_s / WATCHES):
+            same = same + 1 if not self._is_idle and self._beats == seen else 0
+            seen = self._beats
+            if same >= WATCHES:
+                log.error("the engine's thread has not come back for %g s", self._settings.engine_stuck_s)
+                self._is_stuck = self._is_dead = True
+                self._fail_unfinished()
+                self._on_death()
+                return
+
     def _receive(self) -> None:
         """Take in what has come; wait for it where there is nothing else to do."""
         while True:
             is_idle = not self._live and not self._beginning and not self._admission.waiting
+            self._is_idle = is_idle
             try:
                 entry = self._incoming.get(block=is_idle)
             except queue.Empty:
                 return
+            self._is_idle = False
             if entry is None:
                 return
             self._admission.waiting.append(entry)
@@ -491,12 +529,15 @@ class Engine:
         if row < len(self._live):
             self._live[row] = last
 
-    def _fail_everything(self) -> None:
+    def _fail_unfinished(self) -> None:
         with self._lock:
             self._is_closing = True
             unfinished, self._unfinished = self._unfinished, set()
         for request in unfinished:
             request.fail(EngineStopped())
+
+    def _fail_everything(self) -> None:
+        self._fail_unfinished()
         self._live.clear()
         self._beginning.clear()
         self._admission.waiting.clear()

@@ -2,23 +2,49 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from worker.engine import checkpoint
 from worker.engine.attention import register
 from worker.engine.checkpoint import ModelError
 from worker.engine.families import FAMILIES, Family
 from worker.engine.rules import PixelRules, read_json, read_rules
+from worker.engine.weights import Begun, begin
 from worker.settings import EMBEDDED_MODEL, Settings
+from worker.timeline import Timeline
 
 log = logging.getLogger(__name__)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Template:
+    """A checkpoint's chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        own = folder / "chat_template.jinja"
+        config = read_json(folder / "tokenizer_config.json")
+        text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+        text = text or read_json(folder / "chat_template.json").get("chat_template")
+        if not isinstance(text, str):
+            raise ModelError(f"{folder} has no chat template")
+        self._text = text
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        tokens = {name: config.get(name) for name in names}
+        self._tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in tokens.items() if one}
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """The conversation as text, up to where the answer begins."""
+        [rendered], _ = render_jinja_template(
+            [messages], chat_template=self._text, add_generation_prompt=True, **self._tokens
+        )
+        return str(rendered)
 
 
 @dataclass(frozen=True)
@@ -28,7 +54,7 @@ class LoadedModel:
     name: str
     module: Any
     family: Family
-    templated: PreTrainedTokenizerBase
+    template: Template
     tokenizer: Tokenizer
     pixels: PixelRules
     generation: dict[str, Any]
@@ -39,22 +65,23 @@ class LoadedModel:
     dtype: torch.dtype
 
 
-def load(settings: Settings) -> LoadedModel:
+def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | None = None) -> LoadedModel:
     """The model that the settings name, else the embedded tiny one. Raises ModelError."""
-    found = checkpoint.find(settings)
+    timeline = timeline or Timeline()
+    begun = begun or begin(settings)
+    found, device, dtype = begun.found, begun.device, begun.dtype
     folder = found.folder
-    device = _device(settings.device)
-    config = AutoConfig.from_pretrained(folder)
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ModelError(f"the model type {config.model_type} is not served; known: {', '.join(sorted(FAMILIES))}")
-    dtype = _dtype(settings.dtype, device, config)
-    transformers_logging.disable_progress_bar()
-    attention = _attention(settings.attention, device)
-    module = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-    module = module.to(device).eval().requires_grad_(False)
-    module.model.language_model.config._attn_implementation = register(attention)
-    templated = AutoTokenizer.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):
+        config = None
+    if config is None or config.model_type not in FAMILIES:
+        kind = read_json(folder / "config.json").get("model_type")
+        raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(FAMILIES))}")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    timeline.end("tokenizer")
+    module = _module(settings, begun, config, timeline)
+    timeline.end("model")
     generation = read_json(folder / "generation_config.json")
     own_limit = int(config.get_text_config().max_position_embeddings)
     name = settings.model_name or found.name
@@ -64,9 +91,9 @@ def load(settings: Settings) -> LoadedModel:
     return LoadedModel(
         name=name,
         module=module,
-        family=family,
-        templated=templated,
-        tokenizer=templated.backend_tokenizer,
+        family=FAMILIES[config.model_type],
+        template=Template(folder),
+        tokenizer=tokenizer,
         pixels=read_rules(folder),
         generation=generation,
         eos_ids=_eos_ids(generation, config),
@@ -89,13 +116,40 @@ def facts(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _device(wanted: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    if wanted.startswith("cuda") and not has_cuda:
-        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device")
-    return torch.device(wanted)
+def _module(settings: Settings, begun: Begun, config: Any, timeline: Timeline) -> Any:
+    """The model's own class with its tensors in it, taken as they are. Raises ModelError."""
+    folder, device = begun.found.folder, begun.device
+    transformers_logging.disable_progress_bar()
+    attention = _attention(settings.attention, device)
+    options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if begun.reading is not None:
+        tensors = begun.reading.tensors()
+        timeline.end("waiting for weights")
+        timeline.ran_beside("reading weights", begun.reading.seconds)
+        module, info = made.from_pretrained(None, state_dict=tensors, **options)
+    else:
+        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
+        try:
+            module, info = made.from_pretrained(folder, **options, **more)
+        except (ImportError, ValueError, RuntimeError, OSError) as error:
+            raise ModelError(f"{folder} could not be loaded quantised: {error}") from None
+    lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
+    if lost:
+        raise ModelError(
+            f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
+        )
+    module = module.eval().requires_grad_(False)
+    module.model.language_model.config._attn_implementation = register(attention)
+    return module
+
+
+def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if settings.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
 
 
 def _attention(wanted: str, device: torch.device) -> str:
@@ -103,14 +157,6 @@ def _attention(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
-
-
-def _dtype(wanted: str, device: torch.device, config: Any) -> torch.dtype:
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    if device.type == "cpu":
-        return torch.float32
-    return config.get_text_config().dtype or config.dtype or torch.bfloat16
 
 
 def _eos_ids(generation: dict[str, Any], config: Any) -> frozenset[int]:

@@ -6,7 +6,6 @@ Text from a caller never becomes a control token: `<|im_end|>` in a message is r
 import hashlib
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 
 from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Seen, Text
 from worker.engine import pixels
+from worker.engine.checkpoint import ModelError
 from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
@@ -79,10 +79,8 @@ class PromptBuilder:
     def __init__(self, model: LoadedModel, settings: Settings) -> None:
         self._model = model
         self._settings = settings
-        self._plain = _without_specials(model.tokenizer)
-        vocabulary = model.tokenizer.get_vocab()
-        self._image_pad = vocabulary[model.family.image_pad]
-        self._video_pad = vocabulary[model.family.video_pad]
+        self._image_pad = _id_of(model.tokenizer, model.family.image_pad)
+        self._video_pad = _id_of(model.tokenizer, model.family.video_pad)
         added = model.tokenizer.get_added_tokens_decoder().values()
         self._specials = re.compile(
             "|".join(re.escape(token.content) for token in added if token.special) + "|[\ue000\ue001]"
@@ -184,15 +182,17 @@ class PromptBuilder:
             {"role": message.role, "content": [_block(part, self._specials, stand_in) for part in message.parts]}
             for message in request.messages
         ]
-        rendered = str(self._model.templated.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        rendered = self._model.template.render(messages)
         later = iter(times)
         family = self._model.family
         rendered = re.sub(re.escape(family.video_placeholder), lambda _: family.video_text(next(later)), rendered)
         ids: list[int] = []
         for index, piece in enumerate(_STAND_INS.split(rendered)):
             is_taken = index % 2 == 1
-            tokenizer = self._plain if is_taken else self._model.tokenizer
-            ids += tokenizer.encode(taken[int(piece)] if is_taken else piece, add_special_tokens=False).ids
+            if is_taken:
+                ids += _as_text(self._model.tokenizer, taken[int(piece)])
+            else:
+                ids += self._model.tokenizer.encode(piece, add_special_tokens=False).ids
         return ids
 
     def _positions(
@@ -226,10 +226,20 @@ def grids(patches: Sequence[Patches]) -> torch.Tensor | None:
     return torch.tensor([one.grid for one in patches]) if patches else None
 
 
-def _without_specials(tokenizer: Tokenizer) -> Tokenizer:
-    plain = deepcopy(tokenizer)
-    plain.encode_special_tokens = True
-    return plain
+def _id_of(tokenizer: Tokenizer, token: str) -> int:
+    identity = tokenizer.token_to_id(token)
+    if identity is None:
+        raise ModelError(f"the tokenizer has no {token}")
+    return int(identity)
+
+
+def _as_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a control token's letters. A second tokenizer that knows no control tokens would take as long to
+    make as the first."""
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
+    return [token.id for word in words for token in tokenizer.model.tokenize(word)]
 
 
 def _block(part: Text | Media, specials: re.Pattern[str], stand_in: Any) -> dict[str, str]:

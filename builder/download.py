@@ -1,0 +1,194 @@
+"""Fetches a model's files into a folder while an image is built; needs nothing of the worker.
+
+python -m builder.download --model-id Qwen/Qwen3-VL-8B-Instruct --revision main --out /models/Qwen3-VL-8B-Instruct
+
+The folder appears when all of it is there. `source.json` in it says where the files came from and what they should be.
+A token comes from a file (a build secret), never from an argument or a variable.
+"""
+
+import argparse
+import importlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+# No code, no pickles. The worker's own download takes the same.
+PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")
+TRIES = 5
+PAUSE_S = 5.0
+FAR_ERRORS = (HfHubHTTPError, HTTPError, OSError)
+
+
+class DownloadError(Exception):
+    """The model could not be fetched; the message says what and why."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the source says of a file. sha256 is known of large files; git_sha1 (of git's blob) of the others."""
+
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a folder came from. revision: the commit."""
+
+    source: str
+    model: str
+    revision: str
+    licence: str | None = None
+    files: dict[str, Expected] = field(default_factory=dict)
+
+
+def fetch(
+    model_id: str,
+    revision: str,
+    out: Path,
+    *,
+    source: str = "huggingface",
+    token: str | None = None,
+    endpoint: str | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Source:
+    """Fetch into `out`, which is whole or not there. What a broken connection has left is gone on with.
+
+    Raises DownloadError.
+    """
+    staging = out.with_name(out.name + ".partial")
+    staging.mkdir(parents=True, exist_ok=True)
+    if source == "modelscope":
+        found = _from_modelscope(model_id, revision, staging, token, endpoint)
+    else:
+        found = _from_huggingface(model_id, revision, staging, token, endpoint, pause)
+    for name, expected in found.files.items():
+        size = (staging / name).stat().st_size if (staging / name).is_file() else None
+        if size != expected.size:
+            raise DownloadError(f"{name} has {size} bytes, {model_id} says {expected.size}")
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    (staging / "source.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    staging.rename(out)
+    return found
+
+
+def _from_huggingface(
+    model_id: str,
+    revision: str,
+    staging: Path,
+    token: str | None,
+    endpoint: str | None,
+    pause: Callable[[float], None],
+) -> Source:
+    try:
+        info = HfApi(endpoint=endpoint, token=token or False).model_info(
+            model_id, revision=revision, files_metadata=True
+        )
+    except GatedRepoError:
+        raise DownloadError(f"{model_id} is gated: accept its terms and give a token of yours as a secret") from None
+    except RevisionNotFoundError:
+        raise DownloadError(f"{model_id} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise DownloadError(f"there is no {model_id}, or the token may not see it") from None
+    except FAR_ERRORS as error:
+        raise DownloadError(f"the hub does not tell about {model_id}: {_why(error)}") from None
+    files = {
+        one.rfilename: Expected(one.size or 0, one.lfs.sha256 if one.lfs else None, None if one.lfs else one.blob_id)
+        for one in info.siblings or []
+    }
+    wanted = {name for name in files if any(fnmatch(name, pattern) for pattern in PATTERNS) and "/" not in name}
+    if not wanted:
+        raise DownloadError(f"{model_id} has no file that a checkpoint is made of")
+    licence = info.card_data.license if info.card_data else None
+    found = Source("huggingface", model_id, str(info.sha), licence, {name: files[name] for name in sorted(wanted)})
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            snapshot_download(
+                model_id,
+                revision=found.revision,
+                local_dir=staging,
+                allow_patterns=sorted(wanted),
+                token=token or False,
+                endpoint=endpoint,
+                max_workers=4,
+            )
+        except FAR_ERRORS as error:
+            answer = getattr(error, "response", None)
+            is_final = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
+            if is_final or not left:
+                raise DownloadError(f"{model_id} could not be fetched whole: {_why(error)}") from None
+            print(f"{_why(error)}; going on, {left} tries left", file=sys.stderr)
+            pause(PAUSE_S)
+        else:
+            return found
+    raise AssertionError("the last try returns or raises")
+
+
+def _from_modelscope(model_id: str, revision: str, staging: Path, token: str | None, endpoint: str | None) -> Source:
+    """By the hub's own client, which is installed only where it is asked for."""
+    try:
+        client = importlib.import_module("modelscope_hub.compat")
+    except ImportError:
+        raise DownloadError("the source modelscope needs the package modelscope-hub") from None
+    named = "master" if revision == "main" else revision
+    try:
+        client.snapshot_download(
+            model_id,
+            revision=named,
+            local_dir=str(staging),
+            allow_patterns=list(PATTERNS),
+            token=token,
+            endpoint=endpoint,
+        )
+    except Exception as error:
+        raise DownloadError(f"{model_id} could not be fetched from ModelScope: {_why(error)}") from None
+    files = {path.name: Expected(path.stat().st_size) for path in sorted(staging.glob("*")) if path.is_file()}
+    return Source("modelscope", model_id, named, None, files)
+
+
+def _why(error: Exception) -> str:
+    """The error's first line, which has no header of the request in it."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m builder.download", description=__doc__.splitlines()[0])
+    parser.add_argument("--model-id", required=True)
+    parser.add_argument("--revision", default="main", help="branch, tag or commit")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", choices=("huggingface", "modelscope"), default="huggingface")
+    parser.add_argument("--token-file", type=Path, help="file with an access token; none where it is missing or empty")
+    parser.add_argument("--endpoint", help="address of the hub, where it is another")
+    options = parser.parse_args()
+    token = None
+    if options.token_file is not None and options.token_file.is_file():
+        token = options.token_file.read_text(encoding="utf-8").strip() or None
+    try:
+        found = fetch(
+            options.model_id,
+            options.revision,
+            options.out,
+            source=options.source,
+            token=token,
+            endpoint=options.endpoint,
+        )
+    except DownloadError as error:
+        sys.exit(f"builder.download: {error}")
+    total = sum(one.size for one in found.files.values())
+    print(f"{options.out}: {len(found.files)} files, {total / 2**30:.2f} GiB, commit {found.revision}")
+
+
+if __name__ == "__main__":
+    main()

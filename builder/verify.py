@@ -1,0 +1,140 @@
+"""Proves that a checkpoint folder is whole and can be served, without running it: files, hashes, headers, shapes.
+
+python -m builder.verify /models/Qwen3-VL-8B-Instruct
+
+What fails names the file. The model is built on `meta`, takes the headers' shapes in, and does a forward there.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from worker.engine.checkpoint import ModelError, missing_file, shards
+from worker.engine.families import FAMILIES
+from worker.engine.loading import Template
+from worker.engine.rules import read_json, read_rules
+from worker.engine.weights import Stored, headers
+
+CHUNK_BYTES = 8 * 2**20
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file. Raises ModelError, which names the file at fault."""
+    lacking = missing_file(folder)
+    if lacking is not None:
+        raise ModelError(f"{lacking} is missing")
+    stored = [one for shard in shards(folder) for one in headers(folder / shard)]
+    _check_index(folder, stored)
+    hashes = _check_hashes(folder)
+    config = _config(folder)
+    _check_words(folder, config)
+    read_rules(folder)
+    if "quantization_config" not in read_json(folder / "config.json"):
+        _check_model(config, stored)
+    return hashes
+
+
+def _check_index(folder: Path, stored: list[Stored]) -> None:
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    where = {one.name: one.file.name for one in stored}
+    for name, file in (index or {}).items():
+        if where.get(name) != file:
+            raise ModelError(f"{file} has no {name}, which the index says is there")
+
+
+def _check_hashes(folder: Path) -> dict[str, str]:
+    expected = read_json(folder / "source.json").get("files", {})
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name == "source.json":
+            continue
+        sha256, git_sha1 = _hashes(path)
+        told = expected.get(path.name, {})
+        if told.get("sha256") not in (None, sha256) or told.get("git_sha1") not in (None, git_sha1):
+            raise ModelError(f"{path.name} is not the file that its source has: a byte differs")
+        found[path.name] = sha256
+    return found
+
+
+def _hashes(path: Path) -> tuple[str, str]:
+    """SHA-256, and the SHA-1 by which git knows the file."""
+    sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while part := file.read(CHUNK_BYTES):
+            sha256.update(part)
+            git.update(part)
+    return sha256.hexdigest(), git.hexdigest()
+
+
+def _config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"config.json cannot be read: {error}") from None
+    if config.model_type not in FAMILIES:
+        raise ModelError(f"config.json: the model type {config.model_type} is not served")
+    return config
+
+
+def _check_words(folder: Path, config: Any) -> None:
+    """Tokenizer, template and configuration speak of the same pads."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing more exact
+        raise ModelError(f"tokenizer.json cannot be read: {error}") from None
+    family = FAMILIES[config.model_type]
+    for pad, identity in ((family.image_pad, config.image_token_id), (family.video_pad, config.video_token_id)):
+        if tokenizer.token_to_id(pad) != identity:
+            raise ModelError(f"tokenizer.json: {pad} is {tokenizer.token_to_id(pad)}, config.json says {identity}")
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    if family.image_pad not in Template(folder).render([{"role": "user", "content": content}]):
+        raise ModelError("the chat template writes no picture")
+
+
+def _check_model(config: Any, stored: list[Stored]) -> None:
+    """The class of the configuration takes just these tensors, and its forward runs through, all on `meta`."""
+    made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    tensors = {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in stored}
+    by_name = {one.name: one.file.name for one in stored}
+    with torch.device("meta"):
+        module = made(config).to(torch.bfloat16)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    tied = set(getattr(module, "all_tied_weights_keys", None) or ())
+    exact = {name: value for name, value in tensors.items() if name in wanted}
+    for name, tensor in exact.items():
+        if tuple(tensor.shape) != wanted[name]:
+            raise ModelError(f"{by_name[name]}: {name} is {tuple(tensor.shape)}, the model has {wanted[name]}")
+    if len(exact) == len(tensors):  # else the library renames or merges them as it loads
+        missing = sorted(set(wanted) - set(exact) - tied)
+        if missing:
+            raise ModelError(f"{by_name[next(iter(by_name))]}: {len(missing)} tensors are missing, as {missing[0]}")
+    ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
+    positions = torch.zeros(3, 1, 8, dtype=torch.long, device="meta")
+    with torch.inference_mode():
+        hidden = module.model.language_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+        logits = module.lm_head(hidden)
+    if logits.shape[-1] != config.get_text_config().vocab_size:
+        raise ModelError(f"config.json: the head has {logits.shape[-1]} tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m builder.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    try:
+        hashes = verify(folder)
+    except ModelError as error:
+        sys.exit(f"builder.verify: {folder}: {error}")
+    print(json.dumps(hashes, indent=2))
+
+
+if __name__ == "__main__":
+    main()

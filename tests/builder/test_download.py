@@ -1,0 +1,154 @@
+"""The build's download, by the real client of the hub, from a hub on the loopback: whole or a clear failure."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builder import download
+from builder.bake import bake
+from builder.download import DownloadError, Source, fetch
+from builder.verify import verify
+from tests.builder.hub import COMMIT, Hub
+from worker.engine import checkpoint
+from worker.engine.checkpoint import ModelError
+from worker.settings import EMBEDDED_MODEL, Settings
+
+pytestmark = pytest.mark.network
+MODEL = "tiny/tiny-qwen3-vl"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with Hub(EMBEDDED_MODEL) as started:
+        yield started
+
+
+def fetched(hub: Hub, out: Path, revision: str = "main", token: str | None = None) -> Source:
+    return fetch(MODEL, revision, out, endpoint=hub.url, token=token, pause=lambda _: None)
+
+
+def test_what_is_needed_comes_whole_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
+    found = fetched(hub, tmp_path / "model")
+    assert found.revision == COMMIT
+    assert found.licence == "apache-2.0"
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {path.name for path in EMBEDDED_MODEL.iterdir()} | {"source.json"}
+    assert verify(tmp_path / "model")["model.safetensors"] == found.files["model.safetensors"].sha256
+    assert hub.calls["weights.bin"] == 0
+
+
+def test_a_token_goes_to_the_hub_and_into_no_file(hub: Hub, tmp_path: Path) -> None:
+    fetched(hub, tmp_path / "model", token="hf_secret_of_mine")
+    assert hub.tokens == {"Bearer hf_secret_of_mine"}
+    assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_dropped_connection_is_gone_on_with(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**20)
+    hub.trouble["model.safetensors"] = "dropped"
+    fetched(hub, tmp_path / "model")
+    assert any(one.startswith("model.safetensors bytes=") for one in hub.ranges)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+FAULTS = {
+    "a wrong revision": ({}, "no-such", "no revision no-such"),
+    "a missing shard": ({"model.safetensors": "missing"}, "main", "whole"),
+    "a truncated file": ({"model.safetensors": "truncated"}, "main", "model.safetensors|whole"),
+    "no leave to see it": ({"model": "401"}, "main", "token"),
+    "terms not accepted": ({"model": "gated"}, "main", "gated"),
+}
+
+
+@pytest.mark.parametrize(("trouble", "revision", "told"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_is_told_and_leaves_nothing_half_made(
+    hub: Hub, tmp_path: Path, trouble: dict[str, str], revision: str, told: str
+) -> None:
+    hub.trouble.update(trouble)
+    with pytest.raises(DownloadError, match=told):
+        fetched(hub, tmp_path / "model", revision)
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_model_is_not_there(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="no other/model"):
+        fetch("other/model", "main", tmp_path / "model", endpoint=hub.url, pause=lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_byte_is_found_before_anything_is_baked(hub: Hub, tmp_path: Path, name: str) -> None:
+    hub.trouble[name] = "changed"
+    fetched(hub, tmp_path / "model")
+    with pytest.raises(ModelError, match=f"{name}"):
+        bake(tmp_path / "model")
+    assert not (tmp_path / "model" / checkpoint.MANIFEST).exists()
+
+
+def test_the_command_ends_with_one_line_and_no_traceback(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["builder.download", "--model-id", MODEL, "--out", str(tmp_path / "model"), "--revision", "gone"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--endpoint", hub.url])
+    with pytest.raises(SystemExit, match=r"^builder.download: tiny/tiny-qwen3-vl has no revision gone$"):
+        download.main()
+
+
+def test_both_downloads_take_the_same_files() -> None:
+    assert download.PATTERNS == checkpoint.PATTERNS
+
+
+@pytest.fixture
+def baked(tmp_path: Path) -> Path:
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "models" / "tiny")
+    bake(tmp_path / "models" / "tiny")
+    return tmp_path / "models" / "tiny"
+
+
+def test_the_manifest_says_what_was_baked(hub: Hub, tmp_path: Path) -> None:
+    fetched(hub, tmp_path / "model")
+    manifest = bake(tmp_path / "model")
+    assert manifest == json.loads((tmp_path / "model" / checkpoint.MANIFEST).read_text())
+    assert manifest["model"] == MODEL
+    assert manifest["revision"] == COMMIT
+    assert manifest["licence"] == "apache-2.0"
+    assert dict(manifest["versions"])["torch"].startswith("2.13")  # type: ignore[call-overload]
+
+
+def test_baking_twice_makes_the_same_bytes(baked: Path, tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED_MODEL, tmp_path / "again" / "tiny")
+    bake(tmp_path / "again" / "tiny")
+    for path in baked.iterdir():
+        other = tmp_path / "again" / "tiny" / path.name
+        assert path.read_bytes() == other.read_bytes()
+        assert path.stat().st_mtime == other.stat().st_mtime == 0
+
+
+def settings_for(baked: Path, **more: bool) -> Settings:
+    return Settings(baked_models=baked.parent, device="cpu", **more)
+
+
+def test_a_baked_model_is_found_and_checked(baked: Path) -> None:
+    assert checkpoint.find(settings_for(baked)).folder == baked
+    assert checkpoint.find(settings_for(baked, check_hashes=True)).folder == baked
+
+
+def test_a_truncated_file_is_refused_at_every_start(baked: Path) -> None:
+    data = (baked / "model.safetensors").read_bytes()
+    (baked / "model.safetensors").write_bytes(data[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors has .* bytes, baked were .*: build the image again"):
+        checkpoint.find(settings_for(baked))
+
+
+def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
+    data = bytearray((baked / "model.safetensors").read_bytes())
+    data[-7] ^= 1
+    (baked / "model.safetensors").write_bytes(data)
+    checkpoint.find(settings_for(baked))
+    with pytest.raises(ModelError, match="a byte differs"):
+        checkpoint.find(settings_for(baked, check_hashes=True))

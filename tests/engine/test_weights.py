@@ -1,0 +1,181 @@
+"""Tensors straight from the files: the same as the library's, whichever way, and broken files are named."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from tests.engine import checkpoints
+from worker.engine import weights
+from worker.engine.checkpoint import ModelError
+from worker.engine.loading import Template, load
+from worker.engine.weights import Reading, copied, headers, mapped
+from worker.settings import EMBEDDED_MODEL, Settings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "a": torch.randn(300, 70, generator=generator).to(torch.bfloat16),
+        "b": torch.randn(5, generator=generator),
+        "c": torch.arange(12).reshape(3, 4),
+        "empty": torch.zeros(0, 3),
+        "one": torch.tensor(2.5),
+    }
+    save_file(tensors, str(tmp_path / "model.safetensors"))
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("read", [mapped, copied])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_read_what_the_library_reads(
+    file: Path, read: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "BUFFER_BYTES", 1000)  # several fillings for one tensor
+    expected = load_file(file)
+    found = read(list(headers(file)), CPU, dtype)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        wanted = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        assert found[name].dtype == wanted.dtype
+        assert torch.equal(found[name], wanted), name
+
+
+def test_what_need_not_be_converted_is_the_mapped_file(file: Path) -> None:
+    found = mapped(list(headers(file)), CPU, torch.bfloat16)
+    at = found["a"].data_ptr()
+    ours = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+    spans = [tuple(int(end, 16) for end in span.split("-")) for span in ours]
+    assert any(first <= at < last for first, last in spans)
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:-3]
+
+
+def _longer(data: bytes) -> bytes:
+    return data + b"\0"
+
+
+def _no_header(data: bytes) -> bytes:
+    return struct.pack("<Q", 2**40) + data[8:]
+
+
+def _half_header(data: bytes) -> bytes:
+    return data[:20]
+
+
+def _no_json(data: bytes) -> bytes:
+    return data[:8] + b"\xff" + data[9:]
+
+
+def _wrong_shape(data: bytes) -> bytes:
+    return data.replace(b"[300,70]", b"[300,71]")
+
+
+def _nothing(_: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("harm", [_cut, _longer, _no_header, _half_header, _no_json, _wrong_shape, _nothing])
+def test_a_damaged_file_is_named_before_anything_is_read(file: Path, harm: Any) -> None:
+    file.write_bytes(harm(file.read_bytes()))
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        Reading(file.parent, CPU, torch.float32).start().tensors()
+
+
+def test_too_little_memory_is_told_with_numbers_before_loading(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "free_bytes", lambda _: 1000)
+    with pytest.raises(ModelError, match=r"need 0\.0 GiB on cpu, and 0\.0 GiB are free: a smaller model"):
+        Reading(file.parent, CPU, torch.float32).start().tensors()
+
+
+def test_what_is_free_is_within_the_containers_limit() -> None:
+    assert 0 < weights.free_bytes(CPU) < 2**50
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_the_model_is_the_one_that_the_library_loads(tmp_path: Path, family: str) -> None:
+    folder = checkpoints.write(family, tmp_path / family)
+    ours = load(Settings(model_path=folder, device="cpu")).module.state_dict()
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_tied_weights_are_one_tensor() -> None:
+    module = load(Settings(device="cpu")).module
+    assert module.lm_head.weight is module.get_input_embeddings().weight
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.write("qwen3_vl", tmp_path / "model")
+    body = json.loads((folder / "config.json").read_text())
+    body["text_config"]["num_hidden_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(body))
+    with pytest.raises(ModelError, match=r"is no qwen3_vl: \d+ tensors are missing"):
+        load(Settings(model_path=folder, device="cpu"))
+
+
+def test_an_unknown_model_type_is_refused_by_name(tmp_path: Path) -> None:
+    folder = checkpoints.write("qwen3_vl", tmp_path / "model")
+    body = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**body, "model_type": "nothing_known"}))
+    with pytest.raises(ModelError, match="the model type nothing_known is not served"):
+        load(Settings(model_path=folder, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "told"),
+    [
+        (None, "8bit", "bitsandbytes need a CUDA device"),
+        ("awq", "none", "awq need a CUDA device"),
+        ("fp8", "4bit", "QUANTIZATION is 4bit, but the checkpoint is quantised by fp8"),
+    ],
+)
+def test_quantised_weights_are_refused_where_they_cannot_be(
+    tmp_path: Path, own: str | None, wanted: str, told: str
+) -> None:
+    folder = checkpoints.write("qwen3_vl", tmp_path / "model")
+    body = json.loads((folder / "config.json").read_text())
+    if own:
+        body["quantization_config"] = {"quant_method": own}
+    (folder / "config.json").write_text(json.dumps(body))
+    with pytest.raises(ModelError, match=told):
+        load(Settings(model_path=folder, device="cpu", quantization=wanted))  # type: ignore[arg-type]
+
+
+CONVERSATIONS = [
+    [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+    [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "你好 <x>"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Yes?"}]},
+    ],
+]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_the_template_writes_what_the_librarys_tokenizer_writes(conversation: list[dict[str, Any]]) -> None:
+    library = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    expected = library.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    assert Template(EMBEDDED_MODEL).render(conversation) == expected
+
+
+def test_a_template_may_lie_in_the_tokenizers_config(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ eos_token }}", "eos_token": "E"}))
+    assert Template(tmp_path).render([]) == "E"
+
+
+def test_a_folder_without_a_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no chat template"):
+        Template(tmp_path)

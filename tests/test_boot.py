@@ -1,0 +1,120 @@
+"""A start: phases that add up, imports in the order that waits least, and one line where it cannot be."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.settings import EMBEDDED_MODEL
+from worker.timeline import Timeline
+
+ROOT = Path(__file__).parents[1]
+ASKED = json.dumps({"input": {"prompt": "Hello", "max_tokens": 1}})
+
+
+def test_phases_add_up_to_the_total() -> None:
+    timeline = Timeline()
+    timeline.end("first")
+    timeline.end("second")
+    timeline.ran_beside("reading", 1.5)
+    report = timeline.report
+    assert list(report) == ["first", "second", "total", "beside: reading"]
+    assert report["first"] + report["second"] == pytest.approx(report["total"], abs=0.002)
+    assert report["first"] > 0  # since the process began
+    assert report["beside: reading"] == 1.5
+
+
+def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:
+    code = (
+        "import gc, sys; from worker import boot; began = boot.begin('runpod'); assert not gc.isenabled();"
+        "assert 'runpod' in sys.modules and 'torch' in sys.modules and began.weights.reading is not None;"
+        "began.weights.reading.tensors(); boot.settle(); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+    assert gc.isenabled()
+
+
+def test_what_the_sdk_imports_after_its_question_nothing_else_imports() -> None:
+    """Else two threads could wait for each other's half-made modules."""
+    code = (
+        "import sys, json\n"
+        "class Seen:\n"
+        "    names = []\n"
+        "    def find_spec(self, name, *_): self.names.append(name)\n"
+        "seen = Seen(); sys.meta_path.insert(0, seen)\n"
+        "import asyncio, concurrent.futures, multiprocessing, ctypes, runpod\n"
+        "late = {name.partition('.')[0] for name in seen.names[seen.names.index('cpuinfo'):]}\n"
+        "seen.names.clear(); import torch\n"
+        "print(json.dumps(sorted(late)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(json.loads(done.stdout)) <= {"cpuinfo", "runpod", "aiohttp_retry"}
+
+
+def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "handler.py", "--test_input", ASKED],
+        cwd=ROOT,
+        env={**os.environ, "BAKED_MODELS": str(tmp_path), "DEVICE": "cpu", **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_first_answer_tells_where_the_time_went(tmp_path: Path) -> None:
+    done = started(tmp_path)
+    output = done.stdout
+    answer = json.loads(output[output.index("{\n") : output.index("\n}\n") + 2])
+    phases = answer["cold_start"]
+    steps = [took for name, took in phases.items() if name != "total" and not name.startswith("beside")]
+    assert sum(steps) == pytest.approx(phases["total"], abs=0.02)
+    assert {"interpreter", "importing torch", "model", "warming up", "first answer"} <= phases.keys()
+    assert "ready" in done.stderr
+
+
+BAD_DAYS = {
+    "no such folder": ({"MODEL_PATH": "/no/such/folder"}, "is no whole checkpoint"),
+    "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device: DEVICE=cpu, or a machine with a GPU"),
+    "a model that is nowhere": ({"MODEL_ID": "Qwen/Nowhere"}, "ALLOW_DOWNLOAD=1 would fetch it"),
+    "a setting that does not parse": ({"MAX_IMAGES": "many"}, "the environment variable MAX_IMAGES does not parse"),
+    "a cache that cannot be written": (
+        {"MODEL_ID": "Qwen/Nowhere", "ALLOW_DOWNLOAD": "1", "HUB_CACHE": "/proc/cache", "HF_ENDPOINT": "http://127.0.0.1:9"},
+        "could not be downloaded",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "told"), BAD_DAYS.values(), ids=BAD_DAYS.keys())
+def test_a_start_that_cannot_be_ends_with_status_1_and_one_line(
+    tmp_path: Path, variables: dict[str, str], told: str
+) -> None:
+    done = started(tmp_path, **variables)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("worker-qwen-vl cannot start: ")
+    assert told in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for path in EMBEDDED_MODEL.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes()[: 5000 if path.suffix == ".safetensors" else None])
+    done = started(tmp_path, MODEL_PATH=str(folder))
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_read_only_file_system_is_no_hindrance(tmp_path: Path) -> None:
+    """Nothing is written: not beside the code, not at home, not into the temporary folder."""
+    nowhere = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME"), "/proc/nothing")
+    done = started(tmp_path, PYTHONDONTWRITEBYTECODE="1", **nowhere)
+    assert done.returncode == 0, done.stderr[-2000:]

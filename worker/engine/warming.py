@@ -1,0 +1,33 @@
+"""A picture and a video answered before the first request, so that it finds everything as the second does."""
+
+import queue
+
+import numpy as np
+
+from worker.contract import ChatRequest, Clip, Done, Event, Kind, Media, Message, Opened, Picture, Sampling, Text, Url
+from worker.engine.checkpoint import ModelError
+from worker.engine.engine import Engine
+from worker.errors import WorkerError
+
+SIDE = 128  # of the picture, in pixels: what is made at the first use is made for small ones too
+NUM_FRAMES = 4
+_SAMPLING = Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
+
+
+def warm_up(engine: Engine) -> None:
+    """Returns when both are answered. Raises ModelError where they cannot be."""
+    noise = np.random.default_rng(0).integers
+    picture = noise(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    frames = tuple(noise(0, 255, (NUM_FRAMES, SIDE // 2, SIDE // 2, 3), dtype=np.uint8))
+    shown: tuple[tuple[Kind, Opened], ...] = (("image", Picture(picture)), ("video", Clip(frames, 2.0)))
+    ended: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
+    for kind, opened in shown:
+        media = Media(kind=kind, source=Url(url="memory:"), where="warm-up")
+        request = ChatRequest(messages=(Message(role="user", parts=(media, Text(text="?"))),), sampling=_SAMPLING)
+        engine.submit(engine.builder.build(request, [opened]), _SAMPLING, ended.put)
+    left = len(shown)
+    while left:
+        event = ended.get()
+        if isinstance(event, WorkerError):
+            raise ModelError(f"the model does not answer a question about a picture or video: {event.code}")
+        left -= isinstance(event, Done)

@@ -1,0 +1,259 @@
+"""A checkpoint's tensors, read by native code while Python is busy with imports.
+
+On the CPU they are the mapped files themselves, converted only where another dtype is asked for. To a CUDA device they
+go through small pinned buffers, several at a time, so that the host never holds more than those.
+"""
+
+import importlib.util
+import json
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from worker.engine import checkpoint
+from worker.engine.checkpoint import Checkpoint, ModelError, shards
+from worker.engine.rules import read_json
+from worker.settings import Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
+BUFFER_BYTES = 32 * 2**20
+READERS = 4
+MAX_HEADER_BYTES = 100 * 2**20
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: `begin` and `end` in bytes of the file."""
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A model that was found. reading: its weights on their way; None where the library has to read them itself,
+    because they are quantised or are to be."""
+
+    found: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    reading: "Reading | None"
+
+
+def begin(settings: Settings) -> Begun:
+    """Find the model and begin to read its weights. Raises ModelError."""
+    found = checkpoint.find(settings)
+    device = device_of(settings.device)
+    dtype = dtype_of(settings.dtype, device, found.folder)
+    if _is_quantised(settings, found.folder, device):
+        return Begun(found, device, dtype, None)
+    return Begun(found, device, dtype, Reading(found.folder, device, dtype).start())
+
+
+def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> bool:
+    """Whether the weights are, or are to be. Raises ModelError where that cannot be here."""
+    own = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
+    if own is None and settings.quantization == "none":
+        return False
+    if own is not None and settings.quantization != "none":
+        raise ModelError(f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {own}: unset it")
+    method = own or "bitsandbytes"
+    if device.type != "cuda":
+        raise ModelError(f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights")
+    package = _PACKAGES.get(method)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ModelError(f"weights quantised by {method} need the package {package}, which is not in this image")
+    return True
+
+
+class Reading:
+    """Reads all tensors of a folder on a thread of its own, from `start` on."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self.seconds = 0.0
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._failure: ModelError | None = None
+        self._thread = threading.Thread(target=self._run, name="weights")
+
+    def start(self) -> "Reading":
+        self._thread.start()
+        return self
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By their names in the files, on the device, floating ones in the dtype; once. Raises ModelError."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        tensors, self._tensors = self._tensors, {}
+        return tensors
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            stored = [tensor for file in shards(self.folder) for tensor in headers(self.folder / file)]
+            check_room(num_bytes(stored, self.dtype), self.device)
+            read = mapped if self.device.type == "cpu" else copied
+            self._tensors = read(stored, self.device, self.dtype)
+        except ModelError as error:
+            self._failure = error
+        except (OSError, torch.OutOfMemoryError, RuntimeError) as error:
+            self._failure = ModelError(f"the weights in {self.folder} could not be read: {error}")
+        self.seconds = time.monotonic() - began
+
+
+def headers(file: Path) -> Iterator[Stored]:
+    """The tensors of a safetensors file, without reading them. Raises ModelError, which names the file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise ModelError(f"{file} is no whole safetensors file: fetch it again")
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+        except ValueError:
+            raise ModelError(f"{file} has a damaged header: fetch it again") from None
+    first, ends = 8 + length, 0
+    found = []
+    try:
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
+                if end - begin != torch.Size(shape).numel() * dtype.itemsize:
+                    raise ModelError(f"{file}: {name} has not the bytes of its shape")
+                found.append(Stored(file, name, dtype, shape, first + begin, first + end))
+                ends = max(ends, end)
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{file} has a damaged header: fetch it again") from None
+    if size != first + ends:
+        raise ModelError(f"{file} has {size} bytes, its header says {first + ends}: fetch it again")
+    yield from found
+
+
+def num_bytes(stored: Sequence[Stored], dtype: torch.dtype) -> int:
+    """Of all tensors in the dtype they will have."""
+    return sum(torch.Size(one.shape).numel() * _target(one.dtype, dtype).itemsize for one in stored)
+
+
+def check_room(needed: int, device: torch.device) -> None:
+    """Raises ModelError where the weights cannot fit, before any is read."""
+    free = free_bytes(device)
+    if needed > free:
+        raise ModelError(
+            f"the weights need {needed / 2**30:.1f} GiB on {device}, and {free / 2**30:.1f} GiB are free: "
+            "a smaller model, a smaller DTYPE or a larger machine"
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken: the device's, or on the CPU the machine's within the container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
+        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    return free
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that the setting names. Raises ModelError where there is none."""
+    has_cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if wanted.startswith("cuda") and not has_cuda:
+        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device: DEVICE=cpu, or a machine with a GPU")
+    return torch.device(wanted)
+
+
+def dtype_of(wanted: str, device: torch.device, folder: Path) -> torch.dtype:
+    """What the setting says; `auto` is float32 on the CPU, elsewhere the checkpoint's own."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    config = read_json(folder / "config.json")
+    for part in (config.get("text_config") or {}, config):
+        for name in ("dtype", "torch_dtype"):
+            if part.get(name) in DTYPES:
+                return DTYPES[part[name]]
+    return torch.bfloat16
+
+
+def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
+    return wanted if stored in DTYPES.values() else stored
+
+
+def mapped(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors that are the files' own pages, touched once; a copy where another dtype is wanted."""
+    tensors = {}
+    for file in dict.fromkeys(one.file for one in stored):
+        with safe_open(file, framework="pt", device="cpu", backend="mmap") as opened:
+            for one in stored:
+                if one.file == file:
+                    tensor = opened.get_tensor(one.name)
+                    target = _target(one.dtype, dtype)
+                    if tensor.dtype == target:
+                        tensor.view(-1).view(torch.uint8)[::_PAGE].max() if tensor.numel() else None
+                    tensors[one.name] = tensor.to(device, target)
+    return tensors
+
+
+def copied(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors on a device, through a few buffers that are filled while others are on their way."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    spare = threading.local()
+
+    def copy(one: Stored) -> torch.Tensor:
+        if not hasattr(spare, "buffer"):
+            spare.buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            spare.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        raw = torch.empty(one.end - one.begin, dtype=torch.uint8, device=device)
+        with one.file.open("rb", buffering=0) as file, torch.cuda.stream(spare.stream):
+            file.seek(one.begin)
+            for at in range(0, len(raw), BUFFER_BYTES):
+                part = spare.buffer[: min(BUFFER_BYTES, len(raw) - at)]
+                _fill(file, memoryview(part.numpy()))
+                raw[at : at + len(part)].copy_(part, non_blocking=True)
+                if spare.stream is not None:
+                    spare.stream.synchronize()  # the buffer is free again; the other readers go on meanwhile
+            tensor = raw.view(one.dtype).view(one.shape).to(_target(one.dtype, dtype))
+            if spare.stream is not None:
+                spare.stream.synchronize()
+        return tensor
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
+        return dict(zip([one.name for one in stored], readers.map(copy, stored), strict=True))
+
+
+def _fill(file: Any, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise ModelError(f"{file.name} ends too early: fetch it again")
+        view = view[count:]

@@ -1,0 +1,42 @@
+"""Where the seconds of a start went, from the process's first moment to its first answer."""
+
+import time
+from pathlib import Path
+
+
+class Timeline:
+    """Phases one after the other, and what ran beside them. Seconds."""
+
+    def __init__(self) -> None:
+        self._began = _process_began()
+        self._last = self._began
+        self._phases: dict[str, float] = {}
+        self._beside: dict[str, float] = {}
+
+    def end(self, phase: str) -> None:
+        """The phase that began when the one before it ended is over."""
+        now = time.monotonic()
+        self._phases[phase] = round(now - self._last, 3)
+        self._last = now
+
+    def ran_beside(self, phase: str, seconds: float) -> None:
+        """Something that no phase had to wait for, or only its end."""
+        self._beside[phase] = round(seconds, 3)
+
+    @property
+    def report(self) -> dict[str, float]:
+        """Each phase, `total` up to the last one's end, and what ran beside as `beside: …`."""
+        beside = {f"beside: {phase}": seconds for phase, seconds in self._beside.items()}
+        return {**self._phases, "total": round(self._last - self._began, 3), **beside}
+
+
+def _process_began() -> float:
+    """On the clock of `time.monotonic()`. Linux counts it in hundredths of a second."""
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+    except OSError:
+        return now
+    ticks_per_second = 100  # in every process's own view, whatever the kernel's is
+    return min(now, now - (uptime - int(fields[19]) / ticks_per_second))
