@@ -51,10 +51,12 @@ class Upload(Value):
 
 
 class Frames(Value):
-    """Pictures that make a video, `fps` of them a second; None takes the checkpoint's rate."""
+    """Pictures that make a video, `fps` of them a second (None takes the checkpoint's rate), or each at its own of the
+    `times` in seconds."""
 
     frames: tuple[Url | Inline | Upload, ...]
     fps: float | None = None
+    times: tuple[float, ...] | None = None
 
 
 class Controls(Value):
@@ -150,10 +152,12 @@ RGB = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Picture:
-    """An opened picture, upright. rgb: (height, width, 3)."""
+    """An opened picture, upright. rgb: (height, width, 3). sides: its true height and width, where it was decoded at a
+    part of them."""
 
     rgb: RGB
     controls: Controls = AS_IT_IS
+    sides: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ WorkerError
 │   ├── MediaDecodeTimeout           decoding took too long
 │   ├── MediaTooManyItems            more pictures, videos or frames than allowed
 │   ├── MediaParamInvalid            controls that contradict each other or the file
+│   ├── MediaTokenBudget        413  pictures and videos would become too many tokens
 │   ├── MediaVideoTooLong            more seconds or frames than allowed
 │   └── MediaVideoNoFrames           nothing to see in the file or in the part that was asked for
 └── ServerError                 500  the worker is at fault
@@ -241,6 +242,14 @@ class MediaVideoTooLong(MediaError):
     code = "MEDIA_VIDEO_TOO_LONG"
     status = 413
     text = "the video is too long"
+
+
+class MediaTokenBudget(MediaError):
+    """All pictures and videos of the request would become more tokens than it may have."""
+
+    code = "MEDIA_TOKEN_BUDGET"
+    status = 413
+    text = "the pictures and videos are too many tokens"
 
 
 class MediaVideoNoFrames(MediaError):

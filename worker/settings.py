@@ -158,6 +158,11 @@ class Settings(BaseModel):
     max_video_tokens: Positive = Field(
         16_384, description="Tokens that a video may become; larger ones are resized to it"
     )
+    max_media_tokens: Positive | None = Field(
+        None,
+        description="Tokens of all pictures and videos of a request, known before they are decoded; unset: as many as "
+        "the model takes",
+    )
     max_video_bytes: Positive = Field(128 * MIB, description="Bytes of a video file")
     max_video_s: Seconds = Field(600.0, description="Seconds of a video file")
     max_video_packets: Positive = Field(36_000, description="Frames in a video file, seen or not")
@@ -179,6 +184,10 @@ class Settings(BaseModel):
     max_redirects: Count = Field(3, description="Redirects followed, each checked anew")
     media_allowed_domains: str = Field(
         "", description="Comma-separated domains (with their subdomains) that may be fetched; empty: any public one"
+    )
+    allowed_media_paths: str = Field(
+        "",
+        description="Colon-separated folders below which requests may name files as `file:///…`; empty: none may",
     )
     media_allow_loopback: bool = Field(
         False, description="Lets pictures come from this machine, on any port: for tests and local use only"
@@ -209,6 +218,11 @@ class Settings(BaseModel):
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(key.strip() for key in f"{self.api_key},{self.qpikey}".split(",") if key.strip())
+
+    @property
+    def media_roots(self) -> tuple[Path, ...]:
+        """The folders of `allowed_media_paths`, without links."""
+        return tuple(Path(one).resolve() for one in self.allowed_media_paths.split(":") if one.strip())
 
     @property
     def allowed_domains(self) -> tuple[str, ...]:

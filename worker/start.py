@@ -41,7 +41,7 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     boot = boot or Boot(Timeline())
     model = load(settings, boot.weights, boot.timeline)
     engine = Engine(model, settings, on_death=on_death)
-    opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings))
+    opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings, model.max_model_len))
     engine.start()
     try:
         warm_up(engine)

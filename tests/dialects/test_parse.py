@@ -167,6 +167,26 @@ def test_controls_that_contradict_each_other_are_refused(video: Any, said: str) 
     assert failure.value.where == "video"
 
 
+def test_frames_of_a_list_may_have_their_own_times() -> None:
+    [media] = parse({"prompt": "x", "video": {"frames": ["a", "b"], "times": [0.5, 7]}}).media
+    assert media.source.times == (0.5, 7.0)
+    assert media.source.fps is None
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"times": [1]}, "1 times for 2 frames"),
+        ({"times": [1, 1]}, "each of the times must be after"),
+        ({"times": [2, 1]}, "each of the times must be after"),
+        ({"times": [1, 2], "fps": 2}, "either fps or times"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(MediaParamInvalid, match=said):
+        parse({"prompt": "x", "video": {"frames": ["a", "b"], **more}})
+
+
 def test_frames_of_a_list_are_not_chosen_from() -> None:
     block = {"type": "video", "video": ["a", "b"], "nframes": 4}
     with pytest.raises(MediaParamInvalid, match="of a list all frames are seen"):

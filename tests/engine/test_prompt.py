@@ -1,10 +1,14 @@
 """What a request becomes: the family's prompt form, counts, positions."""
 
+import random
+
+import numpy as np
 import pytest
 
 from tests.engine.requests import ask, clip, picture
-from worker.contract import ChatRequest, Message, Text
+from worker.contract import ChatRequest, Clip, Controls, Kind, Media, Message, Picture, Text, Url
 from worker.engine.loading import LoadedModel
+from worker.engine.pixels import Eye
 from worker.engine.prompt import PromptBuilder
 from worker.settings import Settings
 
@@ -80,3 +84,33 @@ def test_it_says_how_pictures_and_videos_are_seen(builder: PromptBuilder) -> Non
     assert (still.kind, still.width, still.height, still.tokens, still.times) == ("image", 256, 128, 32, ())
     assert (moving.kind, moving.times) == ("video", (0.0, 0.5, 1.0, 1.5, 2.0))
     assert moving.tokens == 3 * moving.width * moving.height // 32**2
+
+
+def test_tokens_are_known_from_the_sides_before_anything_is_decoded(tiny: LoadedModel, builder: PromptBuilder) -> None:
+    """What the eye says of a header is what the prompt has, for pictures and clips of any size, controls included."""
+    rng = random.Random(7)
+    eye = Eye(tiny.pixels, Settings())
+    for _ in range(60):
+        height, width = rng.randint(20, 700), rng.randint(20, 700)
+        controls = Controls(max_pixels=rng.choice((None, 20_000)), min_pixels=rng.choice((None, 40_000)))
+        still = Picture(np.zeros((height, width, 3), np.uint8), controls)
+        prompt = builder.build(_about("image"), [still])
+        *seen, tokens = eye.picture(height, width, controls)
+        assert tokens == prompt.image_tokens
+        assert (prompt.seen[0].height, prompt.seen[0].width) == tuple(seen)
+        count = rng.randint(1, 6)
+        moving = Clip(tuple(np.zeros((count, height // 4 + 8, width // 4 + 8, 3), np.uint8)), 2.0, controls=controls)
+        prompt = builder.build(_about("video"), [moving])
+        assert eye.clip_tokens(height // 4 + 8, width // 4 + 8, count, controls) == prompt.video_tokens
+
+
+def test_a_picture_decoded_at_a_part_of_its_size_is_seen_at_the_size_of_the_whole(builder: PromptBuilder) -> None:
+    whole = builder.build(_about("image"), [Picture(np.zeros((451, 803, 3), np.uint8))])
+    part = builder.build(_about("image"), [Picture(np.zeros((226, 402, 3), np.uint8), sides=(451, 803))])
+    assert part.seen == whole.seen
+    assert part.ids == whole.ids
+
+
+def _about(kind: Kind) -> ChatRequest:
+    media = Media(kind=kind, source=Url(url="memory:"), where="here")
+    return ChatRequest(messages=(Message(role="user", parts=(media, Text(text="?"))),))

@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import io
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from worker.errors import (
     MediaDimensions,
     MediaError,
     MediaFetchTimeout,
+    MediaTokenBudget,
     MediaTooLarge,
     MediaTooManyItems,
     MediaUnsupportedType,
+    MediaUrlForbidden,
 )
 from worker.media import picture
 from worker.media.opener import Opener
@@ -50,7 +54,15 @@ class Slow:
 
 
 class AsItIs:
-    """An eye that sees everything at its own size."""
+    """An eye that sees everything at its own size, a token for each pixel."""
+
+    max_tokens = 10**9
+
+    def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
+        return height, width, height * width
+
+    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
+        return height * width * num_frames
 
     def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
         return rgb
@@ -87,6 +99,58 @@ def test_pictures_and_clips_come_in_order() -> None:
     assert np.all(third.rgb == 255)
 
 
+def test_a_file_below_an_allowed_folder_is_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "blue").save(tmp_path / "blue.png")
+    allowed = Settings(allowed_media_paths=f"/srv:{tmp_path}")
+    [shown] = opened([image(Url(url=f"file://{tmp_path}/blue.png"))], allowed)
+    assert isinstance(shown, Picture)
+    assert shown.rgb[0, 0].tolist() == [0, 0, 255]
+
+
+def test_frames_keep_their_own_times() -> None:
+    frames = Frames(frames=(inline("red"), inline("blue")), times=(1.5, 4.0))
+    [shown] = opened([Media(kind="video", source=frames, where="video")])
+    assert isinstance(shown, Clip)
+    assert shown.times == (1.5, 4.0)
+
+
+def test_an_animated_picture_is_a_video_where_a_video_is_asked_for() -> None:
+    out = io.BytesIO()
+    pictures = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=300)
+    source = Inline(data=base64.b64encode(out.getvalue()).decode())
+    moving, still = opened([Media(kind="video", source=source, where="video"), image(source)])
+    assert isinstance(moving, Clip) and len(moving.frames) == 2
+    assert isinstance(still, Picture)
+
+
+class Counts(AsItIs):
+    """An eye with a budget that remembers what was decoded."""
+
+    max_tokens = 100
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [image(inline("red", (10, 11)), "late")],
+        [image(inline("red", (10, 9)), "early"), image(inline("red", (4, 4)), "late")],
+        [Media(kind="video", source=Frames(frames=(inline("red", (8, 8)),) * 2), where="late")],
+    ],
+)
+def test_too_many_tokens_are_refused_before_anything_is_decoded(
+    items: list[Media], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+    if len(items) == 1:
+        monkeypatch.setattr("worker.media.picture.decode", lambda *given: decoded.append(given))
+    opener = Opener(Settings(prepare_threads=1), Slow(), Counts())
+    with pytest.raises(MediaTokenBudget, match="more than there may be"):
+        asyncio.run(opener.open(items))
+    opener.close()
+    assert not decoded
+
+
 @pytest.mark.parametrize(
     ("items", "settings", "error", "where"),
     [
@@ -111,6 +175,7 @@ def test_pictures_and_clips_come_in_order() -> None:
             "video",
         ),
         ([Media(kind="video", source=inline("red"), where="video")], Settings(), MediaUnsupportedType, "video"),
+        ([image(Url(url="file:///etc/hostname"))], Settings(allowed_media_paths="/srv"), MediaUrlForbidden, "image"),
     ],
 )
 def test_limits_hold_and_name_the_item(
@@ -234,9 +299,9 @@ def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(mo
 def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
     decode = picture.decode
 
-    def slow(header: picture.Header) -> RGB:
+    def slow(header: picture.Header, wanted: tuple[int, int] | None) -> RGB:
         threading.Event().wait(0.1)
-        return decode(header)
+        return decode(header, wanted)
 
     monkeypatch.setattr("worker.media.picture.decode", slow)
     opener = Opener(Settings(decode_timeout_s=0.4, prepare_threads=1), Slow(), AsItIs())

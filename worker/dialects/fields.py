@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -148,9 +149,10 @@ FrameForms = Annotated[list[MediaForm], Field(min_length=1, max_length=MAX_FORMS
 
 
 class FramesForm(FramesControls):
-    """A video as a list of pictures."""
+    """A video as a list of pictures, at a rate or each at its own time."""
 
     frames: FrameForms
+    times: Annotated[list[At], Field(max_length=MAX_FORMS)] | None = None
 
 
 def _form_of_video(value: object) -> str | None:
@@ -388,8 +390,22 @@ def video(
     if chosen:
         raise MediaParamInvalid(where=where, detail=f"{chosen[0]} is for video files: of a list all frames are seen")
     forms = form.frames if isinstance(form, FramesForm) else form
-    frames = Frames(frames=tuple(source(frame) for frame in forms), fps=controls.fps)
+    times = _times(form, controls, where) if isinstance(form, FramesForm) else None
+    frames = Frames(frames=tuple(source(frame) for frame in forms), fps=controls.fps, times=times)
     return Media(kind="video", source=frames, where=where, controls=controls.model_copy(update={"fps": None}))
+
+
+def _times(form: FramesForm, controls: Controls, where: str) -> tuple[float, ...] | None:
+    """Raises MediaParamInvalid."""
+    if form.times is None:
+        return None
+    if controls.fps is not None:
+        raise MediaParamInvalid(where=where, detail="either fps or times")
+    if len(form.times) != len(form.frames):
+        raise MediaParamInvalid(where=where, detail=f"{len(form.times)} times for {len(form.frames)} frames")
+    if any(later <= sooner for sooner, later in pairwise(form.times)):
+        raise MediaParamInvalid(where=where, detail="each of the times must be after the one before")
+    return tuple(form.times)
 
 
 _CHOOSING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")

@@ -1,5 +1,6 @@
 """Pixels to patches in the model's order. They stay bytes until they are on the device: an eighth of the usual size."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 
 from worker.contract import RGB, Controls
 from worker.engine.rules import PixelRules
-from worker.engine.sizes import Size, video_size
+from worker.engine.sizes import Size, image_size, video_size
 from worker.settings import Settings
 
 
@@ -38,11 +39,24 @@ def of_frames(frames: Sequence[RGB], size: Size, rules: PixelRules) -> Patches:
 
 
 class Eye:
-    """The size at which the model sees, for whoever opens videos: frames shrink as they are decoded."""
+    """The size at which the model sees, for whoever opens media: known from headers, before anything is decoded."""
 
-    def __init__(self, rules: PixelRules, settings: Settings) -> None:
+    def __init__(self, rules: PixelRules, settings: Settings, max_model_len: int | None = None) -> None:
         self._rules = rules
+        self.max_tokens = min(settings.max_media_tokens or sys.maxsize, max_model_len or sys.maxsize)
+        self._max_image_tokens = settings.max_image_tokens
         self._max_tokens = settings.max_video_tokens
+
+    def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
+        """Height and width at which a picture is seen, and its tokens. Raises MediaParamInvalid."""
+        size = image_size(height, width, self._rules, self._max_image_tokens, controls)
+        return size.height, size.width, size.height * size.width // self._rules.factor**2
+
+    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
+        """Tokens of a video of `num_frames` frames. Raises MediaParamInvalid."""
+        count = num_frames + -num_frames % self._rules.temporal
+        size = video_size(count, height, width, self._rules, self._max_tokens, controls)
+        return count // self._rules.temporal * size.height * size.width // self._rules.factor**2
 
     def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
         """One of `num_frames` frames, (height, width, 3), at the model's size. Raises MediaParamInvalid."""

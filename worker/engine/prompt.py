@@ -154,7 +154,7 @@ class PromptBuilder:
         return item_of, offset_of, fingerprint
 
     def _picture(self, picture: Picture) -> Patches:
-        height, width = picture.rgb.shape[:2]
+        height, width = picture.sides or picture.rgb.shape[:2]
         rules = self._model.pixels
         size = image_size(height, width, rules, self._settings.max_image_tokens, picture.controls)
         return pixels.of_picture(picture.rgb, size, rules)

@@ -16,11 +16,12 @@ from worker.errors import (
     MediaDecodeTimeout,
     MediaDimensions,
     MediaError,
+    MediaTokenBudget,
     MediaTooLarge,
     MediaTooManyItems,
     MediaUnsupportedType,
 )
-from worker.media import inline, picture, video
+from worker.media import animation, frames, inline, local, picture, video
 from worker.media.budget import Budget
 from worker.media.sniff import sniff
 from worker.settings import Settings
@@ -36,7 +37,14 @@ class Fetches(Protocol):
 
 
 class Sees(Protocol):
-    """Says at what size a model sees the frames of a video."""
+    """Says at what size a model sees pictures and the frames of a video."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]: ...
+
+    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int: ...
 
     def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB: ...
 
@@ -59,7 +67,7 @@ class Opener:
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
         """Pictures and clips in the order of `items`. Raises MediaError with the item's place."""
         self._check_counts(items)
-        left = _Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels)
+        left = _Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels, self._eye.max_tokens)
         return tuple(await _together([self._open(item, left) for item in items]))
 
     def _check_counts(self, items: Sequence[Media]) -> None:
@@ -71,7 +79,14 @@ class Opener:
     async def _open(self, item: Media, left: "_Allowance") -> Opened:
         if item.kind == "image":
             assert not isinstance(item.source, Frames)
-            return Picture(await self._picture(item.source, item.where, left), item.controls)
+            try:
+                header = await self._header(item.source, item.where, left)
+                height, width, tokens = self._eye.picture(header.height, header.width, item.controls)
+                left.take_tokens(tokens)
+                sides = header.height, header.width
+                return Picture(await self._pixels(header, item.where, (height, width)), item.controls, sides)
+            except MediaError as error:
+                raise error.at(item.where) from None
         if isinstance(item.source, Frames):
             return await self._clip(item.source, item.where, item.controls, left)
         return await self._video(item.source, item.where, item.controls, left)
@@ -81,45 +96,68 @@ class Opener:
         if len(source.frames) > limit:
             raise MediaTooManyItems(where=where, detail=f"{len(source.frames)} frames, at most {limit}")
         places = [f"{where}.frames[{index}]" for index in range(len(source.frames))]
-        jobs = [self._picture(frame, place, left) for frame, place in zip(source.frames, places, strict=True)]
-        frames = await _together(jobs)
-        for frame, place in zip(frames, places, strict=True):
-            if frame.shape != frames[0].shape:
+        headers = await _together(
+            [self._header(frame, place, left) for frame, place in zip(source.frames, places, strict=True)]
+        )
+        first = headers[0]
+        for header, place in zip(headers, places, strict=True):
+            if (header.height, header.width) != (first.height, first.width):
                 raise MediaDimensions(where=place, detail="all frames of a video must have one size")
-        return Clip(tuple(frames), source.fps, controls=controls)
+        try:
+            left.take_tokens(self._eye.clip_tokens(first.height, first.width, len(headers), controls))
+        except MediaError as error:
+            raise error.at(where) from None
+        frames = await _together([self._pixels(header, place) for header, place in zip(headers, places, strict=True)])
+        return Clip(tuple(frames), source.fps, source.times, controls)
 
     async def _video(self, source: Url | Inline | Upload, where: str, controls: Controls, left: "_Allowance") -> Clip:
         settings = self._settings
         data = await self._bytes(source, where, left, settings.max_video_bytes, settings.video_timeout_s)
         found = sniff(data)
-        if found.video is None:
-            raise MediaUnsupportedType(where=where, detail=f"this is {found.name}; a video is needed")
         timeout = settings.video_decode_timeout_s
+
+        def shrink(rgb: RGB, num_frames: int) -> RGB:
+            return self._eye.shrink(rgb, num_frames, controls)
+
         try:
-            packets = await self._in_thread(
-                1, where, video.read_packets, data, found.video, settings, timeout_s=timeout
-            )
-            memory = packets.decode_bytes + KEPT_BYTES
+            times: video.Packets | animation.Times
+            if found.video is not None:
+                read, make = video.read_packets, video.decode
+                times = await self._in_thread(1, where, read, data, found.video, settings, timeout_s=timeout)
+                work: tuple[Any, ...] = (make, data, found.video, times, controls, settings, shrink)
+            elif found.picture in animation.MOVING:
+                times = await self._in_thread(1, where, animation.read_times, data, found, settings, timeout_s=timeout)
+                work = (animation.decode, data, found, times, controls, settings, shrink)
+            else:
+                raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
+            limits = frames.Limits(settings.max_video_fps, settings.max_frames)
+            count = len(frames.choose(times.times, controls, limits))
+            left.take_tokens(self._eye.clip_tokens(times.height, times.width, count, controls))
+            memory = times.decode_bytes + KEPT_BYTES
             if memory > self._memory.total:
                 raise MediaDimensions(detail="decoding needs more memory than the worker may use")
-
-            def shrink(rgb: RGB, num_frames: int) -> RGB:
-                return self._eye.shrink(rgb, num_frames, controls)
-
-            return await self._in_thread(
-                memory, where, video.decode, data, found.video, packets, controls, settings, shrink, timeout_s=timeout
-            )
+            clip: Clip = await self._in_thread(memory, where, *work, timeout_s=timeout)
+            return clip
         except MediaError as error:
             raise error.at(where) from None
 
-    async def _picture(self, source: Url | Inline | Upload, where: str, left: "_Allowance") -> RGB:
+    async def _header(self, source: Url | Inline | Upload, where: str, left: "_Allowance") -> picture.Header:
         settings = self._settings
         data = await self._bytes(source, where, left, settings.max_image_bytes, settings.image_timeout_s)
-        header = await self._in_thread(1, where, picture.read_header, data, where, self._settings)
-        left.take_pixels(header.num_pixels, where)
-        if header.decode_bytes > self._memory.total:
-            raise MediaDimensions(where=where, detail="decoding needs more memory than the worker may use")
-        return await self._in_thread(header.decode_bytes, where, picture.decode, header)
+        try:
+            header = await self._in_thread(1, where, picture.read_header, data, settings)
+            left.take_pixels(header.num_pixels)
+            if header.decode_bytes > self._memory.total:
+                raise MediaDimensions(detail="decoding needs more memory than the worker may use")
+        except MediaError as error:
+            raise error.at(where) from None
+        return header
+
+    async def _pixels(self, header: picture.Header, where: str, wanted: tuple[int, int] | None = None) -> RGB:
+        try:
+            return await self._in_thread(header.decode_bytes, where, picture.decode, header, wanted)
+        except MediaError as error:
+            raise error.at(where) from None
 
     async def _bytes(
         self, source: Url | Inline | Upload, where: str, left: "_Allowance", limit: int, timeout_s: float
@@ -133,6 +171,11 @@ class Opener:
             if isinstance(source, Inline):
                 limit = min(limit, left.num_bytes)
                 data = await self._in_thread(1, where, inline.decode, source.data, limit)
+                left.take_bytes(len(data))
+                return data
+            roots = self._settings.media_roots
+            if roots and source.url[: len(local.SCHEME)].lower() == local.SCHEME:
+                data = await self._in_thread(1, where, local.read, source.url, roots, min(limit, left.num_bytes))
                 left.take_bytes(len(data))
                 return data
             await self._fetches.take(1)
@@ -178,16 +221,22 @@ class _Allowance:
 
     num_bytes: int
     num_pixels: int
+    num_tokens: int
 
     def take_bytes(self, count: int) -> None:
         self.num_bytes -= count
         if self.num_bytes < 0:
             raise MediaTooLarge(detail="all media of the request together")
 
-    def take_pixels(self, count: int, where: str) -> None:
+    def take_pixels(self, count: int) -> None:
         self.num_pixels -= count
         if self.num_pixels < 0:
-            raise MediaDimensions(where=where, detail="too many pixels in all media of the request together")
+            raise MediaDimensions(detail="too many pixels in all media of the request together")
+
+    def take_tokens(self, count: int) -> None:
+        self.num_tokens -= count
+        if self.num_tokens < 0:
+            raise MediaTokenBudget(detail=f"{-self.num_tokens} more than there may be in the request")
 
 
 async def _together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

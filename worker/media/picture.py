@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from worker.contract import RGB
 from worker.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
@@ -15,9 +15,10 @@ from worker.media.weigh import refuse_costly
 from worker.settings import Settings
 
 MAX_RATIO = 200
+DRAFT_RATIO = 2
 WORKING_BYTES_PER_PIXEL = 30  # measured: WebP with alpha and 16-bit PNG need 28, JPEG 18
 
-Image.MAX_IMAGE_PIXELS = None  # `_check_size` refuses by our own limits, before any pixel is decoded
+Image.MAX_IMAGE_PIXELS = None  # `check_size` refuses by our own limits, before any pixel is decoded
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,19 @@ class Header:
     """A picture whose format and sides are known and allowed, not yet decoded."""
 
     image: Image.Image
-    where: str
+
+    @property
+    def height(self) -> int:
+        """Of the upright picture."""
+        return self.image.width if self._is_turned else self.image.height
+
+    @property
+    def width(self) -> int:
+        return self.image.height if self._is_turned else self.image.width
+
+    @property
+    def _is_turned(self) -> bool:
+        return self.image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
     @property
     def num_pixels(self) -> int:
@@ -37,56 +50,67 @@ class Header:
         return self.num_pixels * WORKING_BYTES_PER_PIXEL
 
 
-def read_header(data: bytes, where: str, settings: Settings) -> Header:
+def read_header(data: bytes, settings: Settings) -> Header:
     """Raises MediaUnsupportedType, MediaCorrupt, MediaDimensions, MediaTooLarge."""
     found = sniff(data)
     if found.picture is None:
-        raise MediaUnsupportedType(where=where, detail=f"this is {found.name}; a picture is needed")
-    try:
-        refuse_costly(data, found.picture)
-    except MediaError as error:
-        raise error.at(where) from None
+        raise MediaUnsupportedType(detail=f"this is {found.name}; a picture is needed")
+    refuse_costly(data, found.picture)
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except _BROKEN:
-        raise MediaCorrupt(where=where) from None
-    _check_size(image.width, image.height, where, settings)
-    return Header(image, where)
+    except BROKEN:
+        raise MediaCorrupt() from None
+    check_size(image.width, image.height, settings)
+    return Header(image)
 
 
-def decode(header: Header) -> RGB:
-    """(height, width, 3) pixels, upright, on white where the picture is transparent. Raises MediaCorrupt."""
+def decode(header: Header, wanted: tuple[int, int] | None = None) -> RGB:
+    """(height, width, 3) pixels, upright, on white where the picture is transparent. Raises MediaCorrupt.
+
+    wanted: the height and width at which it will be seen. A JPEG at least twice as large on each side is decoded at a
+    half, a quarter or an eighth of its size, never below what is wanted: the same picture in a third of the time.
+    """
     try:
         header.image.seek(0)
+        if wanted is not None and header.image.format in ("JPEG", "MPO"):
+            _draft(header, *wanted)
         header.image.load()
         upright = ImageOps.exif_transpose(header.image)
-        return np.array(_as_rgb(upright))
+        return np.array(as_rgb(upright))
     except MediaError:
         raise
-    except _BROKEN:
-        raise MediaCorrupt(where=header.where) from None
+    except BROKEN:
+        raise MediaCorrupt() from None
+
+
+def _draft(header: Header, height: int, width: int) -> None:
+    if min(header.height / height, header.width / width) >= DRAFT_RATIO:
+        is_turned = header.width != header.image.width
+        header.image.draft(None, (height, width) if is_turned else (width, height))
 
 
 # What Pillow raises for broken files, whatever the format; its texts carry addresses and are never shown.
-_BROKEN = (
+BROKEN = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError,
     struct.error, zlib.error, AttributeError, ZeroDivisionError, RuntimeError,
 )  # fmt: skip
 
 
-def _check_size(width: int, height: int, where: str, settings: Settings) -> None:
+def check_size(width: int, height: int, settings: Settings) -> None:
+    """Raises MediaCorrupt, MediaDimensions."""
     if width < 1 or height < 1:
-        raise MediaCorrupt(where=where)
+        raise MediaCorrupt()
     if max(width, height) > settings.max_image_side:
-        raise MediaDimensions(where=where, detail=f"{width}x{height}, at most {settings.max_image_side} a side")
+        raise MediaDimensions(detail=f"{width}x{height}, at most {settings.max_image_side} a side")
     if width * height > settings.max_image_pixels:
-        raise MediaDimensions(where=where, detail=f"{width}x{height}, at most {settings.max_image_pixels} pixels")
+        raise MediaDimensions(detail=f"{width}x{height}, at most {settings.max_image_pixels} pixels")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise MediaDimensions(where=where, detail=f"{width}x{height}, sides at most 1 to {MAX_RATIO}")
+        raise MediaDimensions(detail=f"{width}x{height}, sides at most 1 to {MAX_RATIO}")
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a colour, on white where it is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:

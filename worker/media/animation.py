@@ -1,0 +1,113 @@
+"""An animated picture (GIF, WebP, APNG) as a video: its frames by their times, each at the model's size.
+
+Two passes, as for video files: the first tells every frame's time, the second keeps what is chosen. Frames build on
+those before them, so both decode all up to the last that is wanted.
+"""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from worker.contract import RGB, Clip, Controls
+from worker.errors import (
+    MediaCorrupt,
+    MediaDecodeTimeout,
+    MediaError,
+    MediaUnsupportedType,
+    MediaVideoTooLong,
+)
+from worker.media import frames
+from worker.media.picture import BROKEN, as_rgb, check_size
+from worker.media.sniff import Found
+from worker.media.video import Shrink
+from worker.media.weigh import refuse_costly
+from worker.settings import Settings
+
+MOVING = ("GIF", "WEBP", "PNG")
+UNSAID_S = 0.1  # that a frame without a duration is shown, as browsers do
+LEAST_S = 0.011  # shorter ones are shown for UNSAID_S
+
+
+@dataclass(frozen=True)
+class Times:
+    """When each frame is shown, in seconds from the first; sides in pixels."""
+
+    width: int
+    height: int
+    times: tuple[float, ...]
+
+    @property
+    def decode_bytes(self) -> int:
+        """About how much memory decoding takes, beside the frames that are kept."""
+        return self.width * self.height * 30
+
+
+def read_times(data: bytes, found: Found, settings: Settings) -> Times:
+    """Raises MediaUnsupportedType where nothing moves, MediaCorrupt, MediaDimensions, MediaVideoTooLong."""
+    at, times = 0.0, []
+    size = (0, 0)
+    for image in _shown(data, found, settings):
+        size = image.size
+        times.append(at)
+        at += _duration(image)
+        if len(times) > settings.max_video_packets:
+            raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames")
+        if at > settings.max_video_s:
+            raise MediaVideoTooLong(detail=f"more than {settings.max_video_s:g} s")
+    if len(times) < 2:
+        raise MediaUnsupportedType(detail=f"this is {found.name} that does not move; a video is needed")
+    return Times(*size, tuple(times))
+
+
+def decode(data: bytes, found: Found, read: Times, controls: Controls, settings: Settings, shrink: Shrink) -> Clip:
+    """The chosen frames through `shrink`. Raises MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, and what
+    `read_times` does."""
+    chosen = frames.choose(read.times, controls, frames.Limits(settings.max_video_fps, settings.max_frames))
+    count = len(chosen) + len(chosen) % 2
+    kept: dict[int, RGB] = {}
+    for index, image in enumerate(_shown(data, found, settings)):
+        if index in chosen:
+            kept[index] = shrink(np.array(as_rgb(image)), count)
+        if index == chosen[-1]:
+            break
+    return Clip(
+        frames=tuple(kept[index] for index in chosen),
+        fps=None,
+        times=tuple(read.times[index] for index in chosen),
+        is_sized=True,
+    )
+
+
+def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Image]:
+    """Frame after frame, each composed with those before it."""
+    assert found.picture is not None
+    deadline = time.monotonic() + settings.video_decode_timeout_s
+    refuse_costly(data, found.picture)
+    try:
+        with Image.open(io.BytesIO(data), formats=(found.picture,)) as image:
+            check_size(image.width, image.height, settings)
+            index = 0
+            while True:
+                if time.monotonic() > deadline:
+                    raise MediaDecodeTimeout()
+                try:
+                    image.seek(index)
+                except EOFError:
+                    return
+                image.load()
+                yield image
+                index += 1
+    except MediaError:
+        raise
+    except BROKEN:
+        raise MediaCorrupt() from None
+
+
+def _duration(image: Image.Image) -> float:
+    """Seconds; Pillow gives thousandths."""
+    said = float(image.info.get("duration") or 0) / 1000
+    return said if said >= LEAST_S else UNSAID_S

@@ -1,0 +1,49 @@
+"""Files that a request may name, as `file:///…`, because the operator allows the folder they lie in."""
+
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from worker.errors import MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
+
+SCHEME = "file:"
+
+
+def read(address: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
+    """The file's bytes. Links are followed first and judged by where they lead.
+
+    Raises MediaUrlInvalid, MediaUrlForbidden, MediaFetchFailed, MediaTooLarge.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise MediaUrlInvalid() from None
+    name = unquote(parts.path, errors="strict") if parts.path.isascii() else parts.path
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "\0" in name:
+        raise MediaUrlInvalid()
+    if not name.startswith("/"):
+        raise MediaUrlInvalid()
+    try:
+        path = Path(name).resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        raise MediaUrlForbidden() from None
+    _check_place(path, roots)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        raise MediaFetchFailed(detail="there is no such file, or it cannot be read") from None
+    with os.fdopen(descriptor, "rb") as file:
+        _check_place(Path(f"/proc/self/fd/{descriptor}").resolve(), roots)  # a folder may have become a link meanwhile
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise MediaUrlForbidden()
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+    return data
+
+
+def _check_place(path: Path, roots: tuple[Path, ...]) -> None:
+    if not any(path.is_relative_to(root) for root in roots):
+        raise MediaUrlForbidden()
