@@ -276,7 +276,7 @@ def test_after_many_failures_the_memory_is_whole_again() -> None:
 def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, has_begun = threading.Event(), threading.Event()
 
-    def stuck(header: object) -> None:
+    def stuck(header: object, wanted: object) -> None:
         has_begun.set()
         go_on.wait(10)
 

@@ -33,16 +33,16 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
         raise MediaUrlInvalid()
     try:
         url = URL(text)
-        port = url.port
+        port, host = url.port, url.host  # the host is decoded here: not every punycode can be
     except (ValueError, IndexError):  # yarl 1.24 raises IndexError for brackets before an @
         raise MediaUrlInvalid() from None
-    if url.scheme not in ("http", "https") or not url.raw_host:
+    if url.scheme not in ("http", "https") or not host:
         raise MediaUrlInvalid()
     if "@" in _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]:
         raise MediaUrlInvalid(detail="user names and passwords are refused")
     if port not in _PORTS and not allow_loopback:
         raise MediaUrlForbidden(detail="only ports 80 and 443 are fetched")
-    if domains and not _is_in_domains(url.raw_host, domains):
+    if domains and not _is_in_domains(url.raw_host or "", domains):
         raise MediaUrlForbidden(detail="the domain is not on the list of allowed ones")
     return url
 

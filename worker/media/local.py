@@ -17,9 +17,9 @@ def read(address: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     """
     try:
         parts = urlsplit(address)
+        name = unquote(parts.path, errors="strict")
     except ValueError:
         raise MediaUrlInvalid() from None
-    name = unquote(parts.path, errors="strict") if parts.path.isascii() else parts.path
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment or "\0" in name:
         raise MediaUrlInvalid()
     if not name.startswith("/"):
@@ -33,12 +33,14 @@ def read(address: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise MediaFetchFailed(detail="there is no such file, or it cannot be read") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check_place(Path(f"/proc/self/fd/{descriptor}").resolve(), roots)  # a folder may have become a link meanwhile
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise MediaUrlForbidden()
-        data = file.read(max_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > max_bytes:
         raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
     return data

@@ -83,8 +83,9 @@ class Opener:
                 header = await self._header(item.source, item.where, left)
                 height, width, tokens = self._eye.picture(header.height, header.width, item.controls)
                 left.take_tokens(tokens)
-                sides = header.height, header.width
-                return Picture(await self._pixels(header, item.where, (height, width)), item.controls, sides)
+                rgb = await self._pixels(header, item.where, (height, width))
+                is_part = rgb.shape[0] * rgb.shape[1] < header.num_pixels
+                return Picture(rgb, item.controls, (header.height, header.width) if is_part else None)
             except MediaError as error:
                 raise error.at(item.where) from None
         if isinstance(item.source, Frames):

@@ -23,26 +23,15 @@ Image.MAX_IMAGE_PIXELS = None  # `check_size` refuses by our own limits, before 
 
 @dataclass(frozen=True)
 class Header:
-    """A picture whose format and sides are known and allowed, not yet decoded."""
+    """A picture whose format and sides are known and allowed, not yet decoded. height, width: of it upright."""
 
     image: Image.Image
-
-    @property
-    def height(self) -> int:
-        """Of the upright picture."""
-        return self.image.width if self._is_turned else self.image.height
-
-    @property
-    def width(self) -> int:
-        return self.image.height if self._is_turned else self.image.width
-
-    @property
-    def _is_turned(self) -> bool:
-        return self.image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    height: int
+    width: int
 
     @property
     def num_pixels(self) -> int:
-        return self.image.width * self.image.height
+        return self.width * self.height
 
     @property
     def decode_bytes(self) -> int:
@@ -59,10 +48,18 @@ def read_header(data: bytes, settings: Settings) -> Header:
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
+        width, height = reversed(image.size) if _is_turned(image) else image.size
     except BROKEN:
         raise MediaCorrupt() from None
-    check_size(image.width, image.height, settings)
-    return Header(image)
+    check_size(width, height, settings)
+    return Header(image, height, width)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether it lies on its side. A PNG may say so behind its pixels; to look there would be to decode it."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False
+    return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 def decode(header: Header, wanted: tuple[int, int] | None = None) -> RGB:
