@@ -14,10 +14,11 @@ run: $(READY)  ## answer test_input.json with the embedded tiny model and print 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## lint, format and types
+check: $(READY)  ## lint, format and types; the Dockerfile too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 image-test: $(READY)  ## build the Dockerfile for real and ask the image a question, offline (root on Debian)
 	$(BIN)/python -m tests.image

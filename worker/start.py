@@ -38,7 +38,9 @@ class Serving:
 def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot: Boot | None = None) -> Serving:
     """Load the model and start its engine, warm. `on_death`: called when the engine ended by itself. `boot`: what was
     begun before. Raises ModelError."""
-    boot = boot or Boot(Timeline())
+    if boot is None:
+        boot = Boot(Timeline())
+        boot.timeline.end("before loading")
     model = load(settings, boot.weights, boot.timeline)
     engine = Engine(model, settings, on_death=on_death)
     opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings, model.max_model_len))

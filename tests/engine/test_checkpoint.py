@@ -1,6 +1,8 @@
 """Where a model is looked for, in which order, and what is said where it is not whole."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,15 @@ def test_nothing_is_downloaded_unless_it_is_allowed(
 def test_a_name_cannot_be_a_path(model_id: str) -> None:
     with pytest.raises(Exception, match="MODEL_ID"):
         load({"MODEL_ID": model_id})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_told_with_the_remedy(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+    with pytest.raises(ModelError, match="HUB_CACHE must be a folder that can be written and has room"):
+        find(load({**places, "ALLOW_DOWNLOAD": "1"}))

@@ -4,6 +4,7 @@ The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` ho
 files.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class ModelError(Exception):
@@ -144,5 +148,9 @@ def _download(model_id: str, settings: Settings) -> Path:
             allow_patterns=list(PATTERNS),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if getattr(error, "errno", None) in _DISK_ERRORS:
+            remedy = "HUB_CACHE must be a folder that can be written and has room for the model"
+            where = f"could not be downloaded to {settings.hub_cache}: {error.strerror}"
+            raise ModelError(f"{model_id} {where}; {remedy}") from None
         raise ModelError(f"{model_id} could not be downloaded: {type(error).__name__}") from None
     return Path(folder)
