@@ -152,3 +152,43 @@ def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
     checkpoint.find(settings_for(baked))
     with pytest.raises(ModelError, match="a byte differs"):
         checkpoint.find(settings_for(baked, check_hashes=True))
+
+
+class _ModelScope:
+    """In the place of the other hub's client, which is no requirement."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.asked: dict[str, object] = {}
+
+    def snapshot_download(self, model_id: str, **options: object) -> None:
+        self.asked = {"model_id": model_id, **options}
+        if self.failure:
+            raise self.failure
+        for path in EMBEDDED_MODEL.iterdir():
+            shutil.copy(path, Path(str(options["local_dir"])) / path.name)
+
+
+def test_the_other_hub_is_asked_through_its_own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _ModelScope()
+    monkeypatch.setattr(download.importlib, "import_module", lambda _: client)
+    found = fetch(MODEL, "main", tmp_path / "model", source="modelscope", token="t")
+    assert client.asked["revision"] == "master"
+    assert client.asked["token"] == "t"
+    assert client.asked["allow_patterns"] == list(download.PATTERNS)
+    monkeypatch.undo()
+    assert bake(tmp_path / "model")["source"] == "modelscope"
+    assert found.files["config.json"].size == (EMBEDDED_MODEL / "config.json").stat().st_size
+
+
+def test_the_other_hubs_failure_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _ModelScope(ValueError("no such revision"))
+    monkeypatch.setattr(download.importlib, "import_module", lambda _: client)
+    with pytest.raises(DownloadError, match="could not be fetched from ModelScope: ValueError: no such revision"):
+        fetch(MODEL, "v9", tmp_path / "model", source="modelscope")
+    assert not (tmp_path / "model").exists()
+
+
+def test_without_its_client_the_other_hub_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="needs the package modelscope-hub"):
+        fetch(MODEL, "main", tmp_path / "model", source="modelscope")
