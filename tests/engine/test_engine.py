@@ -575,7 +575,12 @@ def test_a_prompt_without_numbers_is_not_kept_for_others_that_begin_alike(engine
 def test_a_step_without_memory_after_the_forward_counts_for_nobody(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = [ask("Who are you?"), ask("What is in the picture?", picture(1)), ask("Locate the red ring.", picture(2))]
+    long = {"ignore_eos": True, "max_tokens": 80}  # so that they are live together, however late one of them joins
+    shown = [
+        ask("Who are you?", **long),
+        ask("What is in the picture?", picture(1), **long),
+        ask("Locate the red ring.", picture(2), **long),
+    ]
     alone = [text_and_end(engine, one)[0] for one in shown]
     choose, calls = sampling.rows, [0]
 
