@@ -49,10 +49,7 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
         warm_up(engine)
     except WorkerError as error:
         engine.close()
-        raise ModelError(f"the model cannot serve a picture: {error.message}") from None
-    except ModelError:
-        engine.close()
-        raise
+        raise ModelError(f"the model does not answer a question about a picture or video: {error.message}") from None
     boot.timeline.end("warming up")
     service = Service(engine, opener, settings, timeline=boot.timeline)
     log.info("ready", extra={"seconds": boot.timeline.report})

@@ -5,7 +5,6 @@ import queue
 import numpy as np
 
 from worker.contract import ChatRequest, Clip, Done, Event, Kind, Media, Message, Opened, Picture, Sampling, Text, Url
-from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.errors import WorkerError
 
@@ -15,7 +14,7 @@ _SAMPLING = Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
 
 
 def warm_up(engine: Engine) -> None:
-    """Returns when both are answered. Raises ModelError where they cannot be."""
+    """Returns when both are answered. Raises WorkerError where they cannot be."""
     noise = np.random.default_rng(0).integers
     picture = noise(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     frames = tuple(noise(0, 255, (NUM_FRAMES, SIDE // 2, SIDE // 2, 3), dtype=np.uint8))
@@ -29,5 +28,5 @@ def warm_up(engine: Engine) -> None:
     while left:
         event = ended.get()
         if isinstance(event, WorkerError):
-            raise ModelError(f"the model does not answer a question about a picture or video: {event.code}")
+            raise event
         left -= isinstance(event, Done)
