@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from worker.contract import (
     Answer,
@@ -59,6 +59,7 @@ class Opens(Protocol):
 
 
 Tell = Callable[[str], None]
+Ended = TypeVar("Ended", Answer, Done)
 
 
 def _tell_nobody(phase: str) -> None:
@@ -180,7 +181,7 @@ class Service:
         async with aclosing(self._engine.generate(request, media, deadline)) as events:
             if not request.stream:
                 answer = await _gather(events, meta)
-                answer = answer.model_copy(update={"cold_start": self._cold_start(request_id)})
+                answer = self._with_cold_start(answer, request_id)
                 phases.end("answer")
                 self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
@@ -190,7 +191,7 @@ class Service:
                 if not has_started:
                     phases.end("first text")
                 if isinstance(event, Done):
-                    event = event.model_copy(update={"cold_start": self._cold_start(request_id)})
+                    event = self._with_cold_start(event, request_id)
                     phases.end("answer")
                     self._end(request_id, event.usage, event.reasons, phases)
                 for happened in (event,) if has_started else (Start(), event):
@@ -198,14 +199,14 @@ class Service:
                         yield chunk
                 has_started = True
 
-    def _cold_start(self, request_id: str) -> dict[str, float] | None:
-        """Where the time of the start went, for the first answer alone."""
+    def _with_cold_start(self, ended: Ended, request_id: str) -> Ended:
+        """The first answer alone says where the time of the start went."""
         timeline, self._timeline = self._timeline, None
         if timeline is None:
-            return None
+            return ended
         timeline.end("first answer")
         log.info("first answer", extra={"request": request_id, "seconds": timeline.report})
-        return timeline.report
+        return ended.model_copy(update={"cold_start": timeline.report})
 
     def _end(self, request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: "_Phases") -> None:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""

@@ -14,9 +14,9 @@ class Timeline:
         self._beside: dict[str, float] = {}
 
     def end(self, phase: str) -> None:
-        """The phase that began when the one before it ended is over."""
+        """The phase that began when the one before it ended is over. Ended again, it is as long as both times."""
         now = time.monotonic()
-        self._phases[phase] = round(now - self._last, 3)
+        self._phases[phase] = round(self._phases.get(phase, 0.0) + now - self._last, 3)
         self._last = now
 
     def ran_beside(self, phase: str, seconds: float) -> None:
