@@ -28,6 +28,10 @@ class FakeEngine:
     model_name: str = "tiny-qwen3-vl"
     asked: list[ChatRequest] = field(default_factory=list)
     num_closed: int = 0
+    max_model_len: int = 4096
+
+    async def num_tokens(self, request: ChatRequest, media: Sequence[Opened]) -> int:
+        return 10 + 16 * len(media)
 
     async def generate(
         self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
@@ -55,6 +59,11 @@ class FakeOpener:
             raise self.error
         self.opened += items
         return tuple(Picture(np.full((8, 8, 3), 128, np.uint8)) for _ in items)
+
+    async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
+        if self.error is not None:
+            raise self.error
+        return tuple(repr(item.source).encode() for item in items)
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

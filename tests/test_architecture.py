@@ -28,6 +28,7 @@ FLOORS = {
     "worker.media": 3,
     "worker.engine": 3,
     "worker.metrics": 3,
+    "worker.history": 3,
     "worker.serve": 4,
     "worker.job_api": 4,
     "worker.gate": 4,

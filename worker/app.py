@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 from worker import logs
 from worker import settings as worker_settings
 from worker.boot import leave
-from worker.dialects import JSON, chat_vl, generate, openai_chat, openai_models, recognize
+from worker.dialects import JSON, bot_group, bot_private, chat_vl, generate, openai_chat, openai_models, recognize
 from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
 from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
@@ -53,6 +53,8 @@ _BODIES: dict[str, type[BaseModel]] = {
     recognize.ROUTE: recognize.RecognizeBody,
     generate.ROUTE: generate.GenerateBody,
     openai_chat.ROUTE: openai_chat.OpenAIBody,
+    bot_group.ROUTE: bot_group.GroupBody,
+    bot_private.ROUTE: bot_private.PrivateBody,
 }
 
 
@@ -171,6 +173,8 @@ def error_body(path: str, error: WorkerError) -> dict[str, Any]:
     """An error in the words of the service that the path belongs to."""
     if path.startswith("/v1/") and path != recognize.ROUTE:
         return {"error": openai_chat.as_openai(error)}
+    if path in (bot_group.ROUTE, bot_private.ROUTE):
+        return {"status": "error", "detail": error.message, "code": error.code}
     return {"detail": error.message, "code": error.code}
 
 

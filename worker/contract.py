@@ -129,9 +129,19 @@ class Sampling(Value):
     logprobs: int | None = None
 
 
+class Talk(Value):
+    """The conversation that a bot's message belongs to and that the worker remembers. key: which; content: the
+    message's own words; at: when it was said, in seconds by its client's clock, None: when it came."""
+
+    key: str
+    content: str = Field(repr=False)
+    at: float | None = None
+    is_group: bool = False
+
+
 class ChatRequest(Value):
     """A whole request: what is said, how to answer, and in which form. Without messages it asks about the model alone.
-    max_seconds: from its arrival to its end."""
+    max_seconds: from its arrival to its end; talk: the one message goes on with a conversation that is remembered."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
@@ -140,6 +150,7 @@ class ChatRequest(Value):
     include_usage: bool = False
     model: str | None = None
     ignored: tuple[str, ...] = ()
+    talk: Talk | None = None
 
     @property
     def media(self) -> tuple[Media, ...]:

@@ -21,18 +21,22 @@ from worker.contract import (
     Event,
     FinishReason,
     Media,
+    Message,
     Meta,
     Opened,
     Piece,
     Said,
     Start,
+    Talk,
     Text,
     TokenLogprob,
+    Upload,
     Usage,
 )
 from worker.deadline import Deadline
 from worker.dialects import JSON, Dialect, choose, native
-from worker.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.errors import InternalError, MediaError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.history import History, within
 from worker.metrics import Metrics
 from worker.safe_json import safe
 from worker.settings import Settings
@@ -47,6 +51,11 @@ class Generates(Protocol):
     @property
     def model_name(self) -> str: ...
 
+    @property
+    def max_model_len(self) -> int: ...
+
+    async def num_tokens(self, request: ChatRequest, media: Sequence[Opened]) -> int: ...
+
     def generate(
         self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
     ) -> AsyncGenerator[Event, None]: ...
@@ -56,6 +65,8 @@ class Opens(Protocol):
     """What turns references to pictures and videos into pixels."""
 
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]: ...
+
+    async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]: ...
 
 
 Tell = Callable[[str], None]
@@ -84,6 +95,7 @@ class Service:
         self._clock = clock
         self._timeline = timeline
         self.metrics = Metrics()
+        self.history = History(settings)
         self._stop_at = math.inf
         self._running: weakref.WeakSet[Deadline] = weakref.WeakSet()
 
@@ -172,10 +184,19 @@ class Service:
             self._timeline.end("waiting for a request")
         phases = _Phases()
         media: tuple[Opened, ...] = ()
+        talk, turn = request.talk, 0
         if request.media:
             tell("opening media")
+        if talk is not None:
+            async with deadline.watch():
+                request, media, turn = await self._remembered(request, talk)
+            if not self._is_spoken_to(talk):
+                yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
+                return
+        elif request.media:
             async with deadline.watch():
                 media = await self._opener.open(request.media)
+        if media:
             phases.end("media")
         tell("reading the prompt")
         async with aclosing(self._engine.generate(request, media, deadline)) as events:
@@ -183,6 +204,8 @@ class Service:
                 answer = await _gather(events, meta)
                 answer = self._with_cold_start(answer, request_id)
                 phases.end("answer")
+                if talk is not None:
+                    await self.history.reply(talk.key, turn, answer.said[0].text, answer.usage.completion_tokens)
                 self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
                 return
@@ -198,6 +221,42 @@ class Service:
                     for chunk in dialect.chunks(happened, meta):
                         yield chunk
                 has_started = True
+
+    def _is_spoken_to(self, talk: Talk) -> bool:
+        """Whether a message is one that the bot answers."""
+        is_named = self._settings.bot_name.casefold() in talk.content.casefold()
+        return not talk.is_group or self._settings.group_reply == "always" or is_named
+
+    async def _remembered(self, request: ChatRequest, talk: Talk) -> tuple[ChatRequest, tuple[Opened, ...], int]:
+        """Remember a bot's message, and give the request with what was said before it; all its media, opened; and the
+        turn that the reply belongs to. Raises MediaError, PromptTooLong: then nothing is remembered."""
+        [message] = request.messages
+        async with self.history.in_order(talk.key):
+            # What is remembered must open later too: its bytes are read once, opened, and only then kept.
+            images = await self._opener.read(request.media)
+            sources = iter([Upload(data=image) for image in images])
+            parts = tuple(
+                part.model_copy(update={"source": next(sources)}) if isinstance(part, Media) else part
+                for part in message.parts
+            )
+            own = request.model_copy(update={"messages": (message.model_copy(update={"parts": parts}),)})
+            media = await self._opener.open(own.media)
+            num_tokens = await self._engine.num_tokens(own, media)
+            text = "".join(part.text for part in parts if isinstance(part, Text))
+            turn, earlier = await self.history.add(talk.key, text, images, num_tokens, talk.at)
+        settings = self._settings
+        room = self._engine.max_model_len - num_tokens - (request.sampling.max_tokens or 0)
+        num_images = min(settings.history_images, settings.max_images - len(images))
+        turns = within(earlier, settings.history_turns, min(settings.history_tokens, room), num_images)
+        before = await self.history.messages(turns)
+        try:
+            media = (*await self._opener.open(_media_of(before)), *media)
+        except MediaError as error:
+            log.warning("the history has pictures that cannot be opened again: %s", error.code)
+            before = ()
+        prompt = settings.bot_prompt
+        system = (Message(role="system", parts=(Text(text=prompt),)),) if prompt else ()
+        return own.model_copy(update={"messages": (*system, *before, *own.messages)}), media, turn
 
     def _with_cold_start(self, ended: Ended, request_id: str) -> Ended:
         """The first answer alone says where the time of the start went."""
@@ -226,6 +285,10 @@ class _Phases:
         now = time.monotonic()
         self.seconds[phase] = round(now - self._since, 3)
         self._since = now
+
+
+def _media_of(messages: Sequence[Message]) -> tuple[Media, ...]:
+    return tuple(part for message in messages for part in message.parts if isinstance(part, Media))
 
 
 def _name(dialect: object) -> str:

@@ -207,6 +207,29 @@ class Settings(BaseModel):
     body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP door")
     lazy_load: bool = Field(False, description="The HTTP door loads the model at the first request, not at the start")
 
+    history_url: Annotated[str, StringConstraints(pattern=r"^(memory://|sqlite:///.+|rediss?://.+)$")] = Field(
+        "memory://",
+        repr=False,
+        description="Where the bot's conversations are kept: `memory://`, `sqlite:///relative/path`, "
+        "`sqlite:////absolute/path`, or `redis://host:port/db`, which several workers may share",
+    )
+    history_ttl_s: Seconds = Field(86_400.0, description="Seconds after which a message to the bot is forgotten")
+    history_turns: Positive = Field(20, description="Messages of a conversation that the bot remembers")
+    history_tokens: Positive = Field(
+        4096, description="Tokens of earlier messages, pictures and replies that a prompt of the bot may begin with"
+    )
+    history_images: Count = Field(4, description="Pictures of earlier messages in a prompt of the bot")
+    history_mib: Positive = Field(
+        256, description="Memory or disk for all conversations; the oldest messages go first. Redis has its own limit"
+    )
+    group_reply: Literal["always", "mention"] = Field(
+        "always", description="Whether the bot answers every message of a group, or those with its name in them"
+    )
+    bot_name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
+        "Qwen", description="The bot's name in groups"
+    )
+    bot_prompt: str = Field("", description="System message of the bot's conversations; empty: none")
+
     runpod_webhook_get_job: str | None = Field(
         None, description="Set by the platform; its presence means that jobs come from there"
     )

@@ -33,6 +33,7 @@ class Serving:
         """End what runs, and return when all threads have."""
         self.engine.close()
         self.opener.close()
+        self.service.history.close()
 
 
 def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot: Boot | None = None) -> Serving:

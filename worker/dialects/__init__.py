@@ -7,7 +7,7 @@ write the module and give it a row in `DIALECTS`; the first that speaks a body g
 from typing import Any, Protocol
 
 from worker.contract import Answer, ChatRequest, Meta, StreamEvent
-from worker.dialects import chat_vl, generate, native, openai_chat, openai_models, recognize
+from worker.dialects import bot_group, bot_private, chat_vl, generate, native, openai_chat, openai_models, recognize
 from worker.errors import InputNotObject, WorkerError
 
 JSON = dict[str, Any] | str
@@ -32,7 +32,16 @@ class Dialect(Protocol):
         """What ends a request that failed, in order."""
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_models, openai_chat, chat_vl, recognize, generate, native)
+DIALECTS: tuple[Dialect, ...] = (
+    openai_models,
+    openai_chat,
+    chat_vl,
+    recognize,
+    generate,
+    bot_group,
+    bot_private,
+    native,
+)
 
 
 def choose(body: object) -> tuple[Dialect, dict[str, Any]]:

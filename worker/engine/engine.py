@@ -90,6 +90,16 @@ class Engine:
         """The name that answers carry."""
         return self._model.name
 
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._model.max_model_len
+
+    async def num_tokens(self, request: ChatRequest, media: Items[Opened]) -> int:
+        """Tokens of the request's prompt. Raises PromptTooLong."""
+        loop = asyncio.get_running_loop()
+        return len((await loop.run_in_executor(self._preparing, self._builder.build, request, media)).ids)
+
     def start(self) -> None:
         self._thread.start()
         self._watchdog.start()
