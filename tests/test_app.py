@@ -159,6 +159,28 @@ def test_generate_and_the_flat_form_of_chat_completions() -> None:
     assert answer["usage"]["total_tokens"] == 23
 
 
+def bot(kind: str, content: str = "Look", picture: bytes = PNG, **more: Any) -> dict[str, Any]:
+    """A message in the manner of the chat bot's clients."""
+    image = {"data": base64.b64encode(picture).decode(), "format": "png"}
+    body = {"type": kind, "user_id": "7", "user_nickname": "Ann", "content": content, "images": [image], **more}
+    return {**body, "timestamp": 1.5} | (
+        {"group_id": "5", "group_name": "G", "user_card": ""} if kind == "group" else {}
+    )
+
+
+def test_the_bot() -> None:
+    engine = Healthy()
+    with served(engine) as address:
+        group = requests.post(f"{address}/api/chat/group", json=bot("group"), timeout=10)
+        private = requests.post(f"{address}/api/chat/private", json=bot("private"), timeout=10)
+        again = requests.post(f"{address}/api/chat/private", json=bot("private"), timeout=10)
+        refused = requests.post(f"{address}/api/chat/private", json=bot("group"), timeout=10)
+    assert group.json() == {"status": "success", "should_reply": True, "reply": "A cat."}
+    assert private.json() == again.json() == {"status": "success", "reply": "A cat."}
+    assert [len(request.messages) for request in engine.asked] == [1, 1, 3]
+    assert (refused.status_code, refused.json()["status"], refused.json()["code"]) == (400, "error", "INPUT_INVALID")
+
+
 def test_the_openai_client() -> None:
     asked: Any = [{"role": "user", "content": "x"}]
     with served(Healthy(), API_KEY="k1") as address:
@@ -252,6 +274,43 @@ def test_a_client_that_hangs_up_ends_its_answer(stream: bool) -> None:
         while not engine.num_closed and time.monotonic() < end:
             time.sleep(0.01)
         assert engine.num_closed == 1
+
+
+def test_a_client_that_does_not_read_ends_its_answer() -> None:
+    class Flood(Endless):
+        async def generate(self, *_: Any) -> Any:
+            try:
+                while True:
+                    yield Piece(text="word " * 20_000)
+                    await asyncio.sleep(0)
+            finally:
+                self.num_closed += 1
+
+    engine = Flood()
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+    with served(engine, SEND_TIMEOUT_S="0.1") as address:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as deaf:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            deaf.sendall(head.encode() + body)
+            end = time.monotonic() + 10
+            while not engine.num_closed and time.monotonic() < end:
+                time.sleep(0.01)
+        assert engine.num_closed == 1
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 200
+
+
+def test_more_requests_than_the_door_takes_are_sent_away() -> None:
+    engine = Endless()
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    with served(engine, MAX_REQUESTS="1") as address:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=10) as running:
+            heard = running.iter_text()  # without a name it would be closed at once, and the connection with it
+            assert next(heard)
+            refused = requests.post(f"{address}/v1/chat/completions", json=body, timeout=10)
+            health = requests.get(f"{address}/health", timeout=10)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert refused.json()["error"]["code"] == "QUEUE_FULL"
+        assert health.status_code == 200
 
 
 def test_ping_and_health_while_the_model_comes_and_when_the_engine_has_died() -> None:
@@ -406,6 +465,27 @@ def test_every_services_client_reads_a_true_answer(real: str) -> None:
         )
         said.append(reply.choices[0].message.content or "")
     assert all("red circle" in text for text in said), said
+
+
+def test_the_bot_sees_the_picture_of_an_earlier_message(real: str) -> None:
+    def say(content: str, *pictures: bytes) -> dict[str, Any]:
+        images = [{"data": base64.b64encode(one).decode(), "format": "jpeg"} for one in pictures]
+        body = {"type": "private", "user_id": "e2e", "user_nickname": "Ann", "content": content, "images": images}
+        answer = requests.post(
+            f"{real}/api/chat/private", headers=KEY, json={**body, "timestamp": time.time()}, timeout=30
+        )
+        assert answer.json()["status"] == "success", answer.text
+        return dict(answer.json())
+
+    def image_tokens() -> float:
+        text = requests.get(f"{real}/metrics", headers=KEY, timeout=10).text
+        [line] = [one for one in text.splitlines() if one.startswith('worker_tokens_total{kind="image"}')]
+        return float(line.split()[-1])
+
+    assert "red circle" in say("What is in the picture?", circle())["reply"]
+    before = image_tokens()
+    assert say("How many objects are there?")["reply"] == "1"
+    assert image_tokens() > before
 
 
 def test_a_photograph_of_8k_is_answered(real: str) -> None:

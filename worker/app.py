@@ -35,13 +35,12 @@ from worker.dialects import JSON, bot_group, bot_private, chat_vl, generate, ope
 from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
 from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
-from worker.gate import Gate
+from worker.gate import Gate, retry_after
 from worker.serve import Service
 from worker.settings import SettingError, Settings
 from worker.start import Serving, start
 
 log = logging.getLogger(__name__)
-RETRY_AFTER_S = 5
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 2 * 2**20
 FORMATS = ["image", "video"]
@@ -125,19 +124,21 @@ class Outputs:
 
 
 class Streamed(Response):
-    """Outputs as they come; a client that hangs up stops them."""
+    """Outputs as they come; a client that hangs up stops them, and so does one that does not read."""
 
-    def __init__(self, first: str, outputs: Outputs, media_type: str) -> None:
+    def __init__(self, first: str, outputs: Outputs, media_type: str, send_timeout_s: float) -> None:
         self.status_code = 200
         self.media_type = media_type
         self.background = None
-        self._first, self._outputs = first, outputs
+        self._first, self._outputs, self._send_timeout_s = first, outputs, send_timeout_s
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
         try:
             await _until_gone(receive, sending)
+        except TimeoutError:
+            log.info("a client does not read its stream")
         finally:
             sending.cancel()
             self._outputs.stop()
@@ -147,7 +148,8 @@ class Streamed(Response):
         output: JSON | None = self._first
         while output is not None:
             if isinstance(output, str):
-                await send({"type": "http.response.body", "body": output.encode(), "more_body": True})
+                async with asyncio.timeout(self._send_timeout_s):
+                    await send({"type": "http.response.body", "body": output.encode(), "more_body": True})
             output = await self._outputs.next()
         await send({"type": "http.response.body", "body": b""})
 
@@ -180,8 +182,7 @@ def error_body(path: str, error: WorkerError) -> dict[str, Any]:
 
 def _refusal(path: str, error: WorkerError) -> JSONResponse:
     status = 400 if path in _UPLOADS and error.status == 415 else error.status
-    headers = {"retry-after": str(RETRY_AFTER_S)} if error.is_retryable and status in (429, 503) else None
-    return JSONResponse(error_body(path, error), status, headers)
+    return JSONResponse(error_body(path, error), status, retry_after(error))
 
 
 def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
@@ -225,7 +226,7 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
             outputs.stop()
             return _refusal(route, _expected(route, outputs.failure, content_type))
         if isinstance(output, str):
-            return Streamed(output, outputs, _MEDIA_TYPES[route])
+            return Streamed(output, outputs, _MEDIA_TYPES[route], settings.send_timeout_s)
         return JSONResponse({} if output is None else output)
 
     for route, model in _BODIES.items():

@@ -141,7 +141,8 @@ class Talk(Value):
 
 class ChatRequest(Value):
     """A whole request: what is said, how to answer, and in which form. Without messages it asks about the model alone.
-    max_seconds: from its arrival to its end; talk: the one message goes on with a conversation that is remembered."""
+    max_seconds: from its arrival to its end; talk: the one message goes on with a conversation that is remembered;
+    template: what the chat template is told besides."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
@@ -151,6 +152,7 @@ class ChatRequest(Value):
     model: str | None = None
     ignored: tuple[str, ...] = ()
     talk: Talk | None = None
+    template: tuple[tuple[str, str | bool | int | float], ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -260,11 +262,13 @@ class Piece(Value):
 
 class Done(Value):
     """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; seen: the
-    pictures and videos, in order; cold_start: seconds of the start's phases, with the worker's first answer."""
+    pictures and videos, in order; first_token_s: the engine's seconds to the first token; cold_start: those of the
+    start's phases, with the worker's first answer."""
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
     seen: tuple[Seen, ...] = ()
+    first_token_s: float | None = None
     cold_start: dict[str, float] | None = None
 
 
@@ -283,6 +287,7 @@ class Answer(Value):
     said: tuple[Said, ...]
     usage: Usage
     seen: tuple[Seen, ...] = ()
+    first_token_s: float | None = None
     cold_start: dict[str, float] | None = None
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worker.errors import BodyTimeout, BodyTooLarge, KeyInvalid, WorkerError
+from worker.errors import BodyTimeout, BodyTooLarge, KeyInvalid, QueueFull, WorkerError
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
+RETRY_AFTER_S = 5
 OPEN_PATHS = frozenset({"/", "/ping", "/health"})  # answered without a key
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -28,6 +29,7 @@ class Gate:
         self._app = app
         self._keys = [key.encode() for key in settings.keys]
         self._max_bytes = settings.max_body_bytes
+        self._max_running, self._num_running = settings.max_requests, 0
         self._timeout_s = settings.body_timeout_s
         self._shape = shape
 
@@ -40,7 +42,7 @@ class Gate:
         if not _PLAIN_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        began, status = time.monotonic(), 0
+        began, status, is_counted = time.monotonic(), 0, scope["path"] not in OPEN_PATHS
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -49,14 +51,18 @@ class Gate:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        self._num_running += is_counted
         try:
             self._check(scope["path"], headers)
+            if self._num_running > self._max_running and is_counted:
+                raise QueueFull(detail=f"{self._max_running} requests are unfinished")
             await self._app(scope, self._counted(receive), sending)
         except WorkerError as error:
             if status:
                 raise
             await refuse(error, self._shape(scope["path"], error), sending)
         finally:
+            self._num_running -= is_counted
             facts = {"status": status, "seconds": round(time.monotonic() - began, 3)}
             log.info("%s %s", scope["method"], scope["path"][:100], extra={"request": request_id, **facts})
 
@@ -101,9 +107,15 @@ class Gate:
         return counted
 
 
+def retry_after(error: WorkerError) -> dict[str, str]:
+    """The header that says when to come again, where that makes sense."""
+    return {"retry-after": str(RETRY_AFTER_S)} if error.is_retryable and error.status in (429, 503) else {}
+
+
 async def refuse(error: WorkerError, shown: object, send: Send) -> None:
     """A response of its own, before any route was asked."""
     body = json.dumps(shown).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    told = {"content-type": "application/json", "content-length": str(len(body)), **retry_after(error)}
+    headers = [(name.encode(), value.encode()) for name, value in told.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -206,6 +206,7 @@ class Service:
                 phases.end("answer")
                 if talk is not None:
                     await self.history.reply(talk.key, turn, answer.said[0].text, answer.usage.completion_tokens)
+                phases.note("first token", answer.first_token_s)
                 self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
                 return
@@ -216,6 +217,7 @@ class Service:
                 if isinstance(event, Done):
                     event = self._with_cold_start(event, request_id)
                     phases.end("answer")
+                    phases.note("first token", event.first_token_s)
                     self._end(request_id, event.usage, event.reasons, phases)
                 for happened in (event,) if has_started else (Start(), event):
                     for chunk in dialect.chunks(happened, meta):
@@ -286,6 +288,11 @@ class _Phases:
         self.seconds[phase] = round(now - self._since, 3)
         self._since = now
 
+    def note(self, phase: str, seconds: float | None) -> None:
+        """A phase that was measured elsewhere."""
+        if seconds is not None:
+            self.seconds[phase] = round(seconds, 3)
+
 
 def _media_of(messages: Sequence[Message]) -> tuple[Media, ...]:
     return tuple(part for message in messages for part in message.parts if isinstance(part, Media))
@@ -318,5 +325,7 @@ async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:
                     Said(text="".join(texts[index]), reason=reason, logprobs=tuple(logprobs[index]))
                     for index, reason in enumerate(event.reasons)
                 )
-                return Answer(meta=meta, said=said, usage=event.usage, seen=event.seen)
+                return Answer(
+                    meta=meta, said=said, usage=event.usage, seen=event.seen, first_token_s=event.first_token_s
+                )
     raise InternalError()

@@ -205,6 +205,12 @@ class Settings(BaseModel):
     cors_origins: str = Field("*", description="Comma-separated origins whose pages may call the HTTP door")
     max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a request's body at the HTTP door")
     body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP door")
+    send_timeout_s: Seconds = Field(
+        60.0, description="Seconds that a client of the HTTP door may leave a part of its stream unread"
+    )
+    max_requests: Positive = Field(
+        512, description="Requests that the HTTP door works on at once; more are refused with QUEUE_FULL"
+    )
     lazy_load: bool = Field(False, description="The HTTP door loads the model at the first request, not at the start")
 
     history_url: Annotated[str, StringConstraints(pattern=r"^(memory://|sqlite:///.+|rediss?://.+)$")] = Field(

@@ -13,6 +13,7 @@ from worker.engine.warming import warm_up
 from worker.errors import WorkerError
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
+from worker.metrics import Metrics
 from worker.serve import Service
 from worker.settings import Settings
 from worker.timeline import Timeline
@@ -56,5 +57,13 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     log.info("ready", extra={"seconds": boot.timeline.report})
     service.metrics.gauge("answers_running", "Answers being decoded", lambda: engine.num_live)
     service.metrics.gauge("requests_unfinished", "Requests waiting or being answered", lambda: engine.num_unfinished)
+    for name in engine.reused:
+        _show_reuse(service.metrics, engine, name)
+    service.metrics.gauge("device_memory_bytes", "Memory of the device that is held", lambda: engine.device_bytes)
     service.metrics.gauge("kv_cache_bytes", "Keys and values of what is being decoded", lambda: engine.cache_bytes)
     return Serving(model, engine, opener, service)
+
+
+def _show_reuse(metrics: Metrics, engine: Engine, name: str) -> None:
+    metrics.gauge(f"cache_hits_{name}", f"How often kept {name} were used again", lambda: engine.reused[name][0])
+    metrics.gauge(f"cache_bytes_{name}", f"Memory of kept {name}", lambda: engine.reused[name][1])

@@ -6,7 +6,7 @@ import pytest
 
 from worker.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
 from worker.dialects import choose
-from worker.errors import MediaParamInvalid
+from worker.errors import InputInvalid, MediaParamInvalid
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
@@ -191,3 +191,51 @@ def test_frames_of_a_list_are_not_chosen_from() -> None:
     block = {"type": "video", "video": ["a", "b"], "nframes": 4}
     with pytest.raises(MediaParamInvalid, match="of a list all frames are seen"):
         parse({"messages": [{"role": "user", "content": [block]}]})
+
+
+def openai_chat(*blocks: Any, **more: Any) -> ChatRequest:
+    messages = [{"role": "user", "content": list(blocks)}]
+    return parse({"openai_route": "/v1/chat/completions", "openai_input": {"messages": messages, **more}})
+
+
+def test_processor_kwargs_hold_for_media_that_say_nothing_themselves() -> None:
+    request = openai_chat(
+        {"type": "image_url", "image_url": {"url": "https://a.test/"}},
+        {"type": "image_url", "image_url": {"url": "https://a.test/", "max_pixels": 500}},
+        {"type": "video_url", "video_url": {"url": "https://a.test/"}},
+        {"type": "video_url", "video_url": {"url": "https://a.test/", "nframes": 8}},
+        {"type": "video", "video": ["a", "b"]},
+        {"type": "video", "video": {"frames": ["a", "b"], "times": [1, 2]}},
+        mm_processor_kwargs={"max_pixels": 900, "fps": 1.0},
+    )
+    assert [media.controls for media in request.media] == [
+        Controls(max_pixels=900),
+        Controls(max_pixels=500),
+        Controls(max_pixels=900, fps=1.0),
+        Controls(max_pixels=900, nframes=8),
+        Controls(max_pixels=900),
+        Controls(max_pixels=900),
+    ]
+    assert [media.source.fps for media in request.media[4:]] == [1.0, None]
+
+
+def test_processor_kwargs_that_contradict_a_picture_are_refused_at_its_place() -> None:
+    block = {"type": "image_url", "image_url": {"url": "https://a.test/", "min_pixels": 1000}}
+    with pytest.raises(MediaParamInvalid, match=r"messages\[0\].content\[0\].*min_pixels is more than max_pixels"):
+        openai_chat(block, mm_processor_kwargs={"max_pixels": 900})
+
+
+def test_the_template_is_told_plain_values_alone() -> None:
+    told = {"add_vision_id": True, "level": 3, "effort": "high"}
+    assert dict(openai_chat({"type": "text", "text": "x"}, chat_template_kwargs=told).template) == told
+    for wrong in (
+        {"messages": "x"},
+        {"chat_template": "x"},
+        {"add_generation_prompt": False},
+        {"a b": 1},
+        {"x": "<|im_start|>"},
+        {"x": []},
+        {"x": None},
+    ):
+        with pytest.raises(InputInvalid, match="chat_template_kwargs"):
+            openai_chat({"type": "text", "text": "x"}, chat_template_kwargs=wrong)

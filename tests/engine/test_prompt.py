@@ -55,6 +55,13 @@ def test_pictures_and_clips_stand_where_the_request_has_them(tiny: LoadedModel, 
     assert (prompt.image_tokens, prompt.video_tokens) == (32, 48)
 
 
+def test_the_template_may_be_told_more(tiny: LoadedModel, builder: PromptBuilder) -> None:
+    shown = ask("What?", picture(1, 256, 128))
+    told = shown.request.model_copy(update={"template": (("add_vision_id", True),)})
+    assert "Picture 1: <|vision_start|>" in spelled(tiny, builder.build(told, shown.media).ids)
+    assert "Picture" not in spelled(tiny, builder.build(shown.request, shown.media).ids)
+
+
 def test_a_clip_without_a_rate_has_the_checkpoints(tiny: LoadedModel, builder: PromptBuilder) -> None:
     slow, default = (builder.build(*_shown(fps)).ids for fps in (2.0, None))
     assert slow == default

@@ -258,6 +258,29 @@ def _token_ids(bias: dict[str, float]) -> dict[int, float]:
     return {int(key): value for key, value in bias.items()}
 
 
+_TEMPLATE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+_TEMPLATE_WORD = re.compile(r"[\w.+-]{0,64}")
+_TEMPLATES_OWN = (
+    *("messages", "conversations", "chat_template", "tools", "documents", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
+
+
+def _template_variables(given: dict[str, str | bool | int | float]) -> dict[str, str | bool | int | float]:
+    """What a template is told may not become more than a value: no control tokens, none of its own variables."""
+    for name, value in given.items():
+        if not _TEMPLATE_NAME.fullmatch(name) or name in _TEMPLATES_OWN:
+            raise PydanticCustomError("template_name", "a template cannot be told this name")
+        if isinstance(value, str) and not _TEMPLATE_WORD.fullmatch(value):
+            raise PydanticCustomError("template_value", "a value is true, false, a number or one plain word")
+    return given
+
+
+TemplateVariables = Annotated[
+    dict[str, bool | int | float | str], Field(max_length=MAX_STOPS), AfterValidator(_template_variables)
+]
+
+
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
 ]
@@ -421,6 +444,11 @@ def _controls(where: str, form: object, beside: PictureControls | None) -> Contr
         return AS_IT_IS
     if isinstance(form, ImageUrl) and form.detail == "low":
         said["max_pixels"] = min(said.get("max_pixels", LOW_DETAIL_PIXELS), LOW_DETAIL_PIXELS)
+    return _consistent(said, where)
+
+
+def _consistent(said: dict[str, Any], where: str) -> Controls:
+    """Raises MediaParamInvalid."""
     for one, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
         if one in said and other not in said:
             raise MediaParamInvalid(where=where, detail=f"{one} needs {other} beside it")
@@ -430,6 +458,28 @@ def _controls(where: str, form: object, beside: PictureControls | None) -> Contr
         if low in said and high in said and said[low] > said[high]:
             raise MediaParamInvalid(where=where, detail=f"{low} is more than {high}")
     return Controls(**said)
+
+
+def seen_as(message: Message, defaults: VideoControls) -> Message:
+    """The message, its pictures and videos seen by `defaults` where they say nothing themselves. Raises
+    MediaParamInvalid."""
+    parts = tuple(_seen_as(part, defaults) if isinstance(part, Media) else part for part in message.parts)
+    return message.model_copy(update={"parts": parts})
+
+
+def _seen_as(media: Media, defaults: VideoControls) -> Media:
+    own = {name: value for name, value in media.controls if value is not None}
+    frames = media.source if isinstance(media.source, Frames) else None
+    form = PictureControls if media.kind == "image" else FramesControls if frames else VideoControls
+    given = {name: value for name in form.model_fields if (value := getattr(defaults, name)) is not None}
+    fps = given.pop("fps", None)
+    if "nframes" not in own | given and frames is None and fps is not None:
+        given["fps"] = fps
+    if "fps" in own:
+        given.pop("nframes", None)
+    if frames is not None and frames.times is None and frames.fps is None:
+        media = media.model_copy(update={"source": frames.model_copy(update={"fps": fps})})
+    return media.model_copy(update={"controls": _consistent({**given, **own}, media.where)})
 
 
 def source(form: str | bytes | PictureControls) -> Url | Inline | Upload:

@@ -24,7 +24,7 @@ from worker.contract import (
     Usage,
 )
 from worker.dialects import fields
-from worker.dialects.fields import Body, Content, SamplingFields
+from worker.dialects.fields import Body, Content, SamplingFields, TemplateVariables, VideoControls
 from worker.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 
 ROUTE = "/v1/chat/completions"
@@ -34,8 +34,6 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
-    "mm_processor_kwargs": (None, {}),
-    "chat_template_kwargs": (None, {}),
 }
 _ROLES: dict[str, Role] = {"developer": "system"}
 _REASONS = {"stop": "stop", "length": "length", "time": "length"}  # the API knows no end by time
@@ -67,6 +65,8 @@ class OpenAIBody(SamplingFields):
     max_completion_tokens: MaxTokens | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    mm_processor_kwargs: VideoControls | None = None
+    chat_template_kwargs: TemplateVariables | None = None
 
 
 _HONOURED = frozenset(OpenAIBody.model_fields)
@@ -86,11 +86,15 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         raise fields.invalid(error) from None
     if chat.max_completion_tokens is not None:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
+    messages = fields.conversation(
+        fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
+        for index, message in enumerate(chat.messages)
+    )
+    if chat.mm_processor_kwargs is not None:
+        messages = tuple(fields.seen_as(message, chat.mm_processor_kwargs) for message in messages)
     return ChatRequest(
-        messages=fields.conversation(
-            fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
-            for index, message in enumerate(chat.messages)
-        ),
+        messages=messages,
+        template=tuple((chat.chat_template_kwargs or {}).items()),
         sampling=chat.sampling(),
         max_seconds=chat.max_seconds,
         stream=chat.stream or False,

@@ -91,6 +91,19 @@ class Engine:
         return self._model.name
 
     @property
+    def reused(self) -> dict[str, tuple[int, int]]:
+        """For what is kept to be used again: how often it was, and its bytes."""
+        return {
+            "features": (self._features.num_hits, self._features.num_bytes),
+            "prefixes": (self._prefixes.num_hits, self._prefixes.num_bytes) if self._prefixes else (0, 0),
+        }
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that torch holds; 0 on the CPU."""
+        return torch.cuda.memory_reserved(self._model.device) if self._model.device.type == "cuda" else 0
+
+    @property
     def max_model_len(self) -> int:
         """The most tokens of a prompt and its answer."""
         return self._model.max_model_len

@@ -1,8 +1,10 @@
 """A checkpoint folder to a model that is ready to run, with everything beside its weights that shapes a prompt."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,10 +41,10 @@ class Template:
         tokens = {name: config.get(name) for name in names}
         self._tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in tokens.items() if one}
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The conversation as text, up to where the answer begins."""
+    def render(self, messages: list[dict[str, Any]], told: Mapping[str, Any] = MappingProxyType({})) -> str:
+        """The conversation as text, up to where the answer begins. `told`: further variables of the template."""
         [rendered], _ = render_jinja_template(
-            [messages], chat_template=self._text, add_generation_prompt=True, **self._tokens
+            [messages], chat_template=self._text, **{"add_generation_prompt": True, **told, **self._tokens}
         )
         return str(rendered)
 

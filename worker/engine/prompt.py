@@ -182,7 +182,7 @@ class PromptBuilder:
             {"role": message.role, "content": [_block(part, self._specials, stand_in) for part in message.parts]}
             for message in request.messages
         ]
-        rendered = self._model.template.render(messages)
+        rendered = self._model.template.render(messages, dict(request.template))
         later = iter(times)
         family = self._model.family
         rendered = re.sub(re.escape(family.video_placeholder), lambda _: family.video_text(next(later)), rendered)

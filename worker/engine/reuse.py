@@ -20,6 +20,7 @@ class Kept(Generic[K, V]):
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self.num_hits = 0
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self.num_bytes = 0
 
@@ -31,6 +32,7 @@ class Kept(Generic[K, V]):
         if found is None:
             return None
         self._values.move_to_end(key)
+        self.num_hits += 1
         return found[0]
 
     def put(self, key: K, value: V, num_bytes: int) -> None:
@@ -75,6 +77,10 @@ class PrefixCache:
     @property
     def num_bytes(self) -> int:
         return self._kept.num_bytes
+
+    @property
+    def num_hits(self) -> int:
+        return self._kept.num_hits
 
     def fill(self, fingerprint: torch.Tensor, cache: Cache) -> int:
         """Put the longest known beginning into an empty `cache`; its length, less than the prompt's, 0 for none."""

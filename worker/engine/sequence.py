@@ -1,5 +1,6 @@
 """One answer on its way through the engine: the only mutable thing of a request."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class Request:
     num_generated: int = 0
     num_cached: int = 0
     is_cancelled: bool = False
+    came_at: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -54,6 +57,7 @@ class Request:
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
                 usage=usage,
                 seen=self.prompt.seen,
+                first_token_s=self.first_token_s,
             )
         )
 
@@ -98,6 +102,8 @@ class Sequence:
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
         token = self.chooser.choose(row)
+        if self.request.first_token_s is None:
+            self.request.first_token_s = time.monotonic() - self.request.came_at
         self.tokens.append(token)
         is_end = token in self.ending
         if self.num_likely is not None:
