@@ -16,12 +16,13 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import UploadFile
@@ -35,7 +36,7 @@ from worker.dialects import JSON, bot_group, bot_private, chat_vl, generate, ope
 from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
 from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
-from worker.gate import Gate, retry_after
+from worker.gate import PLAYGROUND, Gate, retry_after
 from worker.serve import Service
 from worker.settings import SettingError, Settings
 from worker.start import Serving, start
@@ -44,6 +45,13 @@ log = logging.getLogger(__name__)
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 2 * 2**20
 FORMATS = ["image", "video"]
+_PAGE = Path(__file__).parent / "playground.html"
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; media-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 _PLAIN_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 _UPLOADS = {chat_vl.ROUTE: "file", recognize.ROUTE: "image"}
 _MEDIA_TYPES = {openai_chat.ROUTE: "text/event-stream", chat_vl.ROUTE: "text/plain; charset=utf-8"}
@@ -261,6 +269,12 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
     @app.get("/ping")
     async def ping() -> Response:
         return Response(status_code={"loading": 204, "ready": 200, "dead": 503}[door.state])
+
+    if settings.playground:
+
+        @app.get(PLAYGROUND, include_in_schema=False)
+        async def playground() -> Response:
+            return FileResponse(_PAGE, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     @app.get("/")
     async def about() -> dict[str, Any]:

@@ -18,7 +18,8 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
-OPEN_PATHS = frozenset({"/", "/ping", "/health"})  # answered without a key
+PLAYGROUND = "/playground"
+OPEN_PATHS = frozenset({"/", "/ping", "/health", PLAYGROUND})  # answered without a key
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 

@@ -1,0 +1,101 @@
+"""Doors for tests: one in this process with any engine behind it, and one as a process with the tiny model."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import requests
+import uvicorn
+from PIL import Image, ImageDraw
+
+from tests.fakes import FakeEngine, FakeOpener, encoded
+from worker import app as door
+from worker.serve import Service
+from worker.settings import load
+
+
+@dataclass
+class Healthy(FakeEngine):
+    """A fake engine that can be asked how it is."""
+
+    is_healthy: bool = True
+
+
+@contextmanager
+def served(
+    engine: FakeEngine, opener: Any = None, begin: Callable[[], None] = lambda: None, **settings: str
+) -> Iterator[str]:
+    """The address of a door with this engine behind it."""
+    chosen = load(settings)
+    closed: list[bool] = []
+
+    def start() -> Any:
+        begin()
+        service = Service(engine, opener or FakeOpener(), chosen)
+        return SimpleNamespace(service=service, engine=engine, model=None, close=lambda: closed.append(True))
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            door.create(chosen, start), port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
+    )
+    known = {"model": "tiny-qwen3-vl", "device": "cpu"}
+    with socket.create_server(("127.0.0.1", 0)) as listening, patch.object(door, "facts", lambda _: known):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+    assert len(closed) <= 1
+
+
+@contextmanager
+def process(**settings: str) -> Iterator[str]:
+    """The address of a door that is a process, with the tiny model behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "worker.app", "--port", str(port), "--device", "cpu"],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while not is_ready(address):
+            assert running.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield address
+    finally:
+        running.terminate()
+        assert running.wait(30) in (0, -signal.SIGTERM)
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/ping", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def circle(size: tuple[int, int] = (160, 120)) -> bytes:
+    picture = Image.new("RGB", size, "white")
+    width, height = size
+    ImageDraw.Draw(picture).ellipse((width * 0.1, height * 0.1, width * 0.35, height * 0.42), fill=(220, 30, 30))
+    return encoded(picture, "JPEG")
