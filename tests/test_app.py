@@ -313,7 +313,7 @@ def test_the_schema_names_every_body() -> None:
     with served(Healthy()) as address:
         schema = requests.get(f"{address}/openapi.json", timeout=10).json()
     text = json.dumps(schema)
-    for name in ("ChatVLBody", "RecognizeBody", "GenerateBody", "OpenAIBody"):
+    for name in ("ChatVLForm", "RecognizeForm", "GenerateBody", "OpenAIBody"):
         assert name in schema["components"]["schemas"]
     for reference in {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}:
         assert reference in schema["components"]["schemas"]

@@ -32,6 +32,7 @@ FLOORS = {
     "worker.serve": 4,
     "worker.job_api": 4,
     "worker.gate": 4,
+    "worker.openapi": 4,
     "worker.boot": 4,
     "worker.start": 5,
     "worker.app": 6,

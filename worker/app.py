@@ -23,8 +23,6 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -32,11 +30,12 @@ from starlette.types import Receive, Scope, Send
 from worker import logs
 from worker import settings as worker_settings
 from worker.boot import leave
-from worker.dialects import JSON, bot_group, bot_private, chat_vl, generate, openai_chat, openai_models, recognize
+from worker.dialects import JSON, bot_group, bot_private, chat_vl, openai_chat, openai_models, recognize
 from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
 from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
 from worker.gate import PLAYGROUND, Gate, retry_after
+from worker.openapi import ROUTES, describe
 from worker.serve import Service
 from worker.settings import SettingError, Settings
 from worker.start import Serving, start
@@ -55,14 +54,6 @@ _PAGE_HEADERS = {
 _PLAIN_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 _UPLOADS = {chat_vl.ROUTE: "file", recognize.ROUTE: "image"}
 _MEDIA_TYPES = {openai_chat.ROUTE: "text/event-stream", chat_vl.ROUTE: "text/plain; charset=utf-8"}
-_BODIES: dict[str, type[BaseModel]] = {
-    chat_vl.ROUTE: chat_vl.ChatVLBody,
-    recognize.ROUTE: recognize.RecognizeBody,
-    generate.ROUTE: generate.GenerateBody,
-    openai_chat.ROUTE: openai_chat.OpenAIBody,
-    bot_group.ROUTE: bot_group.GroupBody,
-    bot_private.ROUTE: bot_private.PrivateBody,
-}
 
 
 class Door:
@@ -237,17 +228,14 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
             return Streamed(output, outputs, _MEDIA_TYPES[route], settings.send_timeout_s)
         return JSONResponse({} if output is None else output)
 
-    for route, model in _BODIES.items():
-        content = "multipart/form-data" if route in _UPLOADS else "application/json"
-        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-        described = {"requestBody": {"required": True, "content": {content: {"schema": schema}}}}
-        app.add_api_route(route, answer, methods=["POST"], openapi_extra=described, name=model.__name__)
+    for route in ROUTES:
+        app.add_api_route(route, answer, methods=["POST"], name=route)
 
     @app.get(openai_models.ROUTE)
     @app.get(openai_models.ROUTE + "/{name:path}")
-    async def models(request: Request, name: str = "") -> Response:
+    async def models(request: Request) -> Response:
         serving = await door.serving()
-        given = {"openai_route": f"{openai_models.ROUTE}/{name}" if name else openai_models.ROUTE}
+        given = {"openai_route": request.url.path}
         failures: list[WorkerError] = []
         [shown] = [one async for one in serving.service.answer(given, request.state.request_id, fail=failures.append)]
         return _refusal(request.url.path, failures[0]) if failures else JSONResponse(shown)
@@ -278,26 +266,16 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
 
     @app.get("/")
     async def about() -> dict[str, Any]:
-        routes = {route: f"POST {content}" for route, content in _described()}
+        routes = {path: f"POST {route.content}" for path, route in ROUTES.items()}
         return {"message": "worker-qwen-vl answers questions about pictures and videos", "routes": routes}
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, has_keys=bool(settings.keys))  # type: ignore[method-assign]
     return app
 
 
-def _described() -> list[tuple[str, str]]:
-    return [(route, "form" if route in _UPLOADS else "JSON") for route in _BODIES]
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's own, with the schemas of the dialects' bodies."""
+def _openapi(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
-        schema = FastAPI.openapi(app)
-        _, found = models_json_schema(
-            [(model, "validation") for model in _BODIES.values()], ref_template="#/components/schemas/{model}"
-        )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
-        app.openapi_schema = schema
+        app.openapi_schema = describe(FastAPI.openapi(app), has_keys=has_keys)
     return app.openapi_schema
 
 

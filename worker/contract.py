@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_TEXT_CHARS = 500_000
 MAX_STOPS = 16
@@ -294,18 +294,26 @@ class Answer(Value):
 Event = Piece | Done
 StreamEvent = Start | Piece | Done
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 512.0 is as whole as 512."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # What dialects share when they declare their own bodies.
+Whole = Annotated[int, BeforeValidator(_whole)]
 BoundedText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS_CEILING)]
+MaxTokens = Annotated[Whole, Field(ge=1, le=MAX_TOKENS_CEILING)]
+MinTokens = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[int, Field(ge=0, le=1_000_000)]
+TopK = Annotated[Whole, Field(ge=0, le=1_000_000)]
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
 MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
-NumAnswers = Annotated[int, Field(ge=1, le=MAX_ANSWERS)]
-NumLikely = Annotated[int, Field(ge=0, le=MAX_LIKELY)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOPS)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+NumAnswers = Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)]
+NumLikely = Annotated[Whole, Field(ge=0, le=MAX_LIKELY)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=MAX_STOPS)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]

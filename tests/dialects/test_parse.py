@@ -64,6 +64,13 @@ def test_one_stop_string_is_a_list_of_one() -> None:
     assert parse({"prompt": "x", "stop": "\n"}).sampling.stop == ("\n",)
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    request = parse({"prompt": "x", "image": {"url": "https://a.test/", "max_pixels": 65536.0}, "max_tokens": 512.0})
+    assert (request.sampling.max_tokens, request.media[0].controls.max_pixels) == (512, 65536)
+    with pytest.raises(InputInvalid, match="max_tokens"):
+        parse({"prompt": "x", "max_tokens": 512.5})
+
+
 def test_sampling_that_is_not_given_is_left_open() -> None:
     sampling = parse({"prompt": "x"}).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.max_tokens) == (None,) * 5

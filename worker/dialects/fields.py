@@ -16,6 +16,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from worker.contract import (
@@ -34,6 +35,7 @@ from worker.contract import (
     Media,
     Message,
     MinP,
+    MinTokens,
     NumAnswers,
     NumLikely,
     RepetitionPenalty,
@@ -49,6 +51,7 @@ from worker.contract import (
     TopP,
     Upload,
     Url,
+    Whole,
 )
 from worker.errors import InputInvalid, InputNotObject, MediaParamInvalid
 
@@ -66,8 +69,8 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-Pixels = Annotated[int, Field(ge=1, le=2**31)]
-NumFrames = Annotated[int, Field(ge=1, le=100_000)]
+Pixels = Annotated[Whole, Field(ge=1, le=2**31)]
+NumFrames = Annotated[Whole, Field(ge=1, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=240)]
 At = Annotated[float, Field(ge=0, le=1_000_000)]
 
@@ -134,7 +137,7 @@ def _form_of_media(value: object) -> str | None:
 
 MediaForm = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[bytes, Tag("<bytes>")]  # of an uploaded file: JSON has none
+    | Annotated[SkipJsonSchema[bytes], Tag("<bytes>")]  # of an uploaded file: JSON has none
     | Annotated[UrlForm, Tag("<url>")]
     | Annotated[Base64Form, Tag("<base64>")],
     Discriminator(
@@ -165,7 +168,7 @@ def _form_of_video(value: object) -> str | None:
 
 VideoForm = Annotated[
     Annotated[str, Tag("<string>")]
-    | Annotated[bytes, Tag("<bytes>")]
+    | Annotated[SkipJsonSchema[bytes], Tag("<bytes>")]
     | Annotated[VideoUrlForm, Tag("<url>")]
     | Annotated[VideoBase64Form, Tag("<base64>")]
     | Annotated[FramesForm, Tag("<frames>")]
@@ -305,7 +308,7 @@ class SamplingFields(Body):
 
     max_seconds: MaxSeconds | None = None
     max_tokens: MaxTokens | None = None
-    min_tokens: MaxTokens | Literal[0] | None = None
+    min_tokens: MinTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
