@@ -28,6 +28,15 @@ def tiny():  # type: ignore[no-untyped-def]
     return load(Settings(device="cpu"))
 
 
+@pytest.fixture(scope="session")
+def real() -> Iterator[str]:
+    """The HTTP door as a process, with the tiny model behind it; its key is k1."""
+    from tests.door import process
+
+    with process(API_KEY="k1") as address:
+        yield address
+
+
 @pytest.fixture
 def serve(tiny) -> Iterator[object]:  # type: ignore[no-untyped-def]
     """Starts engines of a test's own settings, and closes them at its end, whatever happens."""

@@ -4,9 +4,10 @@ import asyncio
 import base64
 import json
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.door import Healthy, circle, process, served
+from tests.door import Healthy, circle, served
 from tests.fakes import FakeOpener, encoded
 from worker import app as door
 from worker.contract import Piece, Upload
@@ -192,6 +193,45 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
         assert b" 408 " in slow.recv(4096)
 
 
+def spooled(folder: Path) -> list[str]:
+    """Files below the folder, and open ones there that have no name."""
+    links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return [str(link) for link in links if link.is_relative_to(folder)] + [str(path) for path in folder.iterdir()]
+
+
+def test_no_temporary_file_is_left_in_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    large = {"file": ("x.png", PNG + bytes(3 * 2**20), "image/png")}
+    seen: list[list[str]] = []
+
+    class Watches(FakeOpener):
+        async def open(self, items: Any) -> Any:
+            seen.append(spooled(tmp_path))
+            return await super().open(items)
+
+    data = {"messages": messages({"type": "image"})}
+    with served(Healthy(), Watches()) as address:
+        assert requests.post(f"{address}/chat-vl", data=data, files=large, timeout=10).status_code == 200
+        refused = requests.post(f"{address}/chat-vl", data={"messages": "{"}, files=large, timeout=10)
+        twice = requests.post(f"{address}/chat-vl", files=[*large.items(), *large.items()], timeout=10)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
+            head = (
+                "POST /chat-vl HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
+                "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+                'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+            )
+            leaving.sendall(head.encode() + bytes(3 * 2**20))
+            end = time.monotonic() + 10
+            while not spooled(tmp_path) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert spooled(tmp_path), "a large file is spooled while it comes"
+        while spooled(tmp_path) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (refused.status_code, twice.status_code) == (400, 400)
+        assert spooled(tmp_path) == []
+    assert seen == [[]]
+
+
 class Endless(Healthy):
     """Says a word every few milliseconds until it is closed."""
 
@@ -349,12 +389,6 @@ def test_the_metrics_count_what_was_done() -> None:
     assert 'worker_requests_total{code="INPUT_INVALID",dialect="generate"} 1.0' in text
     assert 'worker_tokens_total{kind="prompt"} 40.0' in text
     assert 'worker_phase_seconds_count{phase="answer"} 2.0' in text
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[str]:
-    with process(API_KEY="k1") as address:
-        yield address
 
 
 KEY = {"X-API-Key": "k1"}

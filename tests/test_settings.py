@@ -55,3 +55,11 @@ def test_domains_are_split() -> None:
 def test_the_platform_is_told_by_its_webhook() -> None:
     assert settings.load({"RUNPOD_WEBHOOK_GET_JOB": "http://x"}).is_on_platform
     assert not settings.load({}).is_on_platform
+
+
+def test_a_file_of_settings_stands_behind_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("QPIKEY=from-file\nPORT=1234\nHOST=\n", encoding="utf-8")
+    monkeypatch.setenv("PORT", "5678")
+    monkeypatch.setenv("MAX_QUEUE", "3")
+    read = settings.load_with_file({"MAX_QUEUE": "4"}, tmp_path / ".env")
+    assert (read.keys, read.port, read.host, read.max_queue) == (("from-file",), 5678, "127.0.0.1", 4)

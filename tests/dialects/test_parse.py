@@ -124,7 +124,7 @@ def test_the_openai_clients_own_reply_may_be_sent_back() -> None:
     ],
 )
 def test_both_names_of_the_token_limit_are_read(fields: dict[str, Any], expected: int | None) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     assert parse({"openai_route": "/v1/chat/completions", "openai_input": body}).sampling.max_tokens == expected
 
 
@@ -246,3 +246,12 @@ def test_the_template_is_told_plain_values_alone() -> None:
     ):
         with pytest.raises(InputInvalid, match="chat_template_kwargs"):
             openai_chat({"type": "text", "text": "x"}, chat_template_kwargs=wrong)
+
+
+def test_without_a_model_the_older_services_defaults_hold() -> None:
+    block = {"type": "text", "text": "x"}
+    flat, named = openai_chat(block).sampling, openai_chat(block, model="m").sampling
+    assert (flat.max_tokens, flat.temperature, flat.top_p) == (512, 0.7, 0.9)
+    assert (named.max_tokens, named.temperature, named.top_p) == (None, None, None)
+    assert openai_chat(block, temperature=0, max_completion_tokens=9).sampling.temperature == 0
+    assert openai_chat(block, max_completion_tokens=9).sampling.max_tokens == 9

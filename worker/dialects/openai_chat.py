@@ -35,6 +35,8 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
 }
+# An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
+_FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
 _ROLES: dict[str, Role] = {"developer": "system"}
 _REASONS = {"stop": "stop", "length": "length", "time": "length"}  # the API knows no end by time
 
@@ -86,6 +88,8 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         raise fields.invalid(error) from None
     if chat.max_completion_tokens is not None:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
+    if chat.model is None:
+        chat = chat.model_copy(update={name: own for name, own in _FLAT.items() if getattr(chat, name) is None})
     messages = fields.conversation(
         fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
         for index, message in enumerate(chat.messages)

@@ -1,0 +1,242 @@
+"""The HTTP door under load: many clients, some of which hang up, beside one client at a time and the engine alone.
+
+python -m benchmarks.http [--clients 64] [--seconds 60] [--save]
+
+The tiny model behind the door as a process, on one thread of torch; the clients are another process, on the same
+machine. Every client asks about a picture again and again, half of the times for a stream, and leaves a tenth of its
+answers before they end. The engine alone answers the same questions, as many at once, without HTTP.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import itertools
+import json
+import multiprocessing
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.report import environment, save
+from worker.dialects import openai_chat
+from worker.engine.engine import Engine
+from worker.engine.loading import load
+from worker.engine.pixels import Eye
+from worker.media.fetch import Fetcher
+from worker.media.opener import Opener
+from worker.settings import load as settings
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {"DEVICE": "cpu", "MAX_NUM_SEQS": "16"}
+NUM_PICTURES = 32
+LEAVING = 0.1  # of the answers
+LEAVES_AFTER_S = 0.05
+
+
+@dataclass
+class Load:
+    """What some clients saw. seconds: of each whole answer; wall: from the first question to the last answer."""
+
+    seconds: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wall: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.seconds) / self.wall
+
+    def row(self, name: str) -> str:
+        p50, p95, p99 = (statistics.quantiles(self.seconds, n=100)[at - 1] for at in (50, 95, 99))
+        said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        return f"| {name} | {self.rate:.1f} | {p50:.3f} | {p95:.3f} | {p99:.3f} | {said} |"
+
+
+def bodies() -> list[dict[str, Any]]:
+    """Questions about pictures that differ."""
+    rng = random.Random(1)
+    made = []
+    for _ in range(NUM_PICTURES):
+        picture = Image.new("RGB", (320, 240), "white")
+        x, y = rng.randrange(200), rng.randrange(140)
+        ImageDraw.Draw(picture).ellipse((x, y, x + 90, y + 90), fill=rng.choice(("red", "blue", "green", "orange")))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG")
+        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": "What is in the picture?"},
+        ]
+        made.append({"messages": [{"role": "user", "content": content}], "temperature": 0})
+    return made
+
+
+async def under(num_clients: int, seconds: float, ask: Callable[[int, random.Random], Awaitable[str]]) -> Load:
+    """Clients that ask again and again; `ask` says how it ended."""
+    seen, end, count = Load(), time.perf_counter() + seconds, itertools.count()
+
+    async def client(number: int) -> None:
+        rng = random.Random(number)
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            outcome = await ask(next(count), rng)
+            seen.outcomes[outcome] += 1
+            if outcome == "answered":
+                seen.seconds.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client(number) for number in range(num_clients)))
+    seen.wall = time.perf_counter() - began
+    return seen
+
+
+async def by_engine(num_clients: int, seconds: float) -> Load:
+    """The same questions without HTTP."""
+    chosen = settings(ENVIRONMENT)
+    model = load(chosen)
+    engine, eye = Engine(model, chosen), Eye(model.pixels, chosen, model.max_model_len)
+    opener = Opener(chosen, Fetcher(chosen), eye)
+    asked = [openai_chat.parse({"route": openai_chat.ROUTE, "body": body}) for body in bodies()]
+    engine.start()
+
+    async def ask(index: int, _: random.Random) -> str:
+        request = asked[index % len(asked)]
+        media = await opener.open(request.media)
+        async with aclosing(engine.generate(request, media)) as events:
+            async for _event in events:
+                pass
+        return "answered"
+
+    try:
+        return await under(num_clients, seconds, ask)
+    finally:
+        engine.close()
+        opener.close()
+
+
+async def through_door(address: str, num_clients: int, seconds: float, leaving: float) -> Load:
+    """Clients of the HTTP door; each keeps its connection, as the official clients do."""
+    asked = bodies()
+    limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
+    async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as http:
+
+        async def ask(index: int, rng: random.Random) -> str:
+            body = {**asked[index % len(asked)], "stream": rng.random() < 0.5}
+            has_left = rng.random() < leaving
+            try:
+                async with asyncio.timeout(LEAVES_AFTER_S if has_left else None):
+                    async with http.stream("POST", openai_chat.ROUTE, json=body) as answer:
+                        text = (await answer.aread()).decode()
+            except TimeoutError:
+                return "left"
+            if answer.status_code != 200:
+                return f"status {answer.status_code}"
+            is_whole = text.endswith("data: [DONE]\n\n") if body["stream"] else "usage" in json.loads(text)
+            return "answered" if is_whole else "cut"
+
+        return await under(num_clients, seconds, ask)
+
+
+def pinged(address: str, seconds: float) -> list[float]:
+    """Milliseconds that `/ping` took, again and again."""
+    taken, end = [], time.perf_counter() + seconds
+    with httpx.Client(base_url=address) as http:
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            http.get("/ping").raise_for_status()
+            taken.append((time.perf_counter() - began) * 1000)
+            time.sleep(0.05)
+    return taken
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def metric(address: str, name: str) -> float:
+    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    short = arguments.seconds / 4
+    engine = asyncio.run(by_engine(arguments.clients, short))
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    told = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.app"]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as door:
+        try:
+            while not _is_ready(address):
+                time.sleep(0.1)
+            one = asyncio.run(through_door(address, 1, short, leaving=0.0))
+            before = metric(address, "process_resident_memory_bytes")
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+                pinging = apart.submit(pinged, address, arguments.seconds)
+                many = asyncio.run(through_door(address, arguments.clients, arguments.seconds, LEAVING))
+                ping50, ping99 = (statistics.quantiles(pinging.result(), n=100)[at - 1] for at in (50, 99))
+            time.sleep(1)
+            left_over = metric(address, "worker_requests_unfinished")
+            grown = metric(address, "process_resident_memory_bytes") - before
+        finally:
+            door.terminate()
+    rows = [
+        "| | answers a second | p50 s | p95 s | p99 s | ended |",
+        "|---|---|---|---|---|---|",
+        one.row("one client, through the door"),
+        many.row(f"{arguments.clients} clients, through the door"),
+        engine.row(f"{arguments.clients} at once, engine alone"),
+    ]
+    share = many.rate / engine.rate
+    table = "\n".join(rows) + (
+        f"\n\n{arguments.clients} clients get {many.rate / one.rate:.2f}x the answers a second of one. The engine's "
+        f"share is {share:.0%}: answers a second through the door, over those of the engine alone. Unfinished a second "
+        f"after the last client left: {left_over:.0f}. Memory of the worker grew by {grown / 2**20:.0f} MiB. "
+        f"`/ping` meanwhile took {ping50:.1f} ms (p50) and {ping99:.1f} ms (p99).\n"
+    )
+    print(table)
+    if arguments.save:
+        flags = f"--clients {arguments.clients} --seconds {arguments.seconds:g}"
+        facts = environment(f"python -m benchmarks.http {flags}", threads=1, engine_share=share)
+        loads = {"one": one, "many": many, "engine": engine}
+        facts["loads"] = {
+            name: {
+                "rate": load.rate,
+                "outcomes": dict(load.outcomes),
+                "seconds": sorted(load.seconds)[:: 1 + len(load.seconds) // 200],
+            }
+            for name, load in loads.items()
+        }
+        save("http-cpu", facts, table)
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ping").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+if __name__ == "__main__":
+    main()
