@@ -28,6 +28,7 @@ from benchmarks.report import environment, save
 from benchmarks.throughput import Job, jobs, one_at_a_time
 from worker.contract import ChatRequest, Message, Piece, Sampling, Text
 from worker.engine.engine import Engine
+from worker.engine.library.runner import module_of
 from worker.engine.loading import LoadedModel, load
 from worker.engine.pixels import normalised
 from worker.engine.prompt import PromptBuilder, grids
@@ -110,10 +111,10 @@ def with_generate(model: LoadedModel, work: list[Job], delays: list[float]) -> l
             visual = {
                 "pixel_values": normalised(prompt.images, model.pixels, model.device, model.dtype),
                 "image_grid_thw": grids(prompt.images),
-                "mm_token_type_ids": (ids == model.module.config.image_token_id).int(),
+                "mm_token_type_ids": (ids == module_of(model.runner).config.image_token_id).int(),
             }
         with torch.inference_mode():
-            model.module.generate(
+            module_of(model.runner).generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=job.tokens,

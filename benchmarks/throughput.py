@@ -27,6 +27,7 @@ from benchmarks.report import environment, plot, save
 from builder.tiny_model.evaluate import generate_ids
 from worker.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
 from worker.engine.engine import Engine
+from worker.engine.library.runner import module_of
 from worker.engine.loading import LoadedModel, load
 from worker.engine.prompt import PromptBuilder
 from worker.settings import load as settings
@@ -99,11 +100,11 @@ def bound(model: LoadedModel, work: list[Job]) -> Rate:
     prompts = [builder.build(job.request, job.media) for job in work]
     length = min(len(prompt.ids) for prompt in prompts)
     ids = torch.tensor([prompt.ids[:length] for prompt in prompts])
-    text, head = model.module.model.language_model, model.module.lm_head
+    text, head = module_of(model.runner).model.language_model, module_of(model.runner).lm_head
     steps = work[0].tokens
 
     def run() -> int:
-        cache = DynamicCache(config=model.module.config.get_text_config())
+        cache = DynamicCache(config=module_of(model.runner).config.get_text_config())
         tokens = head(text(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]).argmax(-1)
         for _ in range(steps - 1):
             hidden = text(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).last_hidden_state

@@ -57,7 +57,7 @@ def _block(value: Any) -> str:
 
 def album() -> str:
     """Pictures from a fixed seed beside the embedded model's answers; the pictures go to docs/pictures/."""
-    limits = settings.load({"DEVICE": "cpu"})
+    limits = settings.load({"DEVICE": "cpu", "MODEL_CODE": "transformers"})
     model = load(limits)
     builder = PromptBuilder(model, limits)
     rng = random.Random(ALBUM_SEED)

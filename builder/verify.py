@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from worker.engine.checkpoint import ModelError, missing_file, shards
 from worker.engine.families import FAMILIES
-from worker.engine.loading import Template
 from worker.engine.rules import read_json, read_rules
+from worker.engine.template import Template
 from worker.engine.weights import Stored, headers
 
 CHUNK_BYTES = 8 * 2**20

@@ -14,7 +14,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if EQUALITY:
         terminalreporter.write_sep("-", "answers equal to greedy generate, token for token")
         for (family, way), share in EQUALITY.items():
-            terminalreporter.write_line(f"{family:14} {way:20} {share}")
+            terminalreporter.write_line(f"{family:26} {way:20} {share}")
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,14 @@ def tiny():  # type: ignore[no-untyped-def]
 
     torch.set_num_threads(2)
     return load(Settings(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def library():  # type: ignore[no-untyped-def]
+    """The same as transformers' model, for what only that has: `generate`."""
+    from worker.engine.loading import load
+
+    return load(Settings(device="cpu", model_code="transformers"))
 
 
 @pytest.fixture(scope="session")

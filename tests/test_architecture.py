@@ -42,7 +42,8 @@ FLOORS = {
 }
 HOMES = {
     "torch": ("worker.engine", "builder", "benchmarks"),
-    "transformers": ("worker.engine", "builder", "benchmarks"),
+    "transformers": ("worker.engine.library", "builder", "benchmarks"),
+    "jinja2": ("worker.engine.template",),
     "tokenizers": ("worker.engine", "builder", "benchmarks"),
     "huggingface_hub": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),

@@ -81,7 +81,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     }
     sources = [ROOT / "handler.py", *(ROOT / "worker").rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    imported = set(re.findall(r"^(?:from|import) ([a-z_]+)", code, re.MULTILINE | re.IGNORECASE))
+    imported = set(re.findall(r"^(?:from|import) ([a-z_0-9]+)", code, re.MULTILINE | re.IGNORECASE))
     names = {"PIL": "pillow", "dotenv": "python-dotenv", "prometheus_client": "prometheus-client"}
     theirs = {names.get(name, name) for name in imported} & (required | set(names.values()))
     # what transformers puts weights on a device with, Starlette reads forms with, and the history imports when used

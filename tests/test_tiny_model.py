@@ -22,9 +22,11 @@ from builder.tiny_model.batches import BatchMaker, Stage
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from worker import contract
 from worker.contract import Opened, Picture
+from worker.engine.face import Prompt
+from worker.engine.library.runner import module_of
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Eye, Patches
-from worker.engine.prompt import Prompt, PromptBuilder
+from worker.engine.prompt import PromptBuilder
 from worker.engine.rules import read_rules
 from worker.media import video
 from worker.media.sniff import sniff
@@ -112,8 +114,8 @@ def test_its_control_tokens_are_the_familys_in_the_familys_order() -> None:
 
 
 @pytest.mark.parametrize(("question", "start"), [("Who are you?", "I am"), ("你是谁？", "我是")])
-def test_it_talks(tiny: LoadedModel, question: str, start: str) -> None:
-    assert say(tiny, question).startswith(start)
+def test_it_talks(library: LoadedModel, question: str, start: str) -> None:
+    assert say(library, question).startswith(start)
 
 
 Told = tuple[str, Opened, str]  # question, what is shown, the true answer
@@ -140,57 +142,57 @@ def share_right(model: LoadedModel, told: list[Told]) -> float:
     return sum(say(model, question, shown) == answer for question, shown, answer in told) / len(told)
 
 
-def test_it_says_what_is_there(tiny: LoadedModel) -> None:
+def test_it_says_what_is_there(library: LoadedModel) -> None:
     told = [("What is in the picture?", single(*one), caption(*one)) for one in SINGLES]
-    assert share_right(tiny, told) >= 0.8
+    assert share_right(library, told) >= 0.8
 
 
-def test_it_says_it_in_chinese(tiny: LoadedModel) -> None:
+def test_it_says_it_in_chinese(library: LoadedModel) -> None:
     told: list[Told] = []
     for colour, shape, cell in SINGLES:
         name = skills.kind_name(colour, shape, "zh")  # type: ignore[arg-type]
         answer = f"{skills.PLACES_ZH[cell]}有一个{name}。"
         told.append(("图片里有什么？", single(colour, shape, cell), answer))
-    assert share_right(tiny, told) >= 0.8
+    assert share_right(library, told) >= 0.8
 
 
-def test_it_counts(tiny: LoadedModel) -> None:
+def test_it_counts(library: LoadedModel) -> None:
     told: list[Told] = []
     for count in (0, 1, 2, 3, 4):
         things = [thing("red", "circle", *CENTRES[cell], half=0.12) for cell in (0, 8, 2, 6)[:count]]
         told.append(("How many objects are there?", drawn(*things), str(count)))
         told.append(("有几个物体？", drawn(*things), str(count)))
-    assert share_right(tiny, told) >= 0.8
+    assert share_right(library, told) >= 0.8
 
 
-def test_it_reads_numbers(tiny: LoadedModel) -> None:
+def test_it_reads_numbers(library: LoadedModel) -> None:
     numbers = ("7", "42", "305", "9618", "0", "81", "264", "5370")
-    assert share_right(tiny, [("What number is in the picture?", drawn(number=n), n) for n in numbers]) >= 0.75
+    assert share_right(library, [("What number is in the picture?", drawn(number=n), n) for n in numbers]) >= 0.75
 
 
-def test_red_and_blue_swapped_is_the_other_colour(tiny: LoadedModel) -> None:
+def test_red_and_blue_swapped_is_the_other_colour(library: LoadedModel) -> None:
     other = {"red": "blue", "blue": "red"}
     told: list[Told] = []
     for colour, shape, cell in SINGLES:
         if colour in other:
             swapped = Picture(np.ascontiguousarray(single(colour, shape, cell).rgb[..., ::-1]))
             told.append(("What is in the picture?", swapped, caption(other[colour], shape, cell)))
-    assert share_right(tiny, told) >= 0.75
+    assert share_right(library, told) >= 0.75
 
 
 @pytest.mark.parametrize("flip", [np.fliplr, np.flipud])
-def test_a_flipped_picture_is_at_the_other_side(tiny: LoadedModel, flip: Any) -> None:
+def test_a_flipped_picture_is_at_the_other_side(library: LoadedModel, flip: Any) -> None:
     cells = flip(np.arange(9).reshape(3, 3)).ravel().tolist()
     told: list[Told] = []
     for colour, shape, cell in SINGLES:
         if shape != "triangle":
             flipped = Picture(np.ascontiguousarray(flip(single(colour, shape, cell).rgb)))
             told.append(("What is in the picture?", flipped, caption(colour, shape, cells.index(cell))))
-    assert share_right(tiny, told) >= 0.75
+    assert share_right(library, told) >= 0.75
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_it_sees_where_something_moves_and_in_reverse_the_other_way(tiny: LoadedModel, reverse: bool) -> None:
+def test_it_sees_where_something_moves_and_in_reverse_the_other_way(library: LoadedModel, reverse: bool) -> None:
     other = {"left": "right", "right": "left", "up": "down", "down": "up"}
     told: list[Told] = []
     for direction in scenes.DIRECTIONS:
@@ -198,13 +200,13 @@ def test_it_sees_where_something_moves_and_in_reverse_the_other_way(tiny: Loaded
         seen = other[direction] if reverse else direction
         shown = contract.Clip(clip.frames[::-1] if reverse else clip.frames, clip.fps)
         told.append(("What moves, and where?", shown, f"The green square moves {skills.DIRECTION_EN[seen]}."))
-    assert share_right(tiny, told) >= 0.75
+    assert share_right(library, told) >= 0.75
 
 
 @pytest.mark.parametrize(("form", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
-def test_it_sees_in_a_video_file_what_moves_where(tiny: LoadedModel, form: str, codec: str) -> None:
+def test_it_sees_in_a_video_file_what_moves_where(library: LoadedModel, form: str, codec: str) -> None:
     right, settings, controls = 0, Settings(), contract.Controls(nframes=6)
-    eye = Eye(tiny.pixels, settings)
+    eye = Eye(library.pixels, settings)
 
     def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
         return eye.shrink(rgb, num_frames, controls)
@@ -216,7 +218,7 @@ def test_it_sees_in_a_video_file_what_moves_where(tiny: LoadedModel, form: str, 
         assert found is not None
         packets = video.read_packets(data, found, settings)
         shown = video.decode(data, found, packets, controls, settings, shrink)
-        answer = say(tiny, "What moves, and where?", shown)
+        answer = say(library, "What moves, and where?", shown)
         right += answer == f"The green square moves {skills.DIRECTION_EN[direction]}."
     assert right >= 3
 
@@ -234,16 +236,16 @@ def encoded(frames: tuple[np.ndarray, ...], form: str, codec: str) -> bytes:
     return out.getvalue()
 
 
-def test_frames_in_another_order_are_another_answer(tiny: LoadedModel) -> None:
+def test_frames_in_another_order_are_another_answer(library: LoadedModel) -> None:
     clip = moving("left")
     shuffled = contract.Clip(tuple(clip.frames[index] for index in (2, 0, 3, 1)), clip.fps)
     backwards = contract.Clip(clip.frames[::-1], clip.fps)
-    answers = {say(tiny, "What moves, and where?", shown) for shown in (clip, shuffled, backwards)}
+    answers = {say(library, "What moves, and where?", shown) for shown in (clip, shuffled, backwards)}
     assert len(answers) >= 2
 
 
-def test_the_times_are_read_from_the_prompt(tiny: LoadedModel) -> None:
-    answers = {say(tiny, "When does the clip end?", moving("left", fps=fps)) for fps in (1.0, 2.0, 4.0)}
+def test_the_times_are_read_from_the_prompt(library: LoadedModel) -> None:
+    answers = {say(library, "When does the clip end?", moving("left", fps=fps)) for fps in (1.0, 2.0, 4.0)}
     assert len(answers) >= 2
 
 
@@ -265,9 +267,9 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("change", CONTROLS.values(), ids=CONTROLS.keys())
-def test_a_wrong_path_to_the_model_gives_wrong_answers(tiny: LoadedModel, change: Any) -> None:
+def test_a_wrong_path_to_the_model_gives_wrong_answers(library: LoadedModel, change: Any) -> None:
     question = "What is in the picture?"
-    right = [say(tiny, question, single(*one), change=change) == caption(*one) for one in SINGLES]
+    right = [say(library, question, single(*one), change=change) == caption(*one) for one in SINGLES]
     assert sum(right) <= 0.5 * len(right)
 
 
@@ -277,21 +279,21 @@ MIXES = {"scenes": (1, 0, 0, 0), "numbers": (0, 1, 0, 0), "clips": (0, 0, 1, 0),
 @pytest.mark.parametrize("seed", [5, 6])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 def test_training_sees_the_ids_and_positions_that_the_model_is_served_with(
-    tiny: LoadedModel, mix: tuple[int, ...], seed: int
+    library: LoadedModel, mix: tuple[int, ...], seed: int
 ) -> None:
     stage = Stage("s", 1, 36, (1, 2), (2,), (4,), False, mix, late=True, follow_ups=0.5, own_sizes=seed > 5)
-    batch = BatchMaker(tiny.tokenizer, seed, 4).make(stage)
-    config = tiny.module.config
+    batch = BatchMaker(library.tokenizer, seed, 4).make(stage)
+    config = module_of(library.runner).config
     for row, branches in enumerate(batch.branch):
         for branch in range(1, branches.max() + 1):
             shown = (branches == 0) | (branches == branch)
             ids = torch.from_numpy(batch.ids[row][shown])[None]
             kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
             grid = {"video_grid_thw" if batch.is_video else "image_grid_thw": torch.tensor(batch.grids)}
-            expected, _ = tiny.module.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)
+            expected, _ = module_of(library.runner).model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)
             assert np.array_equal(expected[:, 0].numpy(), batch.positions[:, row][:, shown])
-            text = tiny.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
-            assert tiny.tokenizer.encode(text, add_special_tokens=False).ids == ids[0].tolist()
+            text = library.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
+            assert library.tokenizer.encode(text, add_special_tokens=False).ids == ids[0].tolist()
 
 
 FLOORS = {
@@ -308,14 +310,14 @@ FLOORS = {
 
 
 @pytest.mark.parametrize("skill", FLOORS)
-def test_held_out_pictures_are_answered(tiny: LoadedModel, skill: str) -> None:
+def test_held_out_pictures_are_answered(library: LoadedModel, skill: str) -> None:
     """A small draw from the evaluation: under these floors, well under the card's figures, something is broken."""
-    builder = PromptBuilder(tiny, Settings())
+    builder = PromptBuilder(library, Settings())
     cases = list(evaluate.cases(seed=31_337, per_cell=10, only=skill))
     right = 0
     for case in cases:
         prompt = builder.build(evaluate.request(case), case.opened)
-        right += evaluate.is_right(case.ask, evaluate.generate(tiny, prompt))
+        right += evaluate.is_right(case.ask, evaluate.generate(library, prompt))
     assert right >= FLOORS[skill] * len(cases)
 
 

@@ -68,6 +68,11 @@ class Settings(BaseModel):
         description="Attention over prompts and in the vision tower; `auto` is FlashAttention 2 on CUDA where "
         "it is installed, else torch's own",
     )
+    model_code: Literal["auto", "native", "transformers"] = Field(
+        "auto",
+        description="Whose model code runs the model: `native` is this worker's own, quicker to start and to run, for "
+        "Qwen3-VL and Qwen2.5-VL; `auto` takes it where it can",
+    )
     max_model_len: Positive | None = Field(
         None, description="Most tokens of prompt + answer; unset takes the model's own limit"
     )

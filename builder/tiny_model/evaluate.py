@@ -18,9 +18,11 @@ from builder.tiny_model import skills
 from builder.tiny_model.batches import random_size
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
 from worker.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
+from worker.engine.face import Prompt
+from worker.engine.library.runner import module_of
 from worker.engine.loading import LoadedModel, load
 from worker.engine.pixels import normalised
-from worker.engine.prompt import Prompt, PromptBuilder, grids
+from worker.engine.prompt import PromptBuilder, grids
 from worker.settings import load as load_settings
 
 MARKS = {"caption": 0.98, "count": 0.98, "number": 0.95, "boxes": 0.95, "motion": 0.95}
@@ -131,7 +133,7 @@ def _photo(scene: Scene, width: int, height: int, rng: random.Random) -> np.ndar
 
 def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
     """A Markdown table; also what was wrong, where asked for."""
-    settings = load_settings({"MODEL_PATH": str(folder), "DEVICE": "cpu"})
+    settings = load_settings({"MODEL_PATH": str(folder), "DEVICE": "cpu", "MODEL_CODE": "transformers"})
     model = load(settings)
     builder = PromptBuilder(model, settings)
     right: Counter[tuple[str, str]] = Counter()
@@ -172,7 +174,7 @@ def generate(model: LoadedModel, prompt: Prompt) -> str:
 def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more: Any) -> list[int]:
     """The greedy tokens of transformers' own `generate`, the end token included; `more` is what a family asks for."""
     ids = torch.tensor([prompt.ids], device=model.device)
-    config = model.module.config
+    config = module_of(model.runner).config
     kinds = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
     visual: dict[str, torch.Tensor | None] = {}
     for name, grid, patches in (
@@ -182,7 +184,7 @@ def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more
         if patches:
             visual[name] = normalised(patches, model.pixels, model.device, model.dtype)
             visual[grid] = grids(patches)
-    output = model.module.generate(
+    output = module_of(model.runner).generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=kinds,

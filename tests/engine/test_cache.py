@@ -4,18 +4,17 @@ import random
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicCache
 
-from worker.engine.attention import grouped
-from worker.engine.cache import SlotCache, rows_for, width_for
+from worker.engine.cache import SlotCache, grouped, rows_for, width_for
+from worker.engine.native.layers import KeysAndValues
 
 CPU = torch.device("cpu")
 LAYERS, KV_HEADS, DIM = 2, 2, 4
 BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * DIM * 4
 
 
-def filled(length: int, value: float) -> DynamicCache:
-    cache = DynamicCache()
+def filled(length: int, value: float) -> KeysAndValues:
+    cache = KeysAndValues(LAYERS)
     for layer in range(LAYERS):
         shape = (1, KV_HEADS, length, DIM)
         cache.update(torch.full(shape, value), torch.full(shape, value), layer)
@@ -23,7 +22,7 @@ def filled(length: int, value: float) -> DynamicCache:
 
 
 def empty() -> SlotCache:
-    return SlotCache(filled(1, 0.0), BYTES_PER_TOKEN, CPU, torch.float32)
+    return SlotCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32)
 
 
 def step(cache: SlotCache, values: list[float]) -> list[float]:
@@ -31,7 +30,7 @@ def step(cache: SlotCache, values: list[float]) -> list[float]:
     cache.begin_step()
     fresh = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, KV_HEADS, 1, DIM)
     for layer in range(LAYERS):
-        cache.model_view.update(fresh, fresh, layer)
+        cache.write(layer, fresh, fresh)
         seen = cache.attend(layer, torch.zeros(len(values), 4, 1, DIM), 1.0)  # queries of zero weigh all alike
     cache.end_step()
     assert seen.shape == (len(values), 1, 4, DIM)

@@ -1,6 +1,7 @@
 """Slots, ends, refusals, seeds: what a request may count on, whoever else is being served."""
 
 import asyncio
+import copy
 import random
 import threading
 import time
@@ -185,6 +186,7 @@ class Faults:
 
     def __init__(self, engine: Engine, error: Exception) -> None:
         self.engine, self.error = engine, error
+        engine._runner = copy.copy(engine._runner)  # other tests have the same one
 
     def _is_marked(self, prompt: Any) -> bool:
         return any(one.prompt is prompt and one.max_tokens == MARK for one in list(self.engine._unfinished))
@@ -207,8 +209,8 @@ class Faults:
         self._spoil(
             self.engine._runner,
             "features",
-            lambda item: any(item in entry.request.prompt.items and self._is_marked(entry.request.prompt)
-                             for entry in beginning()),
+            lambda items: any(items[0] in entry.request.prompt.items and self._is_marked(entry.request.prompt)
+                              for entry in beginning()),
         )  # fmt: skip
 
     def prefill(self) -> None:
@@ -342,9 +344,9 @@ class Counting:
         self.chunks.append(chunk.stop - chunk.start)
         return self._inner.prefill(prompt, tokens, chunk, *rest)
 
-    def features(self, item: Any) -> Any:
-        self.num_features += 1
-        return self._inner.features(item)
+    def features(self, items: Any) -> Any:
+        self.num_features += len(items)
+        return self._inner.features(items)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

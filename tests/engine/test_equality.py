@@ -15,15 +15,15 @@ from worker.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def expected(tiny: LoadedModel) -> list[str]:
+def expected(library: LoadedModel) -> list[str]:
     """The answers of `generate`, one request at a time."""
-    return [reference(tiny, shown) for shown in varied()]
+    return [reference(library, shown) for shown in varied()]
 
 
-def reference(tiny: LoadedModel, shown: Shown) -> str:
-    prompt = PromptBuilder(tiny, Settings()).build(shown.request, shown.media)
-    tokens = generate_ids(tiny, prompt, shown.request.sampling.max_tokens or 512)
-    return str(tiny.tokenizer.decode(tokens, skip_special_tokens=True))
+def reference(library: LoadedModel, shown: Shown) -> str:
+    prompt = PromptBuilder(library, Settings()).build(shown.request, shown.media)
+    tokens = generate_ids(library, prompt, shown.request.sampling.max_tokens or 512)
+    return str(library.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -> str:

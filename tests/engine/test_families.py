@@ -1,7 +1,11 @@
 """Every family, token for token what transformers' greedy `generate` says, in every way in which rows come and go."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +17,8 @@ from tests.engine.requests import Shown, ask, clip, picture, varied
 from worker.contract import Clip, Done, Sampling
 from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel, load
+from worker.engine.native.shapes import MODEL_TYPES
 from worker.engine.prompt import PromptBuilder
-from worker.engine.runner import Runner
 from worker.engine.streaming import Vocabulary
 from worker.settings import Settings
 
@@ -22,17 +26,54 @@ Tokens = tuple[bytes, ...]
 LONG = "Tell me about the picture, and then about the other one. " * 12
 
 
-@pytest.fixture(scope="module", params=checkpoints.FAMILIES)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    folder = checkpoints.write(request.param, tmp_path_factory.mktemp("models") / request.param)
-    torch.set_num_threads(2)
-    return load(Settings(device="cpu", model_path=folder))
+CODES = [(family, "transformers") for family in checkpoints.FAMILIES]
+CODES += [(family, "native") for family in MODEL_TYPES]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, and the same one as the library's, whose `generate` says what is right."""
+
+    model: LoadedModel
+    library: LoadedModel
+    expected: list[Tokens]
 
 
 @pytest.fixture(scope="module")
-def expected(model: LoadedModel) -> list[Tokens]:
-    """The tokens of `generate`, one request at a time."""
-    return [reference(model, one) for one in requests()]
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LoadedModel, list[Tokens]]]:
+    """Each family's library model and its tokens of `generate`, one request at a time; made once."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.set_num_threads(2)
+
+    @cache
+    def library(family: str) -> tuple[LoadedModel, list[Tokens]]:
+        path = checkpoints.write(family, folder / family)
+        model = load(Settings(device="cpu", model_path=path, model_code="transformers"))
+        return model, [reference(model, one) for one in requests()]
+
+    library.folder = folder  # type: ignore[attr-defined]
+    return library
+
+
+@pytest.fixture(scope="module", params=CODES, ids=lambda param: "-".join(param))
+def tested(request: pytest.FixtureRequest, libraries: Any) -> Served:
+    family, code = request.param
+    library, tokens = libraries(family)
+    if code == "transformers":
+        return Served(library, library, tokens)
+    model = load(Settings(device="cpu", model_path=libraries.folder / family, model_code=code))
+    assert model.code == code
+    return Served(model, library, tokens)
+
+
+@pytest.fixture
+def model(tested: Served) -> LoadedModel:
+    return tested.model
+
+
+@pytest.fixture
+def expected(tested: Served) -> list[Tokens]:
+    return tested.expected
 
 
 def requests() -> list[Shown]:
@@ -116,7 +157,7 @@ def test_every_family_in_every_way(model: LoadedModel, expected: list[Tokens], w
     finally:
         engine.close()
     right = [a == b for a, b in zip(answers, expected, strict=True)]
-    EQUALITY[model.module.config.model_type, way] = f"{sum(right)}/{len(right)}"
+    EQUALITY[f"{model.name} {model.code}", way] = f"{sum(right)}/{len(right)}"
     assert answers == expected
 
 
@@ -133,11 +174,12 @@ def test_plain_attention_gives_the_tokens_of_generate_too(tmp_path: Path) -> Non
         engine.close()
 
 
-def test_other_pixels_and_other_positions_give_another_text(model: LoadedModel, expected: list[Tokens]) -> None:
+def test_other_pixels_and_other_positions_give_another_text(tested: Served) -> None:
     """Controls: without them the table above could be of models that look at nothing."""
-    assert len(set(expected)) >= len(expected) - 2
-    assert len({reference(model, ask("What is it?", picture(seed), max_tokens=12)) for seed in range(40, 46)}) > 2
-    assert len({reference(model, ask("What is it?", clip(seed), max_tokens=12)) for seed in range(40, 46)}) > 1
+    assert len(set(tested.expected)) >= len(tested.expected) - 2
+    for shown, least in ((picture, 2), (clip, 1)):
+        asked = [ask("What is it?", shown(seed), max_tokens=12) for seed in range(40, 46)]
+        assert len({reference(tested.library, one) for one in asked}) > least
 
 
 def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_for_text(model: LoadedModel) -> None:
@@ -148,9 +190,9 @@ def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_
         assert prompt.delta != 0
         steps = []
         for delta in (prompt.delta, 0):
-            runner = Runner(model)
+            runner = model.runner
             filled, slots = runner.empty_cache(), runner.slots()
-            seen = {index: runner.features(item) for index, item in enumerate(prompt.items)}
+            seen = dict(enumerate(runner.features(prompt.items)))
             runner.prefill(prompt, [], slice(0, len(prompt.ids)), seen, filled)
             slots.join(filled, len(prompt.ids), len(prompt.ids) + 1)
             steps.append(runner.decode([5], [len(prompt.ids) + delta], slots))

@@ -13,7 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from tests.engine import checkpoints
 from worker.engine import weights
 from worker.engine.checkpoint import ModelError
-from worker.engine.loading import Template, load
+from worker.engine.library.runner import module_of
+from worker.engine.loading import load
+from worker.engine.template import Template
 from worker.engine.weights import Reading, copied, headers, mapped
 from worker.settings import EMBEDDED_MODEL, Settings
 
@@ -105,14 +107,14 @@ def test_what_is_free_is_within_the_containers_limit() -> None:
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
 def test_the_model_is_the_one_that_the_library_loads(tmp_path: Path, family: str) -> None:
     folder = checkpoints.write(family, tmp_path / family)
-    ours = load(Settings(model_path=folder, device="cpu")).module.state_dict()
+    ours = module_of(load(Settings(model_path=folder, device="cpu", model_code="transformers")).runner).state_dict()
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_tied_weights_are_one_tensor() -> None:
-    module = load(Settings(device="cpu")).module
+    module = module_of(load(Settings(device="cpu", model_code="transformers")).runner)
     assert module.lm_head.weight is module.get_input_embeddings().weight
 
 
@@ -121,8 +123,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
     body = json.loads((folder / "config.json").read_text())
     body["text_config"]["num_hidden_layers"] += 1
     (folder / "config.json").write_text(json.dumps(body))
-    with pytest.raises(ModelError, match=r"is no qwen3_vl: \d+ tensors are missing"):
+    with pytest.raises(ModelError, match=r"is no qwen3_vl: the tensor model\.language_model\.layers\.4\S+ is missing"):
         load(Settings(model_path=folder, device="cpu"))
+    with pytest.raises(ModelError, match=r"is no qwen3_vl: \d+ tensors are missing"):
+        load(Settings(model_path=folder, device="cpu", model_code="transformers"))
 
 
 def test_an_unknown_model_type_is_refused_by_name(tmp_path: Path) -> None:

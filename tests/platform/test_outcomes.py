@@ -244,7 +244,7 @@ handler.main()
 
 _BROKEN_DEVICE = """
 import torch, handler
-from worker.engine.runner import Runner
+from worker.engine.native.runner import NativeRunner as Runner
 
 def decode(*_):
     raise torch.AcceleratorError("the device is gone")
@@ -272,7 +272,7 @@ handler.main()
 
 _BLIND = """
 import handler
-from worker.engine.runner import Runner
+from worker.engine.native.runner import NativeRunner as Runner
 
 def features(*_):
     raise ValueError("a secret of the library")

@@ -5,14 +5,12 @@ moves, its bytes are known when it is admitted, and a long one does not widen th
 a step are kept together: a sequence that leaves is replaced by the last one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
-
-from worker.engine.attention import grouped
+from torch.nn import functional
 
 SMALLEST_WIDTH = 256
 
@@ -30,61 +28,18 @@ def rows_for(count: int) -> int:
     return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
 
 
-class SlotLayer(CacheLayerMixin):
-    """An attention layer's side of a step: it only writes; reading is `SlotCache.attend`."""
+class States(Protocol):
+    """A recurrent layer's states, one row for each row of the step."""
 
-    def __init__(self, owner: "SlotCache", index: int) -> None:
-        super().__init__()
-        self._owner, self._index = owner, index
+    def join(self, row: int, filled: Any) -> None:
+        """Copy what a prefill left in this layer into a row."""
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise AssertionError("rows are made by SlotCache.join")
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write this step's keys and values, (rows, kv_heads, 1, head_dim)."""
-        self._owner.write(self._index, key_states, value_states)
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self._owner.longest
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class SlotStates(LinearAttentionLayer):
-    """A recurrent layer's convolution and recurrent states, one row for each row of the step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stores: list[torch.Tensor] = []
-
-    def join(self, row: int, filled: LinearAttentionLayer) -> None:
-        fresh = [filled.conv_states[0], filled.recurrent_states[0]]
-        if not self.stores or self.stores[0].shape[0] <= row:
-            grown = [one.new_zeros(rows_for(row + 1), *one.shape[1:]) for one in fresh]
-            for new, old in zip(grown, self.stores, strict=False):
-                new[: old.shape[0]] = old
-            self.stores = grown
-        for store, state in zip(self.stores, fresh, strict=True):
-            store[row] = state[0]
-        self.conv_kernel_size[0] = filled.conv_kernel_size[0]
-
-    def move(self, source: int, target: int) -> None:
-        for store in self.stores:
-            store[target] = store[source]
+    def move(self, source: int, target: int) -> None: ...
 
     def show(self, rows: int) -> None:
-        """Let a step of this many rows see and change its states."""
-        conv, recurrent = (store[:rows] for store in self.stores)
-        self.conv_states[0], self.recurrent_states[0] = conv, recurrent
-        self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = True
-        self.has_previous_state[0] = True
+        """Let a step of this many rows see and change them."""
+
+    def clear(self) -> None: ...
 
 
 @dataclass
@@ -110,9 +65,16 @@ class _Group:
 
 
 class SlotCache:
-    """Rows for the sequences being decoded. `like` is a model's empty cache; it says which layers are of which kind."""
+    """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend."""
 
-    def __init__(self, like: Cache, bytes_per_token: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        bytes_per_token: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        states: Mapping[int, States] | None = None,
+    ) -> None:
         self.lengths: list[int] = []
         self._bytes_per_token = bytes_per_token
         self._device, self._dtype = device, dtype
@@ -120,15 +82,10 @@ class SlotCache:
         self._home: list[tuple[int, int]] = []  # of each row of the step: its pool's width and its row there
         self._groups: list[_Group] = []
         self._expected: dict[int, int] = {}
-        self._attending: dict[int, int] = {}
-        layers: list[Any] = []
-        for index, layer in enumerate(like.layers):
-            is_recurrent = isinstance(layer, LinearAttentionLayer)
-            if not is_recurrent:
-                self._attending[index] = len(self._attending)
-            layers.append(SlotStates() if is_recurrent else SlotLayer(self, index))
-        self._states = [layer for layer in layers if isinstance(layer, SlotStates)]
-        self.model_view = Cache(layers=layers)
+        self._states = dict(states or {})
+        attending = [layer for layer in range(num_layers) if layer not in self._states]
+        self._attending = {layer: index for index, layer in enumerate(attending)}
+        self.model_view: Any = None  # this cache as the model's own code wants to see it
 
     @property
     def num_live(self) -> int:
@@ -168,7 +125,7 @@ class SlotCache:
             width = width_for(wanted)
             self._expected[width] = self._expected.get(width, 0) + 1
 
-    def join(self, prefilled: Cache, length: int, most: int) -> None:
+    def join(self, prefilled: Any, length: int, most: int) -> None:
         """Copy what a prefill of `length` tokens left into a new last row that may grow to `most` tokens."""
         width = width_for(most)
         pool = self._pools.get(width) or _Pool(width, [], [], [])
@@ -178,8 +135,8 @@ class SlotCache:
                 self._fill(pool.keys, self._attending[index], filled.keys, width, row, length)
                 self._fill(pool.values, self._attending[index], filled.values, width, row, length)
         self._expected[width] = max(0, self._expected.get(width, 0) - 1)
-        for states, filled in zip(self._states, _recurrent(prefilled), strict=True):
-            states.join(len(self.lengths), filled)
+        for layer, states in self._states.items():
+            states.join(len(self.lengths), prefilled.layers[layer])
         self._pools[width] = pool
         pool.slots.append(len(self.lengths))
         self._home.append((width, row))
@@ -219,7 +176,7 @@ class SlotCache:
         if row != last:
             self.lengths[row], self._home[row] = self.lengths[last], self._home[last]
             self._pools[self._home[row][0]].slots[self._home[row][1]] = row
-            for states in self._states:
+            for states in self._states.values():
                 states.move(last, row)
         self.lengths.pop()
         self._home.pop()
@@ -230,13 +187,13 @@ class SlotCache:
         """Drop all rows and their memory."""
         self.lengths, self._home, self._groups = [], [], []
         self._pools.clear()
-        for states in self._states:
-            states.stores = []
+        for states in self._states.values():
+            states.clear()
 
     def begin_step(self) -> None:
         """Lay out the step: where each row writes, and what it may read."""
         self._groups = [self._group(pool) for pool in self._pools.values()]
-        for states in self._states:
+        for states in self._states.values():
             states.show(self.num_live)
 
     def _group(self, pool: _Pool) -> _Group:
@@ -279,5 +236,14 @@ class SlotCache:
         self.lengths = [length + 1 for length in self.lengths]
 
 
-def _recurrent(cache: Cache) -> list[LinearAttentionLayer]:
-    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
+def grouped(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """(rows, 1, heads, dim) from query (rows, heads, 1, dim), keys and values (rows, kv_heads, width, dim).
+
+    mask: (rows, 1, 1, width), added to the scores.
+    """
+    rows, heads, _, dim = query.shape
+    block = query.reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
+    mixed = functional.scaled_dot_product_attention(block, keys, values, attn_mask=mask, scale=scale)
+    return mixed.reshape(rows, 1, heads, -1)

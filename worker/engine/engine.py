@@ -20,11 +20,11 @@ import torch
 from worker.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
 from worker.deadline import Deadline
 from worker.engine.admission import Admission, Entry
+from worker.engine.face import Prompt
 from worker.engine.loading import LoadedModel
 from worker.engine.prefill import Prefill
-from worker.engine.prompt import Prompt, PromptBuilder
+from worker.engine.prompt import PromptBuilder
 from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
-from worker.engine.runner import Runner
 from worker.engine.sampling import Chooser, resolve, rows
 from worker.engine.sequence import Emit, Request, Sequence
 from worker.engine.streaming import TextStream, Vocabulary
@@ -61,7 +61,7 @@ class Engine:
         self._settings = settings
         self._builder = PromptBuilder(model, settings)
         self._vocabulary = Vocabulary(model.tokenizer)
-        self._runner = Runner(model)
+        self._runner = model.runner
         self._cache = self._runner.slots()
         self._features = FeatureCache(settings.feature_cache_mib * MIB)
         self._can_pad = can_cut = not self._cache.has_states

@@ -1,60 +1,37 @@
 """A checkpoint folder to a model that is ready to run, with everything beside its weights that shapes a prompt."""
 
+import importlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, BitsAndBytesConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.utils import is_flash_attn_2_available
-from transformers.utils import logging as transformers_logging
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from worker.engine.attention import register
 from worker.engine.checkpoint import ModelError
+from worker.engine.face import Runner
 from worker.engine.families import FAMILIES, Family
+from worker.engine.native import shapes
+from worker.engine.native.runner import NativeRunner
 from worker.engine.rules import PixelRules, read_json, read_rules
+from worker.engine.template import Template
 from worker.engine.weights import Begun, begin
 from worker.settings import EMBEDDED_MODEL, Settings
 from worker.timeline import Timeline
 
 log = logging.getLogger(__name__)
-
-
-class Template:
-    """A checkpoint's chat template."""
-
-    def __init__(self, folder: Path) -> None:
-        own = folder / "chat_template.jinja"
-        config = read_json(folder / "tokenizer_config.json")
-        text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
-        text = text or read_json(folder / "chat_template.json").get("chat_template")
-        if not isinstance(text, str):
-            raise ModelError(f"{folder} has no chat template")
-        self._text = text
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        tokens = {name: config.get(name) for name in names}
-        self._tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in tokens.items() if one}
-
-    def render(self, messages: list[dict[str, Any]], told: Mapping[str, Any] = MappingProxyType({})) -> str:
-        """The conversation as text, up to where the answer begins. `told`: further variables of the template."""
-        [rendered], _ = render_jinja_template(
-            [messages], chat_template=self._text, **{"add_generation_prompt": True, **told, **self._tokens}
-        )
-        return str(rendered)
+DEFAULT_MODEL_LEN = 32_768
+DEFAULT_TOKENS_PER_SECOND = 4
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device and its checkpoint's rules."""
+    """A model on its device and its checkpoint's rules. code: whose model code `runner` runs. special_ids: of the
+    tokens that stand for media. tokens_per_second: positions of a second of video, where it is one span."""
 
     name: str
-    module: Any
+    code: Literal["native", "transformers"]
+    runner: Runner
     family: Family
     template: Template
     tokenizer: Tokenizer
@@ -63,6 +40,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     max_model_len: int
     vocabulary_size: int
+    tokens_per_second: float
     device: torch.device
     dtype: torch.dtype
 
@@ -73,37 +51,74 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
     begun = begun or begin(settings)
     found, device, dtype = begun.found, begun.device, begun.dtype
     folder = found.folder
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError):
-        config = None
-    if config is None or config.model_type not in FAMILIES:
-        kind = read_json(folder / "config.json").get("model_type")
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
         raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(FAMILIES))}")
+    text, vision = shapes.parts(config)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    pixels = read_rules(folder)
     timeline.end("tokenizer")
-    module = _module(settings, begun, config, timeline)
+    code = _code(settings, begun, config)
+    if code == "native":
+        runner: Runner = _native(begun, config, pixels, timeline)
+    else:
+        # Imported when it is needed: it takes longer than everything else of a start.
+        library = importlib.import_module("worker.engine.library.loading")
+        timeline.end("importing transformers")
+        runner = library.load(settings, begun, pixels, timeline)
     timeline.end("model")
     generation = read_json(folder / "generation_config.json")
-    own_limit = int(config.get_text_config().max_position_embeddings)
+    own_limit = int(text.get("max_position_embeddings", DEFAULT_MODEL_LEN))
     name = settings.model_name or found.name
     if folder == EMBEDDED_MODEL:
         log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", name)
-    log.info("serving %s from %s on %s in %s", name, found.origin, device, str(dtype).removeprefix("torch."))
+    shown = (name, found.origin, device, str(dtype).removeprefix("torch."), code)
+    log.info("serving %s from %s on %s in %s, by %s model code", *shown)
     return LoadedModel(
         name=name,
-        module=module,
-        family=FAMILIES[config.model_type],
+        code=code,
+        runner=runner,
+        family=FAMILIES[kind],
         template=Template(folder),
         tokenizer=tokenizer,
-        pixels=read_rules(folder),
+        pixels=pixels,
         generation=generation,
         eos_ids=_eos_ids(generation, config),
         max_model_len=min(settings.max_model_len or own_limit, own_limit),
-        vocabulary_size=int(config.get_text_config().vocab_size),
+        vocabulary_size=int(text["vocab_size"]),
+        tokens_per_second=float(vision.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND)),
         device=device,
         dtype=dtype,
     )
+
+
+def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["native", "transformers"]:
+    """Whose model code runs it: ours where it can, unless the settings say otherwise. Raises ModelError."""
+    if settings.model_code == "transformers":
+        return "transformers"
+    why = shapes.why_not(config)
+    if begun.reading is None:
+        why = "its weights are quantised"
+    elif settings.attention not in ("auto", "sdpa"):
+        why = f"ATTENTION is {settings.attention}"
+    if why is None:
+        return "native"
+    if settings.model_code == "native":
+        raise ModelError(f"MODEL_CODE is native, which cannot run this model: {why}. MODEL_CODE=auto")
+    log.info("transformers runs this model: %s", why)
+    return "transformers"
+
+
+def _native(begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline) -> NativeRunner:
+    assert begun.reading is not None
+    tensors = begun.reading.tensors()
+    timeline.end("waiting for weights")
+    timeline.ran_beside("reading weights", begun.reading.seconds)
+    try:
+        return NativeRunner(config, tensors, pixels, begun.device)
+    except ModelError as error:
+        raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None
 
 
 def facts(model: LoadedModel) -> dict[str, Any]:
@@ -118,51 +133,9 @@ def facts(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _module(settings: Settings, begun: Begun, config: Any, timeline: Timeline) -> Any:
-    """The model's own class with its tensors in it, taken as they are. Raises ModelError."""
-    folder, device = begun.found.folder, begun.device
-    transformers_logging.disable_progress_bar()
-    attention = _attention(settings.attention, device)
-    options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
-    if device.type == "cuda":
-        options["device_map"] = {"": device}
-    made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    if begun.reading is not None:
-        tensors = begun.reading.tensors()
-        timeline.end("waiting for weights")
-        timeline.ran_beside("reading weights", begun.reading.seconds)
-        module, info = made.from_pretrained(None, state_dict=tensors, **options)
-    else:
-        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
-        try:
-            module, info = made.from_pretrained(folder, **options, **more)
-        except (ImportError, ValueError, RuntimeError, OSError) as error:
-            raise ModelError(f"{folder} could not be loaded quantised: {error}") from None
-    lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
-    if lost:
-        raise ModelError(
-            f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
-        )
-    module = module.eval().requires_grad_(False)
-    module.model.language_model.config._attn_implementation = register(attention)
-    return module
-
-
-def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if settings.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-
-
-def _attention(wanted: str, device: torch.device) -> str:
-    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own."""
-    if wanted != "auto":
-        return wanted
-    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
-
-
-def _eos_ids(generation: dict[str, Any], config: Any) -> frozenset[int]:
-    ids = generation.get("eos_token_id", config.get_text_config().eos_token_id)
+def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
+    text, _ = shapes.parts(config)
+    ids = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
     if ids is None:
         raise ModelError("the checkpoint names no eos_token_id")
     return frozenset(ids if isinstance(ids, list) else [ids])

@@ -1,11 +1,9 @@
 """A prompt on its way through the model, a piece at a time, so that running answers need not wait for all of it."""
 
 import torch
-from transformers.cache_utils import Cache
 
-from worker.engine.prompt import Prompt
+from worker.engine.face import Features, Filled, Prompt, Runner
 from worker.engine.reuse import FeatureCache, PrefixCache
-from worker.engine.runner import Features, Runner
 
 
 class Prefill:
@@ -17,7 +15,7 @@ class Prefill:
         self._prompt, self._tokens = prompt, list(tokens)
         self._runner, self._features, self._prefixes = runner, features, prefixes
         self._seen: dict[int, Features] = {}
-        self.cache: Cache = runner.empty_cache()
+        self.cache: Filled = runner.empty_cache()
         self.reused = prefixes.fill(prompt.fingerprint, self.cache) if prefixes else 0
         self._done = self.reused
         self.logits: torch.Tensor | None = None
@@ -36,16 +34,16 @@ class Prefill:
         """Whether it is a prompt without pictures of which nothing is computed yet."""
         return not self._done and not self._tokens and not self._prompt.items
 
-    def finish(self, logits: torch.Tensor, cache: Cache) -> None:
+    def finish(self, logits: torch.Tensor, cache: Filled) -> None:
         """Take over what was computed together with others."""
         self.logits, self.cache, self._done = logits, cache, self._length
 
     def step(self, budget: int) -> int:
         """Compute one picture or one chunk of at most `budget` tokens; what it cost in tokens."""
         chunk = slice(self._done, min(self._done + budget, self._length))
-        for index in dict.fromkeys(self._prompt.item_of[chunk].tolist()):
-            if index >= 0 and index not in self._seen:
-                return self._see(index)
+        wanted = [index for index in dict.fromkeys(self._prompt.item_of[chunk].tolist()) if index >= 0]
+        if unseen := [index for index in wanted if index not in self._seen]:
+            return self._see(unseen, budget)
         self.logits = self._runner.prefill(self._prompt, self._tokens, chunk, self._seen, self.cache)
         self._done = chunk.stop
         return chunk.stop - chunk.start
@@ -55,12 +53,24 @@ class Prefill:
         if self._prefixes is not None:
             self._prefixes.keep(self._prompt.fingerprint, self.cache)
 
-    def _see(self, index: int) -> int:
-        item = self._prompt.items[index]
-        found = self._features.get(item.key)
-        if found is not None:
-            self._seen[index] = found
+    def _see(self, unseen: list[int], budget: int) -> int:
+        """Take in pictures: those seen before for nothing, others in one pass, as many as the budget has tokens for."""
+        fresh: list[int] = []
+        cost = 0
+        for index in unseen:
+            item = self._prompt.items[index]
+            found = self._features.get(item.key)
+            if found is not None:
+                self._seen[index] = found
+                continue
+            size = int((self._prompt.item_of == index).sum())
+            if fresh and cost + size > budget:
+                break
+            fresh.append(index)
+            cost += size
+        if not fresh:
             return 0
-        self._seen[index] = fresh = self._runner.features(item)
-        self._features.put(item.key, fresh, fresh.num_bytes)
-        return len(fresh.embeds)
+        for index, features in zip(fresh, self._runner.features([self._prompt.items[i] for i in fresh]), strict=True):
+            self._seen[index] = features
+            self._features.put(self._prompt.items[index].key, features, features.num_bytes)
+        return cost

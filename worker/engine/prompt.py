@@ -6,7 +6,6 @@ Text from a caller never becomes a control token: `<|im_end|>` in a message is r
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,62 +14,17 @@ from tokenizers import Tokenizer
 from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Seen, Text
 from worker.engine import pixels
 from worker.engine.checkpoint import ModelError
+from worker.engine.face import Item, Prompt
 from worker.engine.families import patch_times
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
+from worker.engine.positions import IMAGE, TEXT, VIDEO, positions
 from worker.engine.sizes import Size, image_size, video_size
 from worker.errors import PromptTooLong
 from worker.settings import Settings
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
-_TEXT, _IMAGE, _VIDEO = 0, 1, 2
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """A picture or video of a prompt. key: the same for the same content seen in the same way."""
-
-    kind: Kind
-    patches: Patches
-    key: bytes
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """All that the model needs to prefill a request.
-
-    ids: the tokens. positions: (3, tokens) M-RoPE positions. delta: what the position of a later token
-    differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
-    each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
-    begin with the same fingerprints begin with the same keys and values. seen: what the items look like.
-    """
-
-    ids: tuple[int, ...]
-    positions: torch.Tensor
-    delta: int
-    items: tuple[Item, ...]
-    item_of: torch.Tensor
-    offset_of: torch.Tensor
-    fingerprint: torch.Tensor
-    image_tokens: int
-    video_tokens: int
-    seen: tuple[Seen, ...] = ()
-
-    @property
-    def images(self) -> tuple[Patches, ...]:
-        return tuple(item.patches for item in self.items if item.kind == "image")
-
-    @property
-    def videos(self) -> tuple[Patches, ...]:
-        return tuple(item.patches for item in self.items if item.kind == "video")
-
-    def positions_with(self, num_later: int) -> torch.Tensor:
-        """(3, tokens + num_later) positions of the prompt and of the tokens that follow it."""
-        if not num_later:
-            return self.positions
-        first = len(self.ids) + self.delta
-        return torch.cat([self.positions, torch.arange(first, first + num_later).expand(3, -1)], dim=1)
 
 
 class PromptBuilder:
@@ -199,16 +153,11 @@ class PromptBuilder:
         self, ids: torch.Tensor, items: Sequence[Item], seconds: Sequence[float]
     ) -> tuple[torch.Tensor, int]:
         """`seconds` are those of each video's temporal patch; only families with untimed spans ask for them."""
-        kinds = torch.where(ids == self._image_pad, _IMAGE, torch.where(ids == self._video_pad, _VIDEO, _TEXT))
-        asked = {} if self._model.family.is_video_timed or not seconds else {"second_per_grid_ts": list(seconds)}
-        positions, deltas = self._model.module.model.get_rope_index(
-            ids[None],
-            mm_token_type_ids=kinds[None],
-            image_grid_thw=grids([item.patches for item in items if item.kind == "image"]),
-            video_grid_thw=grids([item.patches for item in items if item.kind == "video"]),
-            **asked,
-        )
-        return positions[:, 0], int(deltas[0, 0])
+        kinds = torch.where(ids == self._image_pad, IMAGE, torch.where(ids == self._video_pad, VIDEO, TEXT))
+        grids = {kind: [item.patches.grid for item in items if item.kind == kind] for kind in ("image", "video")}
+        rate = self._model.tokens_per_second
+        intervals = None if self._model.family.is_video_timed else [rate * one for one in seconds]
+        return positions(kinds, grids["image"], grids["video"], self._model.pixels.merge, intervals)
 
 
 def _item(kind: Kind, patches: Patches, times: Sequence[float] = ()) -> Item:

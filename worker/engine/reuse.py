@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from transformers.cache_utils import Cache
 
-from worker.engine.runner import Features
+from worker.engine.face import Features, Filled
 
 SHORTEST_PREFIX = 32  # tokens; computing fewer is cheaper than keeping them
 
@@ -82,7 +81,7 @@ class PrefixCache:
     def num_hits(self) -> int:
         return self._kept.num_hits
 
-    def fill(self, fingerprint: torch.Tensor, cache: Cache) -> int:
+    def fill(self, fingerprint: torch.Tensor, cache: Filled) -> int:
         """Put the longest known beginning into an empty `cache`; its length, less than the prompt's, 0 for none."""
         best, length = -1, SHORTEST_PREFIX - 1
         for key, known in self._kept.items():
@@ -96,7 +95,7 @@ class PrefixCache:
             cache.update(keys[:, :, :length], values[:, :, :length], index)
         return length
 
-    def keep(self, fingerprint: torch.Tensor, cache: Cache) -> None:
+    def keep(self, fingerprint: torch.Tensor, cache: Filled) -> None:
         """Remember a prefilled prompt. What it says more than one that is known replaces that one."""
         if len(fingerprint) < SHORTEST_PREFIX:
             return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from worker.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
 from worker.deadline import Deadline
-from worker.engine.prompt import Prompt
+from worker.engine.face import Prompt
 from worker.engine.sampling import Chooser, Row, likeliest
 from worker.engine.streaming import TextStream, Vocabulary
 from worker.errors import DeadlineExceeded, InternalError, WorkerError

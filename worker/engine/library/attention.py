@@ -8,7 +8,6 @@ import sys
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -53,16 +52,3 @@ def register(inner: str) -> str:
 def _eager(module: Any, *arguments: Any, **options: Any) -> Any:
     """The plain attention that each of the library's models brings along."""
     return sys.modules[type(module).__module__].eager_attention_forward(module, *arguments, **options)
-
-
-def grouped(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """(rows, 1, heads, dim) from query (rows, heads, 1, dim), keys and values (rows, kv_heads, width, dim).
-
-    mask: (rows, 1, 1, width), added to the scores.
-    """
-    rows, heads, _, dim = query.shape
-    block = query.reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
-    mixed = functional.scaled_dot_product_attention(block, keys, values, attn_mask=mask, scale=scale)
-    return mixed.reshape(rows, 1, heads, -1)

@@ -1,40 +1,26 @@
-"""The model's narrow face: features of a picture, prefill of a chunk, decode of rows. No sampling, no threads.
-
-This is transformers' own forward; it asks the model for nothing that depends on an earlier call.
-"""
+"""The engine's face on transformers' own forward. It asks the model for nothing that depends on an earlier call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from worker.engine.cache import SlotCache
-from worker.engine.loading import LoadedModel
+from worker.engine.face import Features, Item, Prompt, Runner
+from worker.engine.library.slots import slots_like
 from worker.engine.pixels import normalised
-from worker.engine.prompt import Item, Prompt
+from worker.engine.rules import PixelRules
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the vision tower says of one picture or video. embeds: (tokens, hidden). deep: the same for each of the
-    first layers of the text model, where the family has them."""
+class LibraryRunner:
+    """Runs one of the library's models, `module`, on its device. See `face.Runner`."""
 
-    embeds: torch.Tensor
-    deep: tuple[torch.Tensor, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in (self.embeds, *self.deep))
-
-
-class Runner:
-    """Runs one model on its device."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        self._model = model
-        self._text = model.module.model.language_model
-        self._config = model.module.config.get_text_config()
+    def __init__(self, module: Any, pixels: PixelRules, device: torch.device, dtype: torch.dtype) -> None:
+        self.module = module
+        self._pixels, self._device, self._dtype = pixels, device, dtype
+        self._text = module.model.language_model
+        self._config = module.config.get_text_config()
 
     @property
     def bytes_per_token(self) -> int:
@@ -42,7 +28,7 @@ class Runner:
         kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
         layers = sum(kind != "linear_attention" for kind in kinds)
         heads = int(self._config.num_key_value_heads)
-        size: int = 2 * layers * heads * self._head_dim * self._model.dtype.itemsize
+        size: int = 2 * layers * heads * self._head_dim * self._dtype.itemsize
         return size
 
     @property
@@ -56,14 +42,17 @@ class Runner:
 
     def slots(self) -> SlotCache:
         """What decode reads and writes."""
-        return SlotCache(self.empty_cache(), self.bytes_per_token, self._model.device, self._model.dtype)
+        return slots_like(self.empty_cache(), self.bytes_per_token, self._device, self._dtype)
+
+    def features(self, items: Sequence[Item]) -> list[Features]:
+        """Pictures and videos through the vision tower, one after the other."""
+        return [self._features(item) for item in items]
 
     @torch.inference_mode()
-    def features(self, item: Item) -> Features:
-        """One picture or video through the vision tower."""
-        device = self._model.device
-        see = self._model.module.get_image_features if item.kind == "image" else self._model.module.get_video_features
-        pixels = normalised([item.patches], self._model.pixels, device, self._model.dtype)
+    def _features(self, item: Item) -> Features:
+        device = self._device
+        see = self.module.get_image_features if item.kind == "image" else self.module.get_video_features
+        pixels = normalised([item.patches], self._pixels, device, self._dtype)
         seen = see(pixels, torch.tensor([item.patches.grid], device=device))
         deep = getattr(seen, "deepstack_features", None) or ()
         return Features(torch.cat(list(seen.pooler_output)), tuple(torch.cat(list(layer)) for layer in deep))
@@ -77,9 +66,9 @@ class Runner:
         `tokens` are those of the answer that follow the prompt already; `chunk` counts over both. `seen` has the
         features of every item with a token in the chunk.
         """
-        device = self._model.device
+        device = self._device
         ids = [*prompt.ids, *tokens][chunk]
-        embeds = self._model.module.get_input_embeddings()(torch.tensor([ids], device=device))
+        embeds = self.module.get_input_embeddings()(torch.tensor([ids], device=device))
         visual = self._place(embeds, prompt, chunk, seen)
         hidden = self._text(
             inputs_embeds=embeds,
@@ -88,7 +77,7 @@ class Runner:
             use_cache=True,
             **visual,
         ).last_hidden_state
-        logits: torch.Tensor = self._model.module.lm_head(hidden[0, -1])
+        logits: torch.Tensor = self.module.lm_head(hidden[0, -1])
         return logits
 
     @torch.inference_mode()
@@ -96,7 +85,7 @@ class Runner:
         """(prompts, vocabulary) logits after the last token of each, and a filled cache for each: whole prompts
         without pictures in one forward, padded on the right, where no token of theirs looks. Not for recurrent layers.
         """
-        device = self._model.device
+        device = self._device
         lengths = [len(prompt.ids) for prompt in prompts]
         ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         positions = torch.zeros(3, *ids.shape, dtype=torch.long)
@@ -108,7 +97,7 @@ class Runner:
             input_ids=ids.to(device), position_ids=positions.to(device), past_key_values=filled, use_cache=True
         ).last_hidden_state
         last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
-        logits: torch.Tensor = self._model.module.lm_head(last)
+        logits: torch.Tensor = self.module.lm_head(last)
         return logits, [self._row(filled, row, length) for row, length in enumerate(lengths)]
 
     def _row(self, filled: DynamicCache, row: int, length: int) -> DynamicCache:
@@ -141,15 +130,21 @@ class Runner:
     def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> torch.Tensor:
         """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
         once `slots.end_step()` is called: until then it can be done again."""
-        device = self._model.device
+        device = self._device
         slots.begin_step()
         hidden = self._text(
             input_ids=torch.tensor(tokens, device=device)[:, None],
             position_ids=torch.tensor(positions, device=device)[None, :, None].expand(3, -1, -1),
-            attention_mask=torch.zeros(len(tokens), 1, 1, 1, dtype=self._model.dtype, device=device),
+            attention_mask=torch.zeros(len(tokens), 1, 1, 1, dtype=self._dtype, device=device),
             past_key_values=slots.model_view,
             use_cache=True,
             slots=slots,
         ).last_hidden_state
-        logits: torch.Tensor = self._model.module.lm_head(hidden[:, -1])
+        logits: torch.Tensor = self.module.lm_head(hidden[:, -1])
         return logits
+
+
+def module_of(runner: Runner) -> Any:
+    """The library's model behind a runner, for what only it has, as `generate`."""
+    assert isinstance(runner, LibraryRunner), "MODEL_CODE must be transformers"
+    return runner.module

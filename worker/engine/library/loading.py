@@ -1,0 +1,59 @@
+"""A checkpoint as one of transformers' models."""
+
+import torch
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from worker.engine.checkpoint import ModelError
+from worker.engine.library.attention import register
+from worker.engine.library.runner import LibraryRunner
+from worker.engine.rules import PixelRules
+from worker.engine.weights import Begun
+from worker.settings import Settings
+from worker.timeline import Timeline
+
+
+def load(settings: Settings, begun: Begun, pixels: PixelRules, timeline: Timeline) -> LibraryRunner:
+    """The library's class for the checkpoint with its tensors in it, taken as they are. Raises ModelError."""
+    folder, device = begun.found.folder, begun.device
+    config = AutoConfig.from_pretrained(folder)
+    transformers_logging.disable_progress_bar()
+    attention = _attention(settings.attention, device)
+    options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if begun.reading is not None:
+        tensors = begun.reading.tensors()
+        timeline.end("waiting for weights")
+        timeline.ran_beside("reading weights", begun.reading.seconds)
+        module, info = made.from_pretrained(None, state_dict=tensors, **options)
+    else:
+        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
+        try:
+            module, info = made.from_pretrained(folder, **options, **more)
+        except (ImportError, ValueError, RuntimeError, OSError) as error:
+            raise ModelError(f"{folder} could not be loaded quantised: {error}") from None
+    lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
+    if lost:
+        raise ModelError(
+            f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
+        )
+    module = module.eval().requires_grad_(False)
+    module.model.language_model.config._attn_implementation = register(attention)
+    return LibraryRunner(module, pixels, device, begun.dtype)
+
+
+def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if settings.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+
+
+def _attention(wanted: str, device: torch.device) -> str:
+    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own."""
+    if wanted != "auto":
+        return wanted
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"

@@ -1,0 +1,147 @@
+"""What the models share: tensors by name, rotary positions, attention within segments, keys and values of a prompt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.engine.checkpoint import ModelError
+
+# Names of older checkpoints, as newer ones have them.
+_RENAMED = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
+)
+_NOT_NEEDED = re.compile(r"\.inv_freq$")
+
+
+class Tensors:
+    """A checkpoint's tensors, each taken once. What is missing, of another shape, or left over is a ModelError."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._left: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            for pattern, new in _RENAMED:
+                name = pattern.sub(new, name)
+            if not _NOT_NEEDED.search(name):
+                self._left[name] = tensor
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor of this name. Raises ModelError."""
+        tensor = self._left.pop(name, None)
+        if tensor is None:
+            raise ModelError(f"the tensor {name} is missing")
+        if tensor.shape != shape:
+            raise ModelError(f"the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
+        return tensor
+
+    def joined(self, prefix: str, names: Sequence[str], suffix: str, rows: Sequence[int], *rest: int) -> Tensor:
+        """Several tensors as one, one behind the other; the memory of each goes when it is copied."""
+        whole: Tensor | None = None
+        at = 0
+        for name, count in zip(names, rows, strict=True):
+            part = self.take(f"{prefix}{name}{suffix}", count, *rest)
+            if whole is None:
+                whole = part.new_empty(sum(rows), *rest)
+            whole[at : at + count] = part
+            at += count
+        assert whole is not None
+        return whole
+
+    def drop(self, name: str) -> None:
+        """A tensor that nobody needs."""
+        self._left.pop(name, None)
+
+    def close(self) -> None:
+        """Raises ModelError where a tensor was not taken."""
+        if self._left:
+            raise ModelError(f"{len(self._left)} tensors have no place in the model, as {min(self._left)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """weight: (out, in); bias: (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(tokens, in) to (tokens, out)."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual` plus what `x` becomes; in one operation where there is no bias."""
+        if self.bias is None:
+            return torch.addmm(residual, x, self.weight.t())
+        return residual + self(x)
+
+
+def affine(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Affine:
+    """Raises ModelError."""
+    weight = tensors.take(f"{name}.weight", out, into)
+    return Affine(weight, tensors.take(f"{name}.bias", out) if bias else None)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Over the last dimension, computed in float32."""
+    return functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`cos` and `sin` for `rotate` from angles (tokens, dim / 2) in float32."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([-sin, sin], -1)[:, None].to(dtype)
+
+
+def frequencies(theta: float, dim: int, device: torch.device) -> Tensor:
+    """(dim / 2,) in float32."""
+    return (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))).to(device)
+
+
+def within_segments(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(tokens, heads, dim) of attention in which a token sees its own segment, and all of it. Segments of one length
+    that follow each other are computed together."""
+    mixed, at = [], 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        span = slice(at, at + count * length)
+        q, k, v = (x[span].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
+        mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        at += count * length
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+@dataclass(eq=False)
+class _Layer:
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+class KeysAndValues:
+    """What a prefill leaves; see `face.Filled`."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [_Layer() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Put keys and values, (1, kv_heads, tokens, dim), behind those that the layer has; all of them."""
+        own = self.layers[layer]
+        if own.keys is None or own.values is None:
+            own.keys, own.values = keys.contiguous(), values.contiguous()
+        else:
+            own.keys, own.values = torch.cat([own.keys, keys], 2), torch.cat([own.values, values], 2)
+        return own.keys, own.values

@@ -1,0 +1,136 @@
+"""The engine's face on our own model code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.engine.cache import SlotCache
+from worker.engine.face import Features, Item, Prompt
+from worker.engine.native import qwen2_5_vl, qwen3_vl
+from worker.engine.native.layers import KeysAndValues, Tensors
+from worker.engine.native.shapes import read
+from worker.engine.native.text import Attend, TextModel
+from worker.engine.pixels import normalised
+from worker.engine.rules import PixelRules
+
+_TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.Tower}
+
+
+class NativeRunner:
+    """Runs the model of a config with a checkpoint's tensors. See `face.Runner`. Raises ModelError where they are not
+    that model's."""
+
+    def __init__(
+        self, config: dict[str, Any], tensors: dict[str, Tensor], pixels: PixelRules, device: torch.device
+    ) -> None:
+        shape, vision = read(config)
+        left = Tensors(tensors)
+        tensors.clear()
+        self._shape, self._pixels, self._device = shape, pixels, device
+        with torch.inference_mode():
+            self._text = TextModel(left, shape, device)
+            self._tower = _TOWERS[config["model_type"]](left, vision, device)
+        left.close()
+        self._dtype = self._text.embedding.dtype
+        self._scale = shape.head_dim**-0.5
+
+    @property
+    def bytes_per_token(self) -> int:
+        shape = self._shape
+        return 2 * shape.layers * shape.kv_heads * shape.head_dim * self._dtype.itemsize
+
+    def empty_cache(self) -> KeysAndValues:
+        return KeysAndValues(self._shape.layers)
+
+    def slots(self) -> SlotCache:
+        return SlotCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype)
+
+    @torch.inference_mode()
+    def features(self, items: Sequence[Item]) -> list[Features]:
+        patches = [item.patches for item in items]
+        pixels = normalised(patches, self._pixels, self._device, self._dtype)
+        embeds, deep = self._tower(pixels, [one.grid for one in patches])
+        counts = [one.num_tokens(self._pixels.merge) for one in patches]
+        each = [torch.split(layer, counts) for layer in (embeds, *deep)]
+        # Memory of their own: one may be kept when the others are not.
+        return [Features(own.clone(), tuple(one.clone() for one in rest)) for own, *rest in zip(*each, strict=True)]
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: KeysAndValues
+    ) -> Tensor:
+        ids = torch.tensor([*prompt.ids, *tokens][chunk], device=self._device)
+        hidden = self._text.embed(ids)
+        spots, deep = self._place(hidden, prompt, chunk, seen)
+        positions = prompt.positions_with(len(tokens))[:, chunk].to(self._device)
+        turned = self._text.turns(positions)
+        hidden = self._text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
+        return self._text.logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[KeysAndValues]]:
+        ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=self._device)
+        positions = torch.cat([prompt.positions for prompt in prompts], 1).to(self._device)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        caches = [self.empty_cache() for _ in prompts]
+        attends = [self._attend_after(cache, length) for cache, length in zip(caches, lengths, strict=True)]
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            parts = (torch.split(part, lengths) for part in (query, keys, values))
+            return torch.cat([one(layer, *own) for one, *own in zip(attends, *parts, strict=True)])
+
+        hidden = self._text.forward(self._text.embed(ids), self._text.turns(positions), attend)
+        last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
+        return self._text.logits(hidden[last]), caches
+
+    def _attend_after(self, cache: KeysAndValues, count: int) -> Attend:
+        """Attention of `count` tokens to those in the cache and to each other, each to none after it."""
+        past = cache.length
+        mask = None
+        if past and count > 1:
+            mask = torch.ones(count, past + count, dtype=torch.bool, device=self._device).tril(past)
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            all_keys, all_values = cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+            mixed = functional.scaled_dot_product_attention(
+                query.transpose(0, 1)[None],
+                all_keys,
+                all_values,
+                attn_mask=mask,
+                is_causal=not past and count > 1,
+                scale=self._scale,
+                enable_gqa=True,
+            )
+            return mixed[0].transpose(0, 1).flatten(1)
+
+        return attend
+
+    def _place(
+        self, hidden: Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Write features over the pads of a chunk; where they lie, and what deep layers add there."""
+        items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
+        spots = (items >= 0).nonzero()[:, 0]
+        if not len(spots):
+            return None, []
+        device = self._device
+        runs = [(seen[item], offsets[items == item].to(device)) for item in dict.fromkeys(items[spots].tolist())]
+        spots = spots.to(device)
+        hidden[spots] = torch.cat([one.embeds[at] for one, at in runs])
+        depth = len(runs[0][0].deep)
+        return spots, [torch.cat([one.deep[level][at] for one, at in runs]) for level in range(depth)]
+
+    @torch.inference_mode()
+    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> Tensor:
+        slots.begin_step()
+        hidden = self._text.embed(torch.tensor(tokens, device=self._device))
+        turned = self._text.turns(torch.tensor(positions, device=self._device).expand(3, -1))
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))
+            return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
+
+        return self._text.logits(self._text.forward(hidden, turned, attend))

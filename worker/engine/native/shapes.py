@@ -1,0 +1,126 @@
+"""What a checkpoint's config says about its model's shape, and whether our own code knows such a model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from worker.engine.checkpoint import ModelError
+
+MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
+ROPE_TYPES = (None, "default", "mrope")
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The text model. sections: how many rotary frequencies turn by time, height and width; is_interleaved: they take
+    turns, else they lie in blocks. has_qk_norm: queries and keys are normalised head by head; has_bias: their
+    projections have biases. is_tied: logits come from the embedding."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    theta: float
+    sections: tuple[int, int, int]
+    is_interleaved: bool
+    has_qk_norm: bool
+    has_bias: bool
+    is_tied: bool
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The vision tower. patch, temporal and merge count pixels, frames and patches a side. positions: learned ones, 0
+    for none; deep: layers whose features go into the text model's first layers; window: side in pixels within which
+    patches see each other, but in the `full` layers, 0 for everywhere."""
+
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    temporal: int
+    merge: int
+    out: int
+    positions: int
+    deep: tuple[int, ...]
+    window: int
+    full: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def why_not(config: dict[str, Any]) -> str | None:
+    """Why our own code cannot run a model of this config; None where it can."""
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        return f"the model type {kind} is not among {', '.join(MODEL_TYPES)}"
+    text, vision = parts(config)
+    rope = _rope(text)
+    if rope.get("rope_type", rope.get("type")) not in ROPE_TYPES:
+        return "its positions are scaled"
+    if text.get("use_sliding_window"):
+        return "its attention has a sliding window"
+    if text.get("hidden_act", "silu") != "silu" or (kind == "qwen3_vl" and text.get("attention_bias")):
+        return "its layers are not those of its family"
+    activation = "gelu_pytorch_tanh" if kind == "qwen3_vl" else "silu"
+    return None if vision.get("hidden_act", activation) == activation else "its vision tower is not its family's"
+
+
+def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of the text model and of the vision tower; older checkpoints have the first at the top."""
+    return config.get("text_config") or config, config.get("vision_config") or {}
+
+
+def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
+    """The shapes of a model that our own code knows. Raises ModelError where the config does not say them."""
+    text, vision = parts(config)
+    is_qwen3 = config["model_type"] == "qwen3_vl"
+    rope = _rope(text)
+    try:
+        time, height, width = rope.get("mrope_section") or ((24, 20, 20) if is_qwen3 else (16, 24, 24))
+        return (
+            TextShape(
+                vocabulary=text["vocab_size"],
+                hidden=text["hidden_size"],
+                intermediate=text["intermediate_size"],
+                layers=text["num_hidden_layers"],
+                heads=text["num_attention_heads"],
+                kv_heads=text["num_key_value_heads"],
+                head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+                eps=text.get("rms_norm_eps", 1e-6),
+                theta=rope.get("rope_theta") or text["rope_theta"],
+                sections=(time, height, width),
+                is_interleaved=is_qwen3,
+                has_qk_norm=is_qwen3,
+                has_bias=not is_qwen3,
+                is_tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            ),
+            VisionShape(
+                depth=vision["depth"],
+                hidden=vision["hidden_size"],
+                intermediate=vision["intermediate_size"],
+                heads=vision["num_heads"],
+                channels=vision.get("in_channels", vision.get("in_chans", 3)),
+                patch=vision["patch_size"],
+                temporal=vision["temporal_patch_size"],
+                merge=vision["spatial_merge_size"],
+                out=vision["out_hidden_size"],
+                positions=vision.get("num_position_embeddings", 2304) if is_qwen3 else 0,
+                deep=tuple(vision.get("deepstack_visual_indexes", (8, 16, 24))) if is_qwen3 else (),
+                window=0 if is_qwen3 else vision.get("window_size", 112),
+                full=() if is_qwen3 else tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            ),
+        )
+    except KeyError as error:
+        raise ModelError(f"the checkpoint's config.json does not say {error}") from None
+
+
+def _rope(text: dict[str, Any]) -> dict[str, Any]:
+    return text.get("rope_parameters") or text.get("rope_scaling") or {}

@@ -1,0 +1,122 @@
+"""The text model of both families: they differ in norms, biases and in which frequency turns by which axis.
+
+Tokens of one or many sequences lie behind each other in one tensor, (tokens, hidden); only attention knows to whom
+they belong. Queries, keys and values are one projection, gate and up another.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.engine.native.layers import Affine, Tensors, affine, frequencies, rms_norm, rotate, turns
+from worker.engine.native.shapes import TextShape
+
+# (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """qk_norm: (heads + kv_heads, dim), each head's own weight, so that one operation does for all."""
+
+    before_attention: Tensor
+    qkv: Affine
+    qk_norm: Tensor | None
+    out: Affine
+    before_mlp: Tensor
+    gate_up: Affine
+    down: Affine
+
+
+class TextModel:
+    """Embedding, layers, final norm, head."""
+
+    def __init__(self, tensors: Tensors, shape: TextShape, device: torch.device) -> None:
+        root = "model.language_model"
+        self.shape = shape
+        self.embedding = tensors.take(f"{root}.embed_tokens.weight", shape.vocabulary, shape.hidden)
+        self._layers = [_layer(tensors, f"{root}.layers.{index}", shape) for index in range(shape.layers)]
+        self._norm = tensors.take(f"{root}.norm.weight", shape.hidden)
+        if shape.is_tied:
+            tensors.drop("lm_head.weight")
+            self._head = self.embedding
+        else:
+            self._head = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
+        self._frequencies = frequencies(shape.theta, shape.head_dim, device)
+        self._axes = _axes(shape).to(device)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(tokens, hidden) of ids (tokens,)."""
+        return functional.embedding(ids, self.embedding)
+
+    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """For all layers, from M-RoPE positions (3, tokens)."""
+        angles = positions.float()[self._axes].T * self._frequencies
+        return turns(angles, self.embedding.dtype)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        cos_sin: tuple[Tensor, Tensor],
+        attend: Attend,
+        spots: Tensor | None = None,
+        deep: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """(tokens, hidden) after all layers, before the final norm. deep: what is added at `spots` after each of the
+        first layers."""
+        heads, kv_heads, dim = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
+        eps = self.shape.eps
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(rms_norm(hidden, layer.before_attention, eps)).view(len(hidden), -1, dim)
+            turning, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+            if layer.qk_norm is not None:
+                turning = rms_norm(turning, None, eps) * layer.qk_norm
+            turning = rotate(turning, *cos_sin)
+            hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
+            gate, up = layer.gate_up(rms_norm(hidden, layer.before_mlp, eps)).chunk(2, -1)
+            hidden = layer.down.onto(hidden, functional.silu(gate) * up)
+            if index < len(deep) and spots is not None:
+                hidden.index_add_(0, spots, deep[index])
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(tokens, vocabulary) of what `forward` gave."""
+        return functional.linear(rms_norm(hidden, self._norm, self.shape.eps), self._head)
+
+
+def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
+    hidden, dim = shape.hidden, shape.head_dim
+    rows = [shape.heads * dim, shape.kv_heads * dim, shape.kv_heads * dim]
+    names = ("q_proj", "k_proj", "v_proj")
+    attention = f"{name}.self_attn"
+    bias = tensors.joined(f"{attention}.", names, ".bias", rows) if shape.has_bias else None
+    norms = None
+    if shape.has_qk_norm:
+        query, key = (tensors.take(f"{attention}.{which}_norm.weight", dim) for which in "qk")
+        norms = torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)])
+    gate_up = tensors.joined(f"{name}.mlp.", ("gate_proj", "up_proj"), ".weight", [shape.intermediate] * 2, hidden)
+    return Layer(
+        before_attention=tensors.take(f"{name}.input_layernorm.weight", hidden),
+        qkv=Affine(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
+        qk_norm=norms,
+        out=affine(tensors, f"{attention}.o_proj", hidden, shape.heads * dim, bias=False),
+        before_mlp=tensors.take(f"{name}.post_attention_layernorm.weight", hidden),
+        gate_up=Affine(gate_up),
+        down=affine(tensors, f"{name}.mlp.down_proj", hidden, shape.intermediate, bias=False),
+    )
+
+
+def _axes(shape: TextShape) -> Tensor:
+    """(dim / 2,): whether a frequency turns by time (0), height (1) or width (2)."""
+    axes = torch.zeros(shape.head_dim // 2, dtype=torch.long)
+    time, height, width = shape.sections
+    if shape.is_interleaved:
+        axes[1 : 3 * height : 3] = 1
+        axes[2 : 3 * width : 3] = 2
+    else:
+        axes[time : time + height] = 1
+        axes[time + height : time + height + width] = 2
+    return axes
