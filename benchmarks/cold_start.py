@@ -3,9 +3,10 @@
 python -m benchmarks.cold_start --rounds 5 --save
 
 A Qwen3-VL of half a billion random parameters (1 GB in bfloat16, the family's own vocabulary) is asked about one
-picture. In turns, each in a process of its own: bare imports of torch and the model's code (the floor), the usual way
-(imports one after the other, `from_pretrained`, first request), and `python handler.py` on the same model as an image
-carries it. `--cold` drops the weights from the page cache before each start. With a CUDA device the model lies there.
+picture. In turns, each in a process of its own: `import torch` alone (the floor), bare imports of torch and the
+library's model code, the usual way (imports one after the other, `from_pretrained`, first request), and
+`python handler.py` on the same model as an image carries it, by the library's model code and by ours. `--cold` drops
+the weights from the page cache before each start. With a CUDA device the model lies there.
 """
 
 import argparse
@@ -33,9 +34,11 @@ from builder.bake import bake
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 600
 QUESTION = "What is in the picture?"
-WAYS = ("bare imports", "usual way", "this worker")
+WAYS = ("import torch", "bare imports", "usual way", "this worker, transformers", "this worker")
 
 IMPORTS = "import torch, transformers.models.qwen3_vl.modeling_qwen3_vl; print('FIRST', flush=True)"
+
+TORCH = "import torch; print('FIRST', flush=True)"
 
 USUAL = """
 import base64, io, sys
@@ -74,13 +77,18 @@ def picture() -> str:
 def commands(folder: Path, baked: Path, device: str) -> dict[str, list[str]]:
     shown = picture()
     asked = {"input": {"prompt": QUESTION, "image": shown, "max_tokens": 1, "temperature": 0}}
+
+    def worker(code: str) -> list[str]:
+        told = {"MODEL_PATH": baked, "DEVICE": device, "DTYPE": "bfloat16", "RUNPOD_LOG_LEVEL": "ERROR"}
+        settings = [f"{name}={value}" for name, value in {**told, "MODEL_CODE": code}.items()]
+        return ["env", *settings, sys.executable, "handler.py", "--test_input", json.dumps(asked)]
+
     return {
+        "import torch": [sys.executable, "-c", TORCH],
         "bare imports": [sys.executable, "-c", IMPORTS],
         "usual way": [sys.executable, "-c", USUAL, str(folder), device, shown, QUESTION],
-        "this worker": [
-            *("env", f"MODEL_PATH={baked}", f"DEVICE={device}", "DTYPE=bfloat16", "RUNPOD_LOG_LEVEL=ERROR"),
-            *(sys.executable, "handler.py", "--test_input", json.dumps(asked)),
-        ],
+        "this worker, transformers": worker("transformers"),
+        "this worker": worker("native"),
     }
 
 
@@ -165,7 +173,7 @@ def draw(rows: list[dict[str, Any]], axis: Any) -> None:
         if not phases:
             axis.barh(index, row["seconds"], color="lightgrey")
         for place, (phase, took) in enumerate(phases.items()):
-            axis.barh(index, took, left=left, color=f"C{place}", label=phase if row is rows[2] else None)
+            axis.barh(index, took, left=left, color=f"C{place}", label=phase if row is rows[3] else None)
             left += took
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()

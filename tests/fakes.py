@@ -30,8 +30,8 @@ class FakeEngine:
     num_closed: int = 0
     max_model_len: int = 4096
 
-    async def num_tokens(self, request: ChatRequest, media: Sequence[Opened]) -> int:
-        return 10 + 16 * len(media)
+    async def weigh(self, request: ChatRequest, media: Sequence[Opened]) -> tuple[int, tuple[int, ...]]:
+        return 10 * len(request.messages) + 16 * len(media), (16,) * len(media)
 
     async def generate(
         self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline

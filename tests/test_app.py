@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 import tempfile
@@ -163,7 +164,9 @@ def test_a_failure_has_its_status(error: WorkerError, status: int, retry_after: 
     assert answer.headers.get("retry-after") == retry_after
 
 
-@pytest.mark.parametrize("path", ["/generate", "/chat-vl", "/v1/chat/completions", "/v1/models", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/generate", "/chat-vl", "/v1/chat/completions", "/v1/models", "/openapi.json", "/health", "/metrics"]
+)
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": "Basic azE="}])
 def test_without_the_key_there_is_nothing(path: str, headers: dict[str, str]) -> None:
     with served(Healthy(), QPIKEY="k1", API_KEY="k2, k3") as address:
@@ -230,6 +233,34 @@ def test_no_temporary_file_is_left_in_any_path(tmp_path: Path, monkeypatch: pyte
         assert (refused.status_code, twice.status_code) == (400, 400)
         assert spooled(tmp_path) == []
     assert seen == [[]]
+
+
+def test_a_body_that_trickles_is_given_up() -> None:
+    with (
+        served(Healthy(), BODY_TIMEOUT_S="5", BODY_WHOLE_S="0.2") as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
+    ):
+        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{")
+        slow.settimeout(0.02)
+        end, answer = time.monotonic() + 10, b""
+        while not answer and time.monotonic() < end:
+            slow.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = slow.recv(4096)
+    assert b" 408 " in answer
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="worker.gate")
+    with served(Healthy()) as address:
+        requests.get(f"{address}/x%0aINFO forged", timeout=10)
+    assert [line for line in caplog.messages if "forged" in line] == ["GET /x\\nINFO forged"]
+
+
+def test_a_field_without_a_name_is_no_field() -> None:
+    with served(Healthy()) as address:
+        body = {"messages": [{"role": "user", "content": "x"}], "": 1}
+        assert requests.post(f"{address}/generate", json=body, timeout=10).status_code == 400
 
 
 class Endless(Healthy):
@@ -453,7 +484,7 @@ def test_a_photograph_of_8k_is_answered(real: str) -> None:
 
 
 def test_its_health_names_the_model_and_the_machine(real: str) -> None:
-    health = requests.get(f"{real}/health", timeout=10).json()
+    health = requests.get(f"{real}/health", headers=KEY, timeout=10).json()
     assert (health["status"], health["model"], health["device"]) == ("healthy", "tiny-qwen3-vl", "cpu")
     assert health["supported_formats"] == ["image", "video"]
     assert health["gpu_memory"] == "N/A"

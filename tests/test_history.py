@@ -109,15 +109,15 @@ def test_only_the_last_turns_are_kept_and_a_late_reply_to_one_that_went_is_dropp
         with redis.Redis.from_url(url) as client:
             assert {name.partition(b":")[0] for name in client.hkeys("worker-qwen-vl:talk:private:1")} == {
                 str(ids[index]).encode() for index in (7, 8, 9)
-            } | {str(ids[9] + 1).encode()}
+            } | {str(ids[9] + 1).encode(), b"next"}
 
 
 def test_a_picture_is_kept_once_for_all_conversations(opened: Open) -> None:
     store = opened()
     for talk in ("private:1", "private:2", "private:1"):
-        store.add(talk, Turn(1.0, "look", ("d1", "d2", "d1")), {"d1": b"one", "d2": b"two"})
+        store.add(talk, Turn(1.0, "look", 3, ("d1", "d2", "d1"), (16, 17, 16)), {"d1": b"one", "d2": b"two"})
     _, before = store.add("private:1", Turn(2.0, "now"), {})
-    assert [turn.images for turn in before] == [("d1", "d2", "d1")] * 2
+    assert [(turn.images, turn.image_tokens) for turn in before] == [(("d1", "d2", "d1"), (16, 17, 16))] * 2
     assert store.images(["d2", "d1", "d3"]) == {"d1": b"one", "d2": b"two"}
     if (url := opened.url).startswith("redis"):  # type: ignore[attr-defined]
         with redis.Redis.from_url(url) as client:
@@ -126,10 +126,10 @@ def test_a_picture_is_kept_once_for_all_conversations(opened: Open) -> None:
 
 def test_what_is_old_is_forgotten(opened: Open) -> None:
     store = opened(history_ttl_s=60.0)
-    store.add("private:1", Turn(1.0, "old", ("d1",)), {"d1": b"one"})
+    store.add("private:1", Turn(1.0, "old", 3, ("d1",), (16,)), {"d1": b"one"})
     if (url := opened.url).startswith("redis"):  # type: ignore[attr-defined]
         with redis.Redis.from_url(url) as client:
-            [name] = client.hkeys("worker-qwen-vl:talk:private:1")
+            [name] = set(client.hkeys("worker-qwen-vl:talk:private:1")) - {b"next"}
             turn = json.loads(client.hget("worker-qwen-vl:talk:private:1", name))
             client.hset(
                 "worker-qwen-vl:talk:private:1", name, json.dumps({**turn, "kept_ms": turn["kept_ms"] - 60_000})
@@ -148,7 +148,7 @@ def test_two_workers_share_one_history_and_a_restart_loses_nothing(opened: Open)
     if opened.url == "memory://":  # type: ignore[attr-defined]
         pytest.skip("memory is one worker's own")
     one, other = opened(), opened()
-    identity, _ = one.add("group:1", Turn(1.0, "to the one", ("d1",)), {"d1": b"one"})
+    identity, _ = one.add("group:1", Turn(1.0, "to the one", 3, ("d1",), (16,)), {"d1": b"one"})
     _, before = other.add("group:1", Turn(2.0, "to the other"), {})
     assert texts(before) == [("to the one", None)]
     other.reply("group:1", identity, "by the other", 2)
@@ -166,7 +166,7 @@ from worker.history import Turn, open_store
 from worker.settings import Settings
 store = open_store(Settings(history_url=sys.argv[1], history_turns=1000))
 for index in range(100):
-    identity, _ = store.add("group:1", Turn(float(index), sys.argv[2], ("d1",)), {"d1": b"picture"})
+    identity, _ = store.add("group:1", Turn(float(index), sys.argv[2], 3, ("d1",), (16,)), {"d1": b"picture"})
     store.reply("group:1", identity, "yes", 1)
 store.close()
 """
@@ -188,19 +188,82 @@ def test_the_database_stays_within_its_size() -> None:
     store = open_store(Settings(history_url="memory://", history_mib=1))
     for index in range(40):
         image = index.to_bytes(2) * 50_000
-        store.add(f"private:{index}", Turn(float(index), "look", (str(index),)), {str(index): image})
+        store.add(f"private:{index}", Turn(float(index), "look", 3, (str(index),), (16,)), {str(index): image})
     kept = store.images([str(index) for index in range(40)])
     store.close()
     assert "39" in kept and "0" not in kept
     assert 3 <= len(kept) <= 10
 
 
-def test_bounds_take_the_last_turns_and_leave_out_pictures_first() -> None:
-    turns = [Turn(float(index), str(index), ("a", "b"), tokens=10, reply_tokens=5) for index in range(5)]
-    assert [turn.text for turn in within(turns, 3, 1000, 10)] == ["2", "3", "4"]
-    assert [turn.text for turn in within(turns, 5, 44, 10)] == ["3", "4"]
-    assert [(turn.text, len(turn.images)) for turn in within(turns, 3, 1000, 3)] == [("2", 0), ("3", 0), ("4", 2)]
+def turn(name: str, *images: int, tokens: int = 2) -> Turn:
+    digests = tuple(f"{name}{index}" for index in range(len(images)))
+    return Turn(float(ord(name)), name, tokens, digests, images, "yes", 5)  # with its template a turn has 15 tokens
+
+
+def test_bounds_take_the_last_turns_that_have_room() -> None:
+    turns = [turn(name) for name in "abcde"]
+    assert [one.text for one in within(turns, 3, 1000, 10)] == ["c", "d", "e"]
+    assert [one.text for one in within(turns, 5, 44, 10)] == ["d", "e"]
     assert within(turns, 5, -1, 10) == []
+
+
+def test_of_pictures_the_last_are_kept_and_none_that_is_older_than_one_left_out() -> None:
+    def pictures(*turns: Turn, tokens: int = 1000, images: int = 10) -> list[tuple[str, ...]]:
+        return [one.images for one in within(turns, 10, tokens, images)]
+
+    turns = (turn("a", 9), turn("b", 9, 9, 9), turn("c", 9))
+    assert pictures(*turns, images=3) == [(), ("b1", "b2"), ("c0",)]
+    assert pictures(*turns, images=0) == [(), (), ()]
+    assert pictures(turn("a", 9), turn("b", *[1280] * 4), tokens=4096) == [(), ("b1", "b2", "b3")]
+    assert pictures(turn("a", 9), turn("b", 5000), tokens=4096) == [(), ()]  # the words stay
+
+
+@pytest.mark.parametrize("url", ["memory://", "redis"])
+def test_a_message_that_is_forgotten_and_a_reply_to_it_leave_nothing(url: str, request: pytest.FixtureRequest) -> None:
+    if url == "redis":
+        url = f"redis://127.0.0.1:{request.getfixturevalue('redis_port')}/1"
+    store = open_store(Settings(history_url=url))
+    identity, _ = store.add("private:1", turn("a", 9), {"a0": b"picture"})
+    store.forget("private:1", identity)
+    store.reply("private:1", identity, "too late", 1)
+    assert store.add("private:1", turn("b"), {})[1] == []
+    store.forget("private:1", identity + 1)
+    if url.startswith("redis"):
+        with redis.Redis.from_url(url) as client:
+            client.delete("worker-qwen-vl:talk:private:1")
+            store.reply("private:1", identity, "after it has expired", 1)
+            assert not client.exists("worker-qwen-vl:talk:private:1")
+    else:
+        assert store.images(["a0"]) == {}
+    store.close()
+
+
+def test_one_large_message_does_not_push_out_everybody_elses() -> None:
+    async def run(history: History) -> tuple[list[Turn], list[Turn]]:
+        await history.add("private:1", "mine", 1, [], [], None)
+        await history.add("private:2", "large", 1, [bytes(2**20)], [16], None)
+        _, mine = await history.add("private:1", "and now?", 1, [], [], None)
+        _, theirs = await history.add("private:2", "seen?", 1, [], [], None)
+        return mine, theirs
+
+    history = History(Settings(history_mib=1))
+    mine, [large] = asyncio.run(run(history))
+    history.close()
+    assert [one.text for one in mine] == ["mine"]
+    assert (large.text, large.images) == ("large", ())
+
+
+def test_a_time_that_is_to_come_is_now() -> None:
+    async def run(history: History) -> list[Turn]:
+        for text, at in (("one", None), ("two", 1e12), ("three", None)):
+            _, before = await history.add("private:1", text, 1, [], [], at)
+        return before
+
+    ticks = iter(range(1000, 2000))
+    history = History(Settings(), lambda: float(next(ticks)))
+    before = asyncio.run(run(history))
+    history.close()
+    assert [one.text for one in before] == ["one", "two"]
 
 
 # The path of a message.
@@ -275,7 +338,7 @@ def test_in_a_group_the_model_sees_who_said_what() -> None:
     with Bot(BOT_PROMPT="Be brief.") as bot:
         bot.says(group("hello", nickname="Ann", card=" Ann\nof art "))
         bot.says(group("hi", nickname="Bob"))
-        bot.says(group("hm", nickname=" "))
+        bot.says(group("hm", nickname=" ", group_name=None))
     assert [text for _, text, _ in bot.seen()] == [
         "Be brief.",
         "Ann of art: hello",
@@ -298,7 +361,8 @@ def test_a_message_that_is_not_for_the_bot_is_remembered_all_the_same() -> None:
         assert bot.says(private("when?"))["reply"] == "reply 1"
 
 
-def test_what_cannot_be_opened_is_not_remembered_and_a_failed_answer_leaves_its_message() -> None:
+def test_what_cannot_be_opened_or_answered_is_not_remembered() -> None:
+    """It is told, and comes again; and it must not be there twice then."""
     with Bot() as bot:
         bot.opener.error = MediaCorrupt(where="images[0].data")
         assert json.loads(bot.says(private("look", RED))["error"])["code"] == "MEDIA_CORRUPT"
@@ -307,7 +371,26 @@ def test_what_cannot_be_opened_is_not_remembered_and_a_failed_answer_leaves_its_
         assert "error" in bot.says(private("first"))
         bot.engine.error = None
         bot.says(private("second"))
-    assert bot.seen() == [("user", "first", 0), ("user", "second", 0)]
+    assert bot.seen() == [("user", "second", 0)]
+
+
+def test_a_message_that_is_too_long_is_refused_and_does_not_cut_the_history() -> None:
+    with Bot() as bot:
+        bot.says(private("first"))
+        bot.engine.max_model_len = 1000 + 9
+        assert json.loads(bot.says(private("long"))["error"])["code"] == "PROMPT_TOO_LONG"
+        bot.engine.max_model_len = 4096
+        bot.says(private("second"))
+    assert [text for role, text, _ in bot.seen() if role == "user"] == ["first", "second"]
+
+
+def test_the_whole_prompt_has_room_for_the_answer_with_the_system_message_and_all() -> None:
+    with Bot(BOT_PROMPT="Be brief.") as bot:
+        bot.engine.max_model_len = 1000 + 77
+        for index in range(30):
+            assert "reply" in bot.says(private(str(index)))
+            assert asyncio.run(bot.engine.weigh(bot.engine.asked[-1], ()))[0] <= 77
+        assert len(bot.engine.asked[-1].messages) > 3
 
 
 @pytest.mark.parametrize(
@@ -317,6 +400,8 @@ def test_what_cannot_be_opened_is_not_remembered_and_a_failed_answer_leaves_its_
         private("x", type="group"),
         private("x", other=1),
         private("x", timestamp=-1),
+        private("x", user=" "),
+        private("x", user_id=10**30),
         {"route": "/api/chat/private", "body": {**private("x")["body"], "images": [{"data": RED, "format": "tiff"}]}},
         {"route": "/api/chat/group", "body": private("x", type="group")["body"]},
     ],
@@ -350,11 +435,23 @@ def test_tokens_turns_and_pictures_are_bounded() -> None:
     with Bot(HISTORY_TOKENS="60", HISTORY_IMAGES="1") as bot:
         for index in range(6):
             bot.says(private(str(index), RED))
-        # a message with a picture has 26 tokens, its reply 3
+        # a message has 10 tokens, a picture 16, a reply 3, and what the template adds is taken for 8
         assert [(text, count) for role, text, count in bot.seen() if role == "user"] == [("3", 0), ("4", 1), ("5", 1)]
-        bot.engine.max_model_len = 1000 + 26 + 29
+        bot.engine.max_model_len = 1000 + 26 + 37
         bot.says(private("6", RED))
         assert [text for role, text, _ in bot.seen() if role == "user"] == ["5", "6"]
+
+
+def test_messages_that_are_for_others_open_no_earlier_pictures() -> None:
+    with Bot(GROUP_REPLY="mention") as bot:
+        picture = group("look")
+        picture["body"]["images"] = [{"data": RED, "format": "png"}]
+        bot.says(picture)
+        bot.opener.opened.clear()
+        bot.says(group("nothing to see"))
+        assert bot.opener.opened == []
+        bot.says(group("Qwen?"))
+        assert len(bot.opener.opened) == 1
 
 
 def test_without_its_redis_the_bot_answers_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -363,9 +460,10 @@ def test_without_its_redis_the_bot_answers_and_says_so(caplog: pytest.LogCapture
     with Bot(HISTORY_URL=f"redis://127.0.0.1:{port}/0") as bot, caplog.at_level(logging.WARNING):
         assert bot.says(private("x", RED))["reply"] == "reply 1"
         assert bot.says(private("y"))["reply"] == "reply 1"
+    # once: for some seconds it is not asked again, so that nobody waits for it
     assert [record.message for record in caplog.records] == [
         "the history cannot be reached, the bot answers without it: ConnectionError"
-    ] * 2
+    ]
 
 
 def test_a_file_that_is_no_database_does_not_fail_the_bot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

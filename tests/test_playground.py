@@ -51,7 +51,7 @@ class Page:
             {"origin": address, "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
         )
         browser.get(f"{address}/playground")
-        self.until(lambda: "tiny-qwen3-vl" in self["state"].text)
+        self.until(lambda: self["state"].text not in ("", "asking…", "loading"))
 
     def __getitem__(self, name: str) -> WebElement:
         return self.browser.find_element(By.ID, name)
@@ -146,11 +146,13 @@ def test_an_error_is_shown_and_the_question_is_back(browser: webdriver.Chrome, p
 def test_the_key_is_asked_for_and_then_sent(browser: webdriver.Chrome) -> None:
     with served(Healthy(), API_KEY="secret") as address:
         page = Page(browser, address)
+        assert "asks for a key" in page["state"].text
         page.ask("Hello")
         page.until(lambda: "KEY_INVALID" in page["error"].text)
         browser.find_element(By.TAG_NAME, "summary").click()
         page["key"].send_keys("secret")
         page["question"].click()
+        page.until(lambda: "tiny-qwen3-vl" in page["state"].text)
         page.ask("")
         page.answered(1)
         browser.execute_script("sessionStorage.clear()")
@@ -168,6 +170,22 @@ def test_escape_stops_the_answer_and_the_engine(browser: webdriver.Chrome) -> No
         assert "stopped here" in page.all(".facts")[0].text
         page["anew"].click()
         assert not page.all("article")
+
+
+def test_a_conversation_that_is_begun_anew_has_nothing_of_an_answer_that_was_on_its_way(
+    browser: webdriver.Chrome,
+) -> None:
+    engine = Waits()
+    with served(engine) as address:
+        page = Page(browser, address)
+        page.ask("An old question")
+        page.until(lambda: page.answers == ["A"])
+        page["anew"].click()
+        page.until(lambda: engine.num_closed == 1 and page["send"].text == "Ask")
+        engine.go_on.set()
+        page.ask("A fresh question")
+        page.answered(1)
+    assert [message.role for message in engine.asked[-1].messages] == ["user"]
 
 
 PUT = """
@@ -285,7 +303,9 @@ def test_it_may_be_left_out_and_lets_nothing_else_in() -> None:
 
 def test_the_tiny_model_says_what_is_in_the_picture(browser: webdriver.Chrome, picture: Path, real: str) -> None:
     page = Page(browser, real)
-    browser.execute_script("document.getElementById('key').value = 'k1'")
+    browser.find_element(By.TAG_NAME, "summary").click()
+    page["key"].send_keys("k1")
+    page["question"].click()
     page["files"].send_keys(str(picture))
     page.until(lambda: page.all("#attached img"))
     page.ask("What is in the picture?")

@@ -212,7 +212,7 @@ def create(settings: Settings, load: Callable[[], Serving]) -> FastAPI:
         """Any dialect's request: the body, through the service, in the shape that this client knows."""
         route = request.url.path
         body = await (_form(request) if route in _UPLOADS else _json(request))
-        content_type = body.pop("", None)
+        content_type = body.pop("", None) if route in _UPLOADS else None
         serving = await door.serving()
         outputs = Outputs(serving.service, route, body, request.state.request_id)
         first = asyncio.create_task(outputs.next())

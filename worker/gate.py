@@ -19,7 +19,8 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
 PLAYGROUND = "/playground"
-OPEN_PATHS = frozenset({"/", "/ping", "/health", PLAYGROUND})  # answered without a key
+OPEN_PATHS = frozenset({"/", "/ping", PLAYGROUND})  # answered without a key
+UNCOUNTED_PATHS = OPEN_PATHS | {"/health", "/metrics"}
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -31,7 +32,7 @@ class Gate:
         self._keys = [key.encode() for key in settings.keys]
         self._max_bytes = settings.max_body_bytes
         self._max_running, self._num_running = settings.max_requests, 0
-        self._timeout_s = settings.body_timeout_s
+        self._timeout_s, self._whole_s = settings.body_timeout_s, settings.body_whole_s
         self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,7 +44,7 @@ class Gate:
         if not _PLAIN_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        began, status, is_counted = time.monotonic(), 0, scope["path"] not in OPEN_PATHS
+        began, status, is_counted = time.monotonic(), 0, scope["path"] not in UNCOUNTED_PATHS
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -65,7 +66,8 @@ class Gate:
         finally:
             self._num_running -= is_counted
             facts = {"status": status, "seconds": round(time.monotonic() - began, 3)}
-            log.info("%s %s", scope["method"], scope["path"][:100], extra={"request": request_id, **facts})
+            path = scope["path"][:100].encode("unicode_escape").decode("ascii")
+            log.info("%s %s", scope["method"], path, extra={"request": request_id, **facts})
 
     def _check(self, path: str, headers: Headers) -> None:
         """Raises KeyInvalid, BodyTooLarge."""
@@ -88,13 +90,14 @@ class Gate:
     def _counted(self, receive: Receive) -> Receive:
         """`receive` that raises BodyTooLarge and BodyTimeout while the body comes."""
         left, is_whole = self._max_bytes, False
+        whole_by = time.monotonic() + self._whole_s
 
         async def counted() -> Message:
             nonlocal left, is_whole
             if is_whole:
                 return await receive()
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(min(self._timeout_s, max(0.0, whole_by - time.monotonic()))):
                     message = await receive()
             except TimeoutError:
                 raise BodyTimeout() from None

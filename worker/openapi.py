@@ -258,9 +258,10 @@ def describe(schema: Schema, *, has_keys: bool) -> Schema:
     if has_keys:
         parts["securitySchemes"] = KEYS
         schema["security"] = [{name: []} for name in KEYS]
-        for path in ("/", "/ping", "/health"):
+        for path in ("/", "/ping"):
             paths[path]["get"]["security"] = []
-        paths["/metrics"]["get"]["responses"]["401"] = _response(Fault, 401)
+        for path in ("/metrics", "/health"):
+            paths[path]["get"]["responses"]["401"] = _response(Fault, 401)
     return schema
 
 

@@ -35,8 +35,8 @@ from worker.contract import (
 )
 from worker.deadline import Deadline
 from worker.dialects import JSON, Dialect, choose, native
-from worker.errors import InternalError, MediaError, ModelNotFound, ResultTooLarge, WorkerError
-from worker.history import History, within
+from worker.errors import InternalError, MediaError, ModelNotFound, PromptTooLong, ResultTooLarge, WorkerError
+from worker.history import History, Turn, within
 from worker.metrics import Metrics
 from worker.safe_json import safe
 from worker.settings import Settings
@@ -54,7 +54,7 @@ class Generates(Protocol):
     @property
     def max_model_len(self) -> int: ...
 
-    async def num_tokens(self, request: ChatRequest, media: Sequence[Opened]) -> int: ...
+    async def weigh(self, request: ChatRequest, media: Sequence[Opened]) -> tuple[int, tuple[int, ...]]: ...
 
     def generate(
         self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
@@ -189,10 +189,12 @@ class Service:
             tell("opening media")
         if talk is not None:
             async with deadline.watch():
-                request, media, turn = await self._remembered(request, talk)
+                own, media, turn, earlier = await self._remembered(request, talk)
             if not self._is_spoken_to(talk):
                 yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
                 return
+            async with deadline.watch():
+                request, media = await self._in_their_light(own, media, earlier)
         elif request.media:
             async with deadline.watch():
                 media = await self._opener.open(request.media)
@@ -201,7 +203,12 @@ class Service:
         tell("reading the prompt")
         async with aclosing(self._engine.generate(request, media, deadline)) as events:
             if not request.stream:
-                answer = await _gather(events, meta)
+                try:
+                    answer = await _gather(events, meta)
+                except Exception:
+                    if talk is not None:  # who asked is told, and asks again
+                        await self.history.forget(talk.key, turn)
+                    raise
                 answer = self._with_cold_start(answer, request_id)
                 phases.end("answer")
                 if talk is not None:
@@ -229,9 +236,11 @@ class Service:
         is_named = self._settings.bot_name.casefold() in talk.content.casefold()
         return not talk.is_group or self._settings.group_reply == "always" or is_named
 
-    async def _remembered(self, request: ChatRequest, talk: Talk) -> tuple[ChatRequest, tuple[Opened, ...], int]:
-        """Remember a bot's message, and give the request with what was said before it; all its media, opened; and the
-        turn that the reply belongs to. Raises MediaError, PromptTooLong: then nothing is remembered."""
+    async def _remembered(
+        self, request: ChatRequest, talk: Talk
+    ) -> tuple[ChatRequest, tuple[Opened, ...], int, list[Turn]]:
+        """Remember a bot's message. It as it stands alone, behind the bot's system message; its media, opened; the turn
+        that a reply belongs to; what was said before. Raises MediaError, PromptTooLong: then nothing is remembered."""
         [message] = request.messages
         async with self.history.in_order(talk.key):
             # What is remembered must open later too: its bytes are read once, opened, and only then kept.
@@ -241,24 +250,43 @@ class Service:
                 part.model_copy(update={"source": next(sources)}) if isinstance(part, Media) else part
                 for part in message.parts
             )
-            own = request.model_copy(update={"messages": (message.model_copy(update={"parts": parts}),)})
+            prompt = self._settings.bot_prompt
+            system = (Message(role="system", parts=(Text(text=prompt),)),) if prompt else ()
+            own = request.model_copy(update={"messages": (*system, message.model_copy(update={"parts": parts}))})
             media = await self._opener.open(own.media)
-            num_tokens = await self._engine.num_tokens(own, media)
+            tokens, image_tokens = await self._engine.weigh(own, media)
+            if tokens > self._room(request):
+                raise PromptTooLong(detail=f"the message alone has {tokens} tokens, at most {self._room(request)}")
             text = "".join(part.text for part in parts if isinstance(part, Text))
-            turn, earlier = await self.history.add(talk.key, text, images, num_tokens, talk.at)
-        settings = self._settings
-        room = self._engine.max_model_len - num_tokens - (request.sampling.max_tokens or 0)
-        num_images = min(settings.history_images, settings.max_images - len(images))
-        turns = within(earlier, settings.history_turns, min(settings.history_tokens, room), num_images)
-        before = await self.history.messages(turns)
-        try:
-            media = (*await self._opener.open(_media_of(before)), *media)
-        except MediaError as error:
-            log.warning("the history has pictures that cannot be opened again: %s", error.code)
-            before = ()
-        prompt = settings.bot_prompt
-        system = (Message(role="system", parts=(Text(text=prompt),)),) if prompt else ()
-        return own.model_copy(update={"messages": (*system, *before, *own.messages)}), media, turn
+            words = tokens - sum(image_tokens)
+            turn, earlier = await self.history.add(talk.key, text, words, images, image_tokens, talk.at)
+            return own, media, turn, earlier
+
+    def _room(self, request: ChatRequest) -> int:
+        """Tokens that a prompt may have beside the request's answer."""
+        return self._engine.max_model_len - (request.sampling.max_tokens or 0)
+
+    async def _in_their_light(
+        self, own: ChatRequest, media: tuple[Opened, ...], earlier: Sequence[Turn]
+    ) -> tuple[ChatRequest, tuple[Opened, ...]]:
+        """A bot's message behind as much of what was said before as there is room for, with all media opened."""
+        settings, room = self._settings, self._room(own)
+        alone, _ = await self._engine.weigh(own, media)
+        num_images = min(settings.history_images, settings.max_images - len(own.media))
+        turns = within(earlier, settings.history_turns, min(settings.history_tokens, room - alone), num_images)
+        *system, message = own.messages
+        while turns:
+            before = await self.history.messages(turns)
+            whole = own.model_copy(update={"messages": (*system, *before, message)})
+            try:
+                seen = (*await self._opener.open(_media_of(before)), *media)
+                if (await self._engine.weigh(whole, seen))[0] <= room:
+                    return whole, seen
+            except MediaError as error:
+                log.warning("the history has pictures that cannot be opened again: %s", error.code)
+                return own, media
+            turns = turns[1 + len(turns) // 8 :]
+        return own, media
 
     def _with_cold_start(self, ended: Ended, request_id: str) -> Ended:
         """The first answer alone says where the time of the start went."""

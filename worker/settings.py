@@ -210,6 +210,7 @@ class Settings(BaseModel):
     cors_origins: str = Field("*", description="Comma-separated origins whose pages may call the HTTP door")
     max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a request's body at the HTTP door")
     body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP door")
+    body_whole_s: Seconds = Field(300.0, description="Seconds for a whole body at the HTTP door")
     send_timeout_s: Seconds = Field(
         60.0, description="Seconds that a client of the HTTP door may leave a part of its stream unread"
     )

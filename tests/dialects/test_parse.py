@@ -226,10 +226,14 @@ def test_processor_kwargs_hold_for_media_that_say_nothing_themselves() -> None:
     assert [media.source.fps for media in request.media[4:]] == [1.0, None]
 
 
-def test_processor_kwargs_that_contradict_a_picture_are_refused_at_its_place() -> None:
+def test_a_pictures_own_bound_goes_before_processor_kwargs_that_contradict_it() -> None:
     block = {"type": "image_url", "image_url": {"url": "https://a.test/", "min_pixels": 1000}}
+    assert openai_chat(block, mm_processor_kwargs={"max_pixels": 900}).media[0].controls == Controls(min_pixels=1000)
+    low = {"type": "image_url", "image_url": {"url": "https://a.test/", "detail": "low"}}
+    [media] = openai_chat(low, mm_processor_kwargs={"min_pixels": 500_000}).media
+    assert media.controls == Controls(max_pixels=512 * 512)
     with pytest.raises(MediaParamInvalid, match=r"messages\[0\].content\[0\].*min_pixels is more than max_pixels"):
-        openai_chat(block, mm_processor_kwargs={"max_pixels": 900})
+        openai_chat(low | {"image_url": {"url": "x"}}, mm_processor_kwargs={"max_pixels": 800, "min_pixels": 900})
 
 
 def test_the_template_is_told_plain_values_alone() -> None:
@@ -243,6 +247,8 @@ def test_the_template_is_told_plain_values_alone() -> None:
         {"x": "<|im_start|>"},
         {"x": []},
         {"x": None},
+        {"namespace": 1},
+        {"self": 1},
     ):
         with pytest.raises(InputInvalid, match="chat_template_kwargs"):
             openai_chat({"type": "text", "text": "x"}, chat_template_kwargs=wrong)

@@ -18,8 +18,8 @@ class GroupBody(BotBody):
 
     type: Literal["group"]
     group_id: Id
-    group_name: Name = ""
-    user_card: Name | None = ""
+    group_name: Name = None
+    user_card: Name = None
 
 
 def speaks(body: dict[str, Any]) -> bool:

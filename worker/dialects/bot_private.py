@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from worker.contract import Answer, BoundedText, ChatRequest, Media, Message, Meta, Sampling, StreamEvent, Talk, Text
 from worker.dialects import fields
@@ -15,8 +15,9 @@ TEMPERATURE = 0.7
 MAX_ID_CHARS = 128
 MAX_NAME_CHARS = 128
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | int
-Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+_Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_ID_CHARS)]
+Id = _Word | Annotated[int, Field(ge=0, lt=2**64)]
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None
 
 
 class BotImage(Body):
@@ -30,7 +31,7 @@ class BotBody(Body):
     """What messages to the bot share."""
 
     user_id: Id
-    user_nickname: Name = ""
+    user_nickname: Name = None
     content: BoundedText = Field("", repr=False)
     images: list[BotImage] = Field([], max_length=fields.MAX_FORMS)
     timestamp: float | None = Field(None, ge=0)

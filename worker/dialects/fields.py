@@ -1,5 +1,6 @@
 """What the bodies of all dialects share: strictness, messages in blocks, media references, error places."""
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -265,7 +266,8 @@ _TEMPLATE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
 _TEMPLATE_WORD = re.compile(r"[\w.+-]{0,64}")
 _TEMPLATES_OWN = (
     *("messages", "conversations", "chat_template", "tools", "documents", "add_generation_prompt"),
-    *("continue_final_message", "return_assistant_tokens_mask"),
+    *("continue_final_message", "return_assistant_tokens_mask", "self", "loop", "namespace", "dict", "range"),
+    *("raise_exception", "strftime_now", "cycler", "joiner", "lipsum", "bos_token", "eos_token", "pad_token"),
 )
 
 
@@ -434,6 +436,7 @@ def _times(form: FramesForm, controls: Controls, where: str) -> tuple[float, ...
     return tuple(form.times)
 
 
+_RANGES = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("video_start", "video_end"))
 _CHOOSING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
 
 
@@ -457,7 +460,7 @@ def _consistent(said: dict[str, Any], where: str) -> Controls:
             raise MediaParamInvalid(where=where, detail=f"{one} needs {other} beside it")
     if "fps" in said and "nframes" in said:
         raise MediaParamInvalid(where=where, detail="either fps or nframes")
-    for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("video_start", "video_end")):
+    for low, high in _RANGES:
         if low in said and high in said and said[low] > said[high]:
             raise MediaParamInvalid(where=where, detail=f"{low} is more than {high}")
     return Controls(**said)
@@ -482,6 +485,11 @@ def _seen_as(media: Media, defaults: VideoControls) -> Media:
         given.pop("nframes", None)
     if frames is not None and frames.times is None and frames.fps is None:
         media = media.model_copy(update={"source": frames.model_copy(update={"fps": fps})})
+    for low, high in _RANGES:  # its own bound goes before one that contradicts it
+        if own.get(low, 0) > given.get(high, math.inf):
+            given.pop(high)
+        if given.get(low, 0) > own.get(high, math.inf):
+            given.pop(low)
     return media.model_copy(update={"controls": _consistent({**given, **own}, media.where)})
 
 

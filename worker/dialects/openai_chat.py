@@ -123,8 +123,14 @@ def _given(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ignored(given: dict[str, Any]) -> tuple[str, ...]:
-    names = sorted(given.keys() - _HONOURED - _NOTHING_ASKED.keys())
-    return tuple(fields.shown_name(name) for name in names[:MAX_NAMES_LOGGED])
+    names = {fields.shown_name(name) for name in given.keys() - _HONOURED - _NOTHING_ASKED.keys()}
+    known = OpenAIMessage.model_fields.keys()
+    names |= {f"messages[].{fields.shown_name(name)}" for one in given["messages"] for name in one.keys() - known}
+    options = given.get("stream_options") or {}
+    names |= {
+        f"stream_options.{fields.shown_name(name)}" for name in options.keys() - StreamOptions.model_fields.keys()
+    }
+    return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
 def _refuse_unbuilt(given: dict[str, Any]) -> None:

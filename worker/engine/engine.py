@@ -108,10 +108,11 @@ class Engine:
         """The most tokens of a prompt and its answer."""
         return self._model.max_model_len
 
-    async def num_tokens(self, request: ChatRequest, media: Items[Opened]) -> int:
-        """Tokens of the request's prompt. Raises PromptTooLong."""
+    async def weigh(self, request: ChatRequest, media: Items[Opened]) -> tuple[int, tuple[int, ...]]:
+        """Tokens of the request's prompt, and of each of its media. Raises PromptTooLong."""
         loop = asyncio.get_running_loop()
-        return len((await loop.run_in_executor(self._preparing, self._builder.build, request, media)).ids)
+        prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
+        return len(prompt.ids), tuple(seen.tokens for seen in prompt.seen)
 
     def start(self) -> None:
         self._thread.start()
