@@ -7,16 +7,18 @@ the folder depends on when it was baked, so that the same model is the same laye
 """
 
 import argparse
-import hashlib
 import json
 import os
+import struct
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from builder.verify import verify
-from worker.engine.checkpoint import MANIFEST, ModelError
+from builder.verify import CHUNK_BYTES, verify
+from worker.engine.checkpoint import MANIFEST, ModelError, sha256, shards
+from worker.engine.native.layers import JOINED
 from worker.engine.rules import read_json
+from worker.engine.weights import Stored, headers
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -28,7 +30,8 @@ def bake(folder: Path) -> dict[str, object]:
     source = read_json(folder / "source.json")
     (folder / "source.json").unlink(missing_ok=True)
     quicken_tokenizer(folder / "tokenizer.json")
-    hashes["tokenizer.json"] = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    changed = ["tokenizer.json", *(name for name in shards(folder) if arrange(folder / name))]
+    hashes |= {name: sha256(folder / name) for name in changed}
     manifest: dict[str, object] = {
         "model": source.get("model", folder.name),
         "revision": source.get("revision"),
@@ -43,6 +46,44 @@ def bake(folder: Path) -> dict[str, object]:
     for path in (*folder.rglob("*"), folder):
         os.utime(path, (0, 0))
     return manifest
+
+
+def arrange(file: Path) -> bool:
+    """Lay tensors that are one projection in the worker's own model code one behind the other, so that a start need not
+    join them; whether that changed anything. The file holds the same tensors by the same names."""
+    stored = {one.name: one for one in sorted(headers(file), key=lambda one: one.begin)}
+    order: dict[str, Stored] = {}
+    for name, one in stored.items():
+        names = [other for other in _together(name) if other in stored]
+        order |= {other: stored[other] for other in names} if len(names) > 1 else {name: one}
+    if list(order) == list(stored):
+        return False
+    with file.open("rb") as source:
+        (length,) = struct.unpack("<Q", source.read(8))
+        header = json.loads(source.read(length))
+        at = 0
+        arranged = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
+        for name, one in order.items():
+            arranged[name] = {**header[name], "data_offsets": [at, at + one.end - one.begin]}
+            at += one.end - one.begin
+        text = json.dumps(arranged, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as target:
+            target.write(struct.pack("<Q", len(text)) + text)
+            for one in order.values():
+                source.seek(one.begin)
+                for first in range(one.begin, one.end, CHUNK_BYTES):
+                    target.write(source.read(min(CHUNK_BYTES, one.end - first)))
+    partial.replace(file)
+    return True
+
+
+def _together(name: str) -> list[str]:
+    """The names of what is one projection with the tensor of this name, in order; itself alone where nothing is."""
+    front, _, last = name.rpartition(".")
+    prefix, _, own = front.rpartition(".")
+    return next(([f"{prefix}.{other}.{last}" for other in names] for names in JOINED if own in names), [name])
 
 
 def quicken_tokenizer(file: Path) -> None:

@@ -3,9 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from builder import download
 from builder.bake import bake
@@ -14,6 +17,8 @@ from builder.verify import verify
 from tests.builder.hub import COMMIT, Hub
 from worker.engine import checkpoint
 from worker.engine.checkpoint import ModelError
+from worker.engine.native.layers import Tensors
+from worker.engine.weights import headers, mapped
 from worker.settings import EMBEDDED_MODEL, Settings
 
 pytestmark = pytest.mark.network
@@ -118,6 +123,24 @@ def test_the_manifest_says_what_was_baked(hub: Hub, tmp_path: Path) -> None:
     assert manifest["revision"] == COMMIT
     assert manifest["licence"] == "apache-2.0"
     assert dict(manifest["versions"])["torch"].startswith("2.13")  # type: ignore[call-overload]
+
+
+def test_tensors_that_are_one_projection_lie_behind_each_other_and_are_the_same(baked: Path) -> None:
+    file = baked / "model.safetensors"
+    ours, theirs = load_file(file), load_file(EMBEDDED_MODEL / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    by_name = {one.name: one for one in headers(file)}
+    for names, tensors in ((("q", "k", "v"), "self_attn"), (("gate", "up"), "mlp")):
+        parts = [by_name[f"model.language_model.layers.2.{tensors}.{name}_proj.weight"] for name in names]
+        assert all(one.end == other.begin for one, other in pairwise(parts))
+    read = Tensors(mapped(list(headers(file)), torch.device("cpu"), torch.float16))
+    rows = [by_name[f"model.language_model.layers.2.mlp.{name}_proj.weight"].shape[0] for name in ("gate", "up")]
+    joined = read.joined("model.language_model.layers.2.mlp.", ("gate_proj", "up_proj"), ".weight", rows, 256)
+    with file.open("rb") as whole:
+        assert joined.untyped_storage().nbytes() == len(whole.read())  # the file's own pages
+    expected = [theirs[f"model.language_model.layers.2.mlp.{name}_proj.weight"] for name in ("gate", "up")]
+    assert torch.equal(joined, torch.cat(expected))
 
 
 def test_baking_twice_makes_the_same_bytes(baked: Path, tmp_path: Path) -> None:

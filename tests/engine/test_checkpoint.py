@@ -93,7 +93,7 @@ def test_nothing_is_downloaded_unless_it_is_allowed(
         asked.append((model_id, options["revision"], options["allow_patterns"]))
         return str(written(tmp_path / "fetched"))
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ModelError, match="ALLOW_DOWNLOAD=1"):
         find(load(places))
     assert not asked
@@ -116,6 +116,6 @@ def test_a_disk_that_takes_nothing_is_told_with_the_remedy(
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match="HUB_CACHE must be a folder that can be written and has room"):
         find(load({**places, "ALLOW_DOWNLOAD": "1"}))

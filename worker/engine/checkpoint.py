@@ -6,13 +6,11 @@ files.
 
 import errno
 import hashlib
+import importlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from worker.settings import EMBEDDED_MODEL, Settings
 
@@ -140,14 +138,16 @@ def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
 
 def _download(model_id: str, settings: Settings) -> Path:
     log.info("downloading %s", model_id)
+    # Imported when it is used: it takes a quarter of a second, and a worker that is paid for by it has its model.
+    hub = importlib.import_module("huggingface_hub")
     try:
-        folder = snapshot_download(
+        folder = hub.snapshot_download(
             model_id,
             revision=settings.model_revision,
             cache_dir=settings.hub_cache,
             allow_patterns=list(PATTERNS),
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (hub.errors.HfHubHTTPError, OSError) as error:
         if getattr(error, "errno", None) in _DISK_ERRORS:
             remedy = "HUB_CACHE must be a folder that can be written and has room for the model"
             where = f"could not be downloaded to {settings.hub_cache}: {error.strerror}"

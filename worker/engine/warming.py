@@ -14,19 +14,18 @@ _SAMPLING = Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
 
 
 def warm_up(engine: Engine) -> None:
-    """Returns when both are answered. Raises WorkerError where they cannot be."""
+    """Returns when a question about both is answered. Raises WorkerError where it cannot be."""
     noise = np.random.default_rng(0).integers
     picture = noise(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     frames = tuple(noise(0, 255, (NUM_FRAMES, SIDE // 2, SIDE // 2, 3), dtype=np.uint8))
     shown: tuple[tuple[Kind, Opened], ...] = (("image", Picture(picture)), ("video", Clip(frames, 2.0)))
     ended: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
-    for kind, opened in shown:
-        media = Media(kind=kind, source=Url(url="memory:"), where="warm-up")
-        request = ChatRequest(messages=(Message(role="user", parts=(media, Text(text="?"))),), sampling=_SAMPLING)
-        engine.submit(engine.builder.build(request, [opened]), _SAMPLING, ended.put)
-    left = len(shown)
-    while left:
+    media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
+    request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
+    engine.submit(engine.builder.build(request, [opened for _, opened in shown]), _SAMPLING, ended.put)
+    while True:
         event = ended.get()
         if isinstance(event, WorkerError):
             raise event
-        left -= isinstance(event, Done)
+        if isinstance(event, Done):
+            return

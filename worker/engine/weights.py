@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from worker.engine import checkpoint
 from worker.engine.checkpoint import Checkpoint, ModelError, shards
@@ -209,17 +208,19 @@ def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
 
 
 def mapped(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors that are the files' own pages, touched once; a copy where another dtype is wanted."""
-    tensors = {}
-    for file in dict.fromkeys(one.file for one in stored):
-        with safe_open(file, framework="pt", device="cpu", backend="mmap") as opened:
-            for one in stored:
-                if one.file == file:
-                    tensor = opened.get_tensor(one.name)
-                    target = _target(one.dtype, dtype)
-                    if tensor.dtype == target:
-                        tensor.view(-1).view(torch.uint8)[::_PAGE].max() if tensor.numel() else None
-                    tensors[one.name] = tensor.to(device, target)
+    """Tensors that are the files' own pages, touched once; a copy where another dtype is wanted. Those of a file share
+    one storage, so that neighbours can be seen as one tensor."""
+    tensors, files = {}, {}
+    for one in stored:
+        if one.file not in files:
+            size = one.file.stat().st_size
+            files[one.file] = torch.from_file(str(one.file), shared=False, size=size, dtype=torch.uint8)
+        raw = files[one.file][one.begin : one.end]
+        raw = raw.clone() if one.begin % one.dtype.itemsize else raw
+        target = _target(one.dtype, dtype)
+        if one.dtype == target and len(raw):
+            raw[::_PAGE].max()
+        tensors[one.name] = raw.view(one.dtype).view(one.shape).to(device, target)
     return tensors
 
 

@@ -3,13 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from worker.engine.checkpoint import ModelError
+
+# What is one projection here: the last part of the names before `.weight` and `.bias`, in order.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 # Names of older checkpoints, as newer ones have them.
 _RENAMED = (
@@ -40,17 +43,14 @@ class Tensors:
         return tensor
 
     def joined(self, prefix: str, names: Sequence[str], suffix: str, rows: Sequence[int], *rest: int) -> Tensor:
-        """Several tensors as one, one behind the other; the memory of each goes when it is copied."""
-        whole: Tensor | None = None
-        at = 0
-        for name, count in zip(names, rows, strict=True):
-            part = self.take(f"{prefix}{name}{suffix}", count, *rest)
-            if whole is None:
-                whole = part.new_empty(sum(rows), *rest)
-            whole[at : at + count] = part
-            at += count
-        assert whole is not None
-        return whole
+        """Several tensors as one, one behind the other. Where they lie so in memory, as `builder.bake` lays them, it is
+        that memory; else a copy, and theirs goes."""
+        parts = [self.take(f"{prefix}{name}{suffix}", count, *rest) for name, count in zip(names, rows, strict=True)]
+        storages = {part.untyped_storage().data_ptr() for part in parts}
+        follows = (one.data_ptr() + one.nbytes == other.data_ptr() for one, other in pairwise(parts))
+        if len(storages) == 1 and all(follows):
+            return parts[0].as_strided((sum(rows), *rest), parts[0].stride())
+        return torch.cat(parts)
 
     def drop(self, name: str) -> None:
         """A tensor that nobody needs."""

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from worker.engine.native.grids import Grid, frames, places, windows
 from worker.engine.native.layers import (
+    JOINED,
     Affine,
     Tensors,
     affine,
@@ -74,7 +75,7 @@ class Tower:
 
 def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
     hidden, rows = shape.hidden, [shape.intermediate] * 2
-    names = ("gate_proj", "up_proj")
+    _, names = JOINED
     return _Block(
         before_attention=tensors.take(f"{name}.norm1.weight", hidden),
         qkv=affine(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),

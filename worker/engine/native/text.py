@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.engine.native.layers import Affine, Tensors, affine, frequencies, rms_norm, rotate, turns
+from worker.engine.native.layers import JOINED, Affine, Tensors, affine, frequencies, rms_norm, rotate, turns
 from worker.engine.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -90,14 +90,14 @@ class TextModel:
 def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
     hidden, dim = shape.hidden, shape.head_dim
     rows = [shape.heads * dim, shape.kv_heads * dim, shape.kv_heads * dim]
-    names = ("q_proj", "k_proj", "v_proj")
+    names, mlp = JOINED
     attention = f"{name}.self_attn"
     bias = tensors.joined(f"{attention}.", names, ".bias", rows) if shape.has_bias else None
     norms = None
     if shape.has_qk_norm:
         query, key = (tensors.take(f"{attention}.{which}_norm.weight", dim) for which in "qk")
         norms = torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)])
-    gate_up = tensors.joined(f"{name}.mlp.", ("gate_proj", "up_proj"), ".weight", [shape.intermediate] * 2, hidden)
+    gate_up = tensors.joined(f"{name}.mlp.", mlp, ".weight", [shape.intermediate] * 2, hidden)
     return Layer(
         before_attention=tensors.take(f"{name}.input_layernorm.weight", hidden),
         qkv=Affine(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
