@@ -249,7 +249,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         parameters = models.write(Path(folder) / "model")
-        model = load(settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}))
+        model = load(
+            settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model"), "MODEL_CODE": "transformers"})
+        )
         about = environment(
             f"python -m benchmarks.arrivals --threads {options.threads} --jobs {options.jobs}",
             threads=options.threads,

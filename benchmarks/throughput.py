@@ -1,10 +1,12 @@
-"""Tokens a second: one-at-a-time `generate`, the bare batched forward (the bound), and this engine, in one run.
+"""Tokens a second: one-at-a-time `generate`, the library's bare batched forward, and this engine, in one run.
 
 python -m benchmarks.throughput [--threads 2] [--rounds 3] [--jobs 1,4,8,16,32] [--save]
 
 Random weights of about 230 million parameters, float32 on the CPU. Three kinds of work: decode-heavy (short
 questions, 48 tokens each), mixed lengths (questions of 20 to 400 tokens, 8 to 64 tokens back), image-heavy (a
-picture of 256 tokens, 12 tokens back). Every round measures everything once; the figures are medians of the rounds.
+picture of 256 tokens, 12 tokens back). The engine runs by the worker's own model code and by the library's. Every
+round measures everything once; the figures are medians of the rounds. A second table counts, with torch's profiler, the
+operations of a decode step that compute something.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers.cache_utils import DynamicCache
 
 from benchmarks import models
@@ -133,7 +136,40 @@ def engine(model: LoadedModel, work: list[Job]) -> Rate:
         served.close()
 
 
-def measure(model: LoadedModel, counts: list[int], rounds: int) -> list[dict[str, object]]:
+VIEWS = {  # what only says how memory is seen
+    *("view", "reshape", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "as_strided"),
+    *("chunk", "split", "narrow", "detach", "alias", "empty", "empty_like", "empty_strided", "unflatten", "flatten"),
+    *("resolve_conj", "resolve_neg", "result_type", "_unsafe_view", "split_with_sizes", "numpy_T", "unbind"),
+    *("permute", "lift_fresh"),
+}
+
+
+def operations(model: LoadedModel, rows: int = 4) -> int:
+    """How many operations of a decode step of so many rows compute something; of those that consist of others, the
+    others."""
+    runner = model.runner
+    builder = PromptBuilder(model, settings({}))
+    slots = runner.slots()
+    for job in jobs("decode-heavy", rows):
+        prompt, cache = builder.build(job.request, job.media), runner.empty_cache()
+        runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, cache)
+        slots.join(cache, len(prompt.ids), len(prompt.ids) + 8)
+    for _ in range(2):  # the first makes what later ones have
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            runner.decode([5] * rows, [40] * rows, slots)
+    leaves = (event for event in seen.events() if event.name.startswith("aten::") and not _computing(event))
+    return sum(event.name.removeprefix("aten::") not in VIEWS for event in leaves)
+
+
+def _computing(event: Any) -> bool:
+    """Whether it consists of operations that compute."""
+    return any(
+        child.name.startswith("aten::") and (child.name.removeprefix("aten::") not in VIEWS or _computing(child))
+        for child in event.cpu_children
+    )
+
+
+def measure(native: LoadedModel, model: LoadedModel, counts: list[int], rounds: int) -> list[dict[str, object]]:
     """A row for each kind of work and number of jobs, medians over the rounds."""
     seen: dict[tuple[str, int, str], list[Rate]] = {}
     for round_ in range(rounds):
@@ -144,12 +180,13 @@ def measure(model: LoadedModel, counts: list[int], rounds: int) -> list[dict[str
                 seen.setdefault((kind, count, "generate"), []).append(alone)
                 if kind == "decode-heavy":
                     seen.setdefault((kind, count, "bound"), []).append(bound(model, jobs(kind, count)))
-                seen.setdefault((kind, count, "engine"), []).append(engine(model, jobs(kind, count)))
+                seen.setdefault((kind, count, "engine"), []).append(engine(native, jobs(kind, count)))
+                seen.setdefault((kind, count, "library"), []).append(engine(model, jobs(kind, count)))
     rows = []
     for kind in KINDS:
         for count in counts:
             row: dict[str, object] = {"work": kind, "jobs": count}
-            for who in ("generate", "bound", "engine"):
+            for who in ("generate", "bound", "library", "engine"):
                 rates = seen.get((kind, count, who))
                 if rates:
                     row[who] = round(statistics.median(rate.tokens_per_second for rate in rates), 1)
@@ -160,16 +197,19 @@ def measure(model: LoadedModel, counts: list[int], rounds: int) -> list[dict[str
 
 def table(rows: list[dict[str, object]]) -> str:
     lines = [
-        "| work | jobs | one-at-a-time `generate`, tokens/s | bare forward, tokens/s | engine, tokens/s "
-        "| engine / generate | engine / bare forward |",
-        "|---|---|---|---|---|---|---|",
+        "| work | jobs | one-at-a-time `generate`, tokens/s | bare forward, tokens/s "
+        "| engine on transformers, tokens/s | engine, tokens/s | of `generate` | of the bare forward "
+        "| of the engine on transformers |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        generate, most, own = (float(str(row.get(who, "nan"))) for who in ("generate", "bound", "engine"))
+        names = ("generate", "bound", "library", "engine")
+        generate, most, library, own = (float(str(row.get(who, "nan"))) for who in names)
         share = f"{own / most:.0%}" if most == most else ""
         shown = f"{most}" if most == most else ""
         lines.append(
-            f"| {row['work']} | {row['jobs']} | {generate} | {shown} | {own} | {own / generate:.1f}x | {share} |"
+            f"| {row['work']} | {row['jobs']} | {generate} | {shown} | {library} | {own} "
+            f"| {own / generate:.1f}x | {share} | {own / library:.2f}x |"
         )
     return "\n".join(lines) + "\n"
 
@@ -184,21 +224,35 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         parameters = models.write(Path(folder) / "model")
-        model = load(settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}))
-        rows = measure(model, [int(count) for count in options.jobs.split(",")], options.rounds)
-    print(table(rows))
+        path = {"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}
+        native, model = (load(settings({**path, "MODEL_CODE": code})) for code in ("native", "transformers"))
+        rows = measure(native, model, [int(count) for count in options.jobs.split(",")], options.rounds)
+        counted = {one.code: operations(one) for one in (native, model)}
+    layers = models.SHAPE["text_config"]["num_hidden_layers"]
+    steps = ["| model code | operations in a decode step | for each layer |", "|---|---|---|"]
+    steps += [f"| {code} | {count} | {count / layers:.1f} |" for code, count in counted.items()]
+    shown = table(rows) + "\n" + "\n".join(steps) + "\n"
+    print(shown)
     if options.save:
         command = f"python -m benchmarks.throughput --threads {options.threads} --rounds {options.rounds}"
-        about = environment(command, threads=options.threads, parameters=parameters, rows=rows)
-        save("throughput-cpu", about, table(rows))
+        about = environment(command, threads=options.threads, parameters=parameters, rows=rows, operations=counted)
+        save("throughput-cpu", about, shown)
         plot("throughput-cpu", lambda axes: draw(rows, axes), columns=len(KINDS))
+
+
+LINES = (
+    ("generate", "one at a time"),
+    ("bound", "bare forward"),
+    ("library", "engine on transformers"),
+    ("engine", "engine"),
+)
 
 
 def draw(rows: list[dict[str, Any]], axes: Any) -> None:
     """Tokens a second over jobs, a picture for each kind of work."""
     for kind, axis in zip(KINDS, axes, strict=True):
         mine = [row for row in rows if row["work"] == kind]
-        for who, label in (("generate", "one at a time"), ("bound", "bare forward"), ("engine", "engine")):
+        for who, label in LINES:
             if who in mine[0]:
                 axis.plot([row["jobs"] for row in mine], [row[who] for row in mine], marker="o", label=label)
         axis.set(title=kind, xlabel="jobs at once", ylabel="tokens/s", ylim=(0, None), xscale="log")

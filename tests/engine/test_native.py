@@ -250,7 +250,7 @@ def test_what_is_missing_left_over_or_of_another_shape_is_named() -> None:
 
 def test_a_tied_head_is_the_embedding_and_needs_no_memory(tiny: LoadedModel) -> None:
     text = tiny.runner._text  # type: ignore[attr-defined]
-    assert text._head is text.embedding
+    assert text.head.weight is text.embedding
 
 
 # Whose code.

@@ -42,9 +42,9 @@ class TextModel:
         self._norm = tensors.take(f"{root}.norm.weight", shape.hidden)
         if shape.is_tied:
             tensors.drop("lm_head.weight")
-            self._head = self.embedding
+            self.head = Affine(self.embedding)
         else:
-            self._head = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
+            self.head = Affine(tensors.take("lm_head.weight", shape.vocabulary, shape.hidden))
         self._frequencies = frequencies(shape.theta, shape.head_dim, device)
         self._axes = _axes(shape).to(device)
 
@@ -84,7 +84,7 @@ class TextModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) of what `forward` gave."""
-        return functional.linear(rms_norm(hidden, self._norm, self.shape.eps), self._head)
+        return self.head(rms_norm(hidden, self._norm, self.shape.eps))
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
