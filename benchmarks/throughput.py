@@ -140,7 +140,7 @@ VIEWS = {  # what only says how memory is seen
     *("view", "reshape", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "as_strided"),
     *("chunk", "split", "narrow", "detach", "alias", "empty", "empty_like", "empty_strided", "unflatten", "flatten"),
     *("resolve_conj", "resolve_neg", "result_type", "_unsafe_view", "split_with_sizes", "numpy_T", "unbind"),
-    *("permute", "lift_fresh"),
+    *("permute", "lift_fresh", "to", "type_as"),
 }
 
 

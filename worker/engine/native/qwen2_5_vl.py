@@ -11,10 +11,10 @@ from worker.engine.native.grids import Grid, frames, places, windows
 from worker.engine.native.layers import (
     JOINED,
     Affine,
+    RMSNorm,
     Tensors,
     affine,
     frequencies,
-    rms_norm,
     rotate,
     turns,
     within_segments,
@@ -27,10 +27,10 @@ THETA = 10000.0
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    before_attention: Tensor
+    before_attention: RMSNorm
     qkv: Affine
     out: Affine
-    before_mlp: Tensor
+    before_mlp: RMSNorm
     gate_up: Affine
     down: Affine
 
@@ -45,7 +45,7 @@ class Tower:
         self._shape, self._device = shape, device
         self._patches = Affine(tensors.take(f"{root}.patch_embed.proj.weight", hidden, *kernel).view(hidden, -1))
         self._blocks = [_block(tensors, f"{root}.blocks.{index}", shape) for index in range(shape.depth)]
-        self._before_merging = tensors.take(f"{root}.merger.ln_q.weight", hidden)
+        self._before_merging = RMSNorm(tensors.take(f"{root}.merger.ln_q.weight", hidden), EPS)
         self._merge_up = affine(tensors, f"{root}.merger.mlp.0", width, width)
         self._merge_down = affine(tensors, f"{root}.merger.mlp.2", shape.out, width)
         self._frequencies = frequencies(THETA, shape.head_dim // 2, device)
@@ -62,13 +62,13 @@ class Tower:
         angles = (places(grids, merge).to(device)[..., None].float() * self._frequencies).flatten(1)
         cos_sin = turns(angles[patch_order], torch.float32)
         for layer, block in enumerate(self._blocks):
-            qkv = block.qkv(rms_norm(hidden, block.before_attention, EPS)).view(len(hidden), 3, shape.heads, -1)
+            qkv = block.qkv(block.before_attention(hidden)).view(len(hidden), 3, shape.heads, -1)
             query, keys = (rotate(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
             lengths = in_frames if layer in shape.full else in_windows
             hidden = block.out.onto(hidden, within_segments(query, keys, qkv[:, 2], lengths).flatten(1))
-            gate, up = block.gate_up(rms_norm(hidden, block.before_mlp, EPS)).chunk(2, -1)
+            gate, up = block.gate_up(block.before_mlp(hidden)).chunk(2, -1)
             hidden = block.down.onto(hidden, functional.silu(gate) * up)
-        merged = rms_norm(hidden, self._before_merging, EPS).view(len(order), -1)
+        merged = self._before_merging(hidden).view(len(order), -1)
         merged = self._merge_down(functional.gelu(self._merge_up(merged)))
         return merged[order.argsort().to(device)], []
 
@@ -77,10 +77,10 @@ def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
     hidden, rows = shape.hidden, [shape.intermediate] * 2
     _, names = JOINED
     return _Block(
-        before_attention=tensors.take(f"{name}.norm1.weight", hidden),
+        before_attention=RMSNorm(tensors.take(f"{name}.norm1.weight", hidden), EPS),
         qkv=affine(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
         out=affine(tensors, f"{name}.attn.proj", hidden, hidden),
-        before_mlp=tensors.take(f"{name}.norm2.weight", hidden),
+        before_mlp=RMSNorm(tensors.take(f"{name}.norm2.weight", hidden), EPS),
         gate_up=Affine(
             tensors.joined(f"{name}.mlp.", names, ".weight", rows, hidden),
             tensors.joined(f"{name}.mlp.", names, ".bias", rows),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.engine.native.layers import JOINED, Affine, Tensors, affine, frequencies, rms_norm, rotate, turns
+from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, rotate, turns
 from worker.engine.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -20,13 +20,13 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """qk_norm: (heads + kv_heads, dim), each head's own weight, so that one operation does for all."""
+    """qk_norm: of queries and keys, (heads + kv_heads, dim), each head with its own weight: done at once for all."""
 
-    before_attention: Tensor
+    before_attention: RMSNorm
     qkv: Affine
-    qk_norm: Tensor | None
+    qk_norm: RMSNorm | None
     out: Affine
-    before_mlp: Tensor
+    before_mlp: RMSNorm
     gate_up: Affine
     down: Affine
 
@@ -39,7 +39,7 @@ class TextModel:
         self.shape = shape
         self.embedding = tensors.take(f"{root}.embed_tokens.weight", shape.vocabulary, shape.hidden)
         self._layers = [_layer(tensors, f"{root}.layers.{index}", shape) for index in range(shape.layers)]
-        self._norm = tensors.take(f"{root}.norm.weight", shape.hidden)
+        self._norm = RMSNorm(tensors.take(f"{root}.norm.weight", shape.hidden), shape.eps)
         if shape.is_tied:
             tensors.drop("lm_head.weight")
             self.head = Affine(self.embedding)
@@ -68,15 +68,15 @@ class TextModel:
         """(tokens, hidden) after all layers, before the final norm. deep: what is added at `spots` after each of the
         first layers."""
         heads, kv_heads, dim = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
-        eps = self.shape.eps
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(rms_norm(hidden, layer.before_attention, eps)).view(len(hidden), -1, dim)
+            # Contiguous, since attention is many times slower on what is not.
+            qkv = layer.qkv(layer.before_attention(hidden)).contiguous().view(len(hidden), -1, dim)
             turning, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
             if layer.qk_norm is not None:
-                turning = rms_norm(turning, None, eps) * layer.qk_norm
+                turning = layer.qk_norm(turning)
             turning = rotate(turning, *cos_sin)
             hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
-            gate, up = layer.gate_up(rms_norm(hidden, layer.before_mlp, eps)).chunk(2, -1)
+            gate, up = layer.gate_up(layer.before_mlp(hidden)).chunk(2, -1)
             hidden = layer.down.onto(hidden, functional.silu(gate) * up)
             if index < len(deep) and spots is not None:
                 hidden.index_add_(0, spots, deep[index])
@@ -84,7 +84,7 @@ class TextModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) of what `forward` gave."""
-        return self.head(rms_norm(hidden, self._norm, self.shape.eps))
+        return self.head(self._norm(hidden)).contiguous()
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
@@ -96,14 +96,14 @@ def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
     norms = None
     if shape.has_qk_norm:
         query, key = (tensors.take(f"{attention}.{which}_norm.weight", dim) for which in "qk")
-        norms = torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)])
+        norms = RMSNorm(torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)]), shape.eps)
     gate_up = tensors.joined(f"{name}.mlp.", mlp, ".weight", [shape.intermediate] * 2, hidden)
     return Layer(
-        before_attention=tensors.take(f"{name}.input_layernorm.weight", hidden),
+        before_attention=RMSNorm(tensors.take(f"{name}.input_layernorm.weight", hidden), shape.eps),
         qkv=Affine(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
         qk_norm=norms,
         out=affine(tensors, f"{attention}.o_proj", hidden, shape.heads * dim, bias=False),
-        before_mlp=tensors.take(f"{name}.post_attention_layernorm.weight", hidden),
+        before_mlp=RMSNorm(tensors.take(f"{name}.post_attention_layernorm.weight", hidden), shape.eps),
         gate_up=Affine(gate_up),
         down=affine(tensors, f"{name}.mlp.down_proj", hidden, shape.intermediate, bias=False),
     )
