@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PARITY := .venv-parity
 
-.PHONY: help run test check image-test docs clean
+.PHONY: help run test check image-test parity clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,11 +24,11 @@ check: $(READY)  ## lint, format and types; the Dockerfile too
 image-test: $(READY)  ## build the Dockerfile for real and ask the image a question, offline (root on Debian)
 	$(BIN)/python -m tests.image
 
-docs: $(READY)  ## write the generated tables and pictures of docs/
-	$(BIN)/python -m builder.docs
+parity: $(PARITY)/.ready  ## compare pictures and videos with the references, in an environment of their own
+	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) build .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
@@ -36,4 +37,10 @@ $(READY): requirements.txt requirements-dev.txt tests/tools.sh tests/platform/js
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@tests/tools.sh
 	@if command -v npm >/dev/null; then npm ci --prefix tests/platform/js --silent --no-audit --no-fund; fi
+	@touch $@
+
+$(PARITY)/.ready: requirements.txt requirements-parity.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	@touch $@

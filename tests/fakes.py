@@ -26,6 +26,7 @@ class FakeEngine:
     error: Exception | None = None
     seen: tuple[Seen, ...] = ()
     model_name: str = "tiny-qwen3-vl"
+    model_code: str = "native"
     asked: list[ChatRequest] = field(default_factory=list)
     num_closed: int = 0
     max_model_len: int = 4096

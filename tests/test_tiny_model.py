@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen3VLForConditionalG
 from builder.tiny_model import evaluate, recipe, scenes, skills
 from builder.tiny_model.batches import BatchMaker, Stage
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
+from tests.media.films import chosen
 from worker import contract
 from worker.contract import Opened, Picture
 from worker.engine.face import Prompt
@@ -217,7 +218,7 @@ def test_it_sees_in_a_video_file_what_moves_where(library: LoadedModel, form: st
         found = sniff(data).video
         assert found is not None
         packets = video.read_packets(data, found, settings)
-        shown = video.decode(data, found, packets, controls, settings, shrink)
+        shown = video.decode(data, found, packets, chosen(packets.times, controls, settings), settings, shrink)
         answer = say(library, "What moves, and where?", shown)
         right += answer == f"The green square moves {skills.DIRECTION_EN[direction]}."
     assert right >= 3

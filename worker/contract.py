@@ -218,11 +218,12 @@ class Usage(Value):
 
 
 class Meta(Value):
-    """What is known of an answer before its first word. `created` is in seconds since 1970; `is_named`: whether the
-    request names its model."""
+    """What is known of an answer before its first word. code: whose model code runs the model; created: in seconds
+    since 1970; is_named: whether the request names its model."""
 
     id: str
     model: str
+    code: str
     created: int
     is_named: bool = False
     include_usage: bool = False

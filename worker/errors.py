@@ -40,7 +40,7 @@ never of the caller's data, a library's text or a path.
 
 import json
 from collections.abc import Iterator
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 
 class WorkerError(Exception):
@@ -57,6 +57,10 @@ class WorkerError(Exception):
         self.is_retryable = self.retryable if retryable is None else retryable
         super().__init__(self.message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It may be raised in a child process."""
+        return _again, (type(self), self.where, self.detail, self.is_retryable)
+
     def at(self, where: str) -> Self:
         """The same error with its place in the request."""
         return type(self)(where=where, detail=self.detail, retryable=self.is_retryable)
@@ -72,6 +76,10 @@ class WorkerError(Exception):
         """The error as the platform's job API carries it: an object in a string."""
         fields = {"code": self.code, "message": self.message, "status": self.status, "retryable": self.is_retryable}
         return json.dumps(fields)
+
+
+def _again(kind: type[WorkerError], where: str | None, detail: str | None, retryable: bool) -> WorkerError:
+    return kind(where=where, detail=detail, retryable=retryable)
 
 
 class InputError(WorkerError):

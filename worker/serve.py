@@ -34,7 +34,7 @@ from worker.contract import (
     Usage,
 )
 from worker.deadline import Deadline
-from worker.dialects import JSON, Dialect, choose, native
+from worker.dialects import JSON, Dialect, choose, name_of, native
 from worker.errors import InternalError, MediaError, ModelNotFound, PromptTooLong, ResultTooLarge, WorkerError
 from worker.history import History, Turn, within
 from worker.metrics import Metrics
@@ -50,6 +50,9 @@ class Generates(Protocol):
 
     @property
     def model_name(self) -> str: ...
+
+    @property
+    def model_code(self) -> str: ...
 
     @property
     def max_model_len(self) -> int: ...
@@ -136,11 +139,11 @@ class Service:
                     if is_bounded:
                         num_bytes = self._within(num_bytes, len(json.dumps(value)))
                     yield value
-            self.metrics.ended(_name(dialect), "ok")
+            self.metrics.ended(name_of(dialect), "ok")
             return
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             log.info("left by its client", extra={"request": request_id})
-            self.metrics.ended(_name(dialect), "left")
+            self.metrics.ended(name_of(dialect), "left")
             raise
         except WorkerError as error:
             failure = error
@@ -148,7 +151,7 @@ class Service:
         except BaseException:  # a panic in a library written in Rust is no Exception
             failure = InternalError()
             log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
-        self.metrics.ended(_name(dialect), failure.code)
+        self.metrics.ended(name_of(dialect), failure.code)
         fail(failure)
         for output in dialect.refusal(failure, shown):
             yield output
@@ -170,6 +173,7 @@ class Service:
         meta = Meta(
             id=request_id,
             model=self._engine.model_name,
+            code=self._engine.model_code,
             created=int(self._clock()),
             is_named=request.model is not None,
             include_usage=request.include_usage,
@@ -324,11 +328,6 @@ class _Phases:
 
 def _media_of(messages: Sequence[Message]) -> tuple[Media, ...]:
     return tuple(part for message in messages for part in message.parts if isinstance(part, Media))
-
-
-def _name(dialect: object) -> str:
-    """A dialect's name: that of its module."""
-    return getattr(dialect, "__name__", "").rpartition(".")[2]
 
 
 def _legible(request: ChatRequest) -> list[str]:

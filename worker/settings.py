@@ -176,6 +176,11 @@ class Settings(BaseModel):
     max_video_fps: Annotated[float, Field(gt=0, le=240)] = Field(
         8.0, description="Frames a second of a video file that are seen, at most"
     )
+    media_isolate: Literal["thread", "process"] = Field(
+        "thread",
+        description="`process`: pictures and videos are decoded in child processes of limited memory, each of which a "
+        "codec's crash or a time-out ends alone; for workers that strangers send to",
+    )
     max_fetches: Positive = Field(16, description="Addresses fetched at once, over all requests")
     decode_memory_bytes: Positive = Field(
         2048 * MIB, description="Memory of all pictures and videos being decoded at once"

@@ -56,6 +56,7 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     service = Service(engine, opener, settings, timeline=boot.timeline)
     log.info("ready", extra={"seconds": boot.timeline.report})
     service.metrics.gauge("answers_running", "Answers being decoded", lambda: engine.num_live)
+    service.metrics.gauge("requests_waiting", "Requests of which nothing is computed yet", lambda: engine.num_waiting)
     service.metrics.gauge("requests_unfinished", "Requests waiting or being answered", lambda: engine.num_unfinished)
     for name in engine.reused:
         _show_reuse(service.metrics, engine, name)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from worker.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
-from worker.dialects import choose
+from worker.dialects import choose, name_of
 from worker.errors import InputInvalid, MediaParamInvalid
 
 
@@ -261,3 +261,28 @@ def test_without_a_model_the_older_services_defaults_hold() -> None:
     assert (named.max_tokens, named.temperature, named.top_p) == (None, None, None)
     assert openai_chat(block, temperature=0, max_completion_tokens=9).sampling.temperature == 0
     assert openai_chat(block, max_completion_tokens=9).sampling.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"dialect": "generate", "messages": [{"role": "user", "content": "x"}]}, "generate"),
+        ({"dialect": "openai_chat", "messages": [{"role": "user", "content": "x"}]}, "openai_chat"),
+        ({"dialect": "chat_vl", "messages": [{"role": "user", "content": "x"}]}, "chat_vl"),
+        ({"dialect": "recognize", "image": "aGk=", "prompt": "x"}, "recognize"),
+        ({"dialect": "bot_private", "type": "private", "user_id": 1, "content": "x"}, "bot_private"),
+        ({"dialect": "bot_group", "type": "group", "group_id": 1, "user_id": 1, "content": "x"}, "bot_group"),
+        ({"dialect": "native", "prompt": "x"}, "native"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "native"),
+    ],
+)
+def test_a_dialect_that_is_named_goes_before_the_table(body: dict[str, Any], name: str) -> None:
+    dialect, shown = choose(body)
+    assert name_of(dialect) == name
+    assert len(dialect.parse(shown).messages) == 1
+
+
+@pytest.mark.parametrize("name", ["", "qwen", 3, None, "openai_models", "__init__"])
+def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(name: object) -> None:
+    with pytest.raises(InputInvalid, match=r"dialect: .*one of bot_group, bot_private, chat_vl, generate, native"):
+        choose({"dialect": name, "prompt": "x"})

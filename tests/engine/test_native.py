@@ -130,7 +130,7 @@ def test_real_shapes_cut_to_few_layers_are_the_librarys(
     monkeypatch.setattr(checkpoints, "SPREAD", 0.02)
     folder = checkpoints.write(family, tmp_path / family)
     native, library = loaded(folder, "native"), loaded(folder, "transformers")
-    shown = ask("What is it?", picture(1, 400, 300), clip(1, num_frames=4))
+    shown = ask("What is it?", picture(1, 200, 150))
     ours, theirs = steps(native, shown), steps(library, shown)
     assert distance(ours, theirs) < NEAR * max(1.0, float(theirs[0].abs().max()))
 

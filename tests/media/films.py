@@ -8,6 +8,10 @@ from typing import Any
 import av
 import numpy as np
 
+from worker.contract import Controls
+from worker.media import frames
+from worker.settings import Settings
+
 NUM_BITS = 10
 
 
@@ -26,6 +30,11 @@ def number_of(rgb: np.ndarray) -> int:
     height, width = rgb.shape[:2]
     middles = [int((bit + 0.5) * width / NUM_BITS) for bit in range(NUM_BITS)]
     return sum((int(rgb[height // 3, at].mean()) > 127) << bit for bit, at in enumerate(middles))
+
+
+def chosen(times: Sequence[float], controls: Controls, settings: Settings) -> list[int]:
+    """The frames that a request with these controls sees."""
+    return frames.choose(times, controls, frames.Limits(settings.max_video_fps, settings.max_frames))
 
 
 def film(

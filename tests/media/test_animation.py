@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.media.films import chosen
 from worker.contract import RGB, Clip, Controls
 from worker.errors import MediaCorrupt, MediaDimensions, MediaUnsupportedType, MediaVideoTooLong
 from worker.media import animation
@@ -32,7 +33,7 @@ def as_it_is(rgb: RGB, _: int) -> RGB:
 def opened(data: bytes, controls: Controls | None = None, settings: Settings | None = None) -> Clip:
     settings, found = settings or Settings(), sniff(data)
     read = animation.read_times(data, found, settings)
-    return animation.decode(data, found, read, controls or Controls(), settings, as_it_is)
+    return animation.decode(data, found, read, chosen(read.times, controls or Controls(), settings), settings, as_it_is)
 
 
 def colours(clip: Clip) -> list[tuple[int, ...]]:

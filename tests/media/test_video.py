@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.media.films import film, number_of
+from tests.media.films import chosen, film, number_of
 from worker.contract import RGB, Clip, Controls
 from worker.errors import (
     MediaCorrupt,
@@ -36,7 +36,9 @@ def seen(data: bytes, settings: Settings = AS_SENT, **controls: Any) -> Clip:
     found = sniff(data)
     assert found.video is not None
     packets = video.read_packets(data, found.video, settings)
-    return video.decode(data, found.video, packets, Controls(**controls), settings, as_it_is)
+    return video.decode(
+        data, found.video, packets, chosen(packets.times, Controls(**controls), settings), settings, as_it_is
+    )
 
 
 def numbers(clip: Clip) -> list[int]:
@@ -143,7 +145,7 @@ def test_every_frame_goes_through_shrink_and_hears_how_many_there_are() -> None:
         told.append(num_frames)
         return rgb[::4, ::4]
 
-    clip = video.decode(FILM, found, packets, Controls(nframes=6), AS_SENT, shrink)
+    clip = video.decode(FILM, found, packets, chosen(packets.times, Controls(nframes=6), AS_SENT), AS_SENT, shrink)
     assert told == [6] * 6
     assert clip.is_sized
     assert clip.frames[0].shape == (24, 40, 3)

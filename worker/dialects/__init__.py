@@ -8,9 +8,14 @@ from typing import Any, Protocol
 
 from worker.contract import Answer, ChatRequest, Meta, StreamEvent
 from worker.dialects import bot_group, bot_private, chat_vl, generate, native, openai_chat, openai_models, recognize
-from worker.errors import InputNotObject, WorkerError
+from worker.errors import InputInvalid, InputNotObject, WorkerError
 
 JSON = dict[str, Any] | str
+
+
+def name_of(dialect: object) -> str:
+    """A dialect's name: that of its module."""
+    return getattr(dialect, "__name__", "").rpartition(".")[2]
 
 
 class Dialect(Protocol):
@@ -44,8 +49,19 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 
 
+BY_NAME: dict[str, Dialect] = {name_of(dialect): dialect for dialect in DIALECTS if dialect is not openai_models}
+
+
 def choose(body: object) -> tuple[Dialect, dict[str, Any]]:
-    """The dialect of this input and the input as an object. Raises InputNotObject."""
+    """The dialect of this input and the input as an object. A `dialect` in it goes before the table: the rest is that
+    dialect's body. Raises InputNotObject, InputInvalid."""
     if not isinstance(body, dict):
         raise InputNotObject()
+    if "dialect" in body:
+        name = body["dialect"]
+        if not isinstance(name, str) or name not in BY_NAME:
+            raise InputInvalid(where="dialect", detail=f"one of {', '.join(sorted(BY_NAME))}")
+        rest = {key: value for key, value in body.items() if key != "dialect"}
+        route = getattr(BY_NAME[name], "ROUTE", None)
+        return BY_NAME[name], rest if route is None else {"route": route, "body": rest}
     return next(dialect for dialect in DIALECTS if dialect.speaks(body)), body

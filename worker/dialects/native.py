@@ -91,7 +91,7 @@ def _messages(body: NativeBody) -> tuple[Message, ...]:
 def reply(answer: Answer) -> dict[str, Any]:
     """`text` is the first answer; where `n` asked for several, `choices` has all."""
     first, *others = choices = [_choice(said) for said in answer.said]
-    head = {"id": answer.meta.id, "model": answer.meta.model, **first}
+    head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **first}
     more = {"choices": choices} if others else {}
     return {**head, **more, **_seen(answer.seen), "usage": usage(answer.usage), **_cold_start(answer.cold_start)}
 
@@ -132,7 +132,8 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
         case Piece():
             return [_piece(event, meta)]
         case Done():
-            end: dict[str, Any] = {"id": meta.id, "model": meta.model, "text": "", "finish_reason": event.reasons[0]}
+            end: dict[str, Any] = {"id": meta.id, "model": meta.model, "model_code": meta.code, "text": ""}
+            end["finish_reason"] = event.reasons[0]
             if len(event.reasons) > 1:
                 end["finish_reasons"] = list(event.reasons)
             return [{**end, **_seen(event.seen), "usage": usage(event.usage), **_cold_start(event.cold_start)}]

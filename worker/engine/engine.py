@@ -91,6 +91,16 @@ class Engine:
         return self._model.name
 
     @property
+    def model_code(self) -> str:
+        """Whose model code runs the model: `native` or `transformers`."""
+        return self._model.code
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which nothing is computed yet."""
+        return len(self._admission.waiting)
+
+    @property
     def reused(self) -> dict[str, tuple[int, int]]:
         """For what is kept to be used again: how often it was, and its bytes."""
         return {

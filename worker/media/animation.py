@@ -6,13 +6,13 @@ those before them, so both decode all up to the last that is wanted.
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from worker.contract import RGB, Clip, Controls
+from worker.contract import RGB, Clip
 from worker.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -20,7 +20,6 @@ from worker.errors import (
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
-from worker.media import frames
 from worker.media.picture import BROKEN, as_rgb, check_size
 from worker.media.sniff import Found
 from worker.media.video import Shrink
@@ -63,10 +62,9 @@ def read_times(data: bytes, found: Found, settings: Settings) -> Times:
     return Times(*size, tuple(times))
 
 
-def decode(data: bytes, found: Found, read: Times, controls: Controls, settings: Settings, shrink: Shrink) -> Clip:
+def decode(data: bytes, found: Found, read: Times, chosen: Sequence[int], settings: Settings, shrink: Shrink) -> Clip:
     """The chosen frames through `shrink`. Raises MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, and what
     `read_times` does."""
-    chosen = frames.choose(read.times, controls, frames.Limits(settings.max_video_fps, settings.max_frames))
     count = len(chosen) + len(chosen) % 2
     kept: dict[int, RGB] = {}
     for index, image in enumerate(_shown(data, found, settings)):

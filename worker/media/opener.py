@@ -23,6 +23,7 @@ from worker.errors import (
 )
 from worker.media import animation, frames, inline, local, picture, video
 from worker.media.budget import Budget
+from worker.media.isolate import Children
 from worker.media.sniff import sniff
 from worker.settings import Settings
 
@@ -60,9 +61,15 @@ class Opener:
         self._slots = Budget(settings.prepare_threads)
         self._fetches = Budget(settings.max_fetches)
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="media")
+        self._children: Children | None = None
+        if settings.media_isolate == "process":
+            modules = [__name__, type(eye).__module__]
+            self._children = Children(settings.prepare_threads, settings.decode_memory_bytes, modules)
 
     def close(self) -> None:
         self._threads.shutdown()
+        if self._children is not None:
+            self._children.close()
 
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
         """Pictures and clips in the order of `items`. Raises MediaError with the item's place."""
@@ -126,27 +133,25 @@ class Opener:
         found = sniff(data)
         timeout = settings.video_decode_timeout_s
 
-        def shrink(rgb: RGB, num_frames: int) -> RGB:
-            return self._eye.shrink(rgb, num_frames, controls)
-
+        shrink = _Shrink(self._eye, controls)
         try:
             times: video.Packets | animation.Times
             if found.video is not None:
                 read, make = video.read_packets, video.decode
-                times = await self._in_thread(1, where, read, data, found.video, settings, timeout_s=timeout)
-                work: tuple[Any, ...] = (make, data, found.video, times, controls, settings, shrink)
+                times = await self._apart(1, where, read, data, found.video, settings, timeout_s=timeout)
+                work: tuple[Any, ...] = (make, data, found.video, times)
             elif found.picture in animation.MOVING:
-                times = await self._in_thread(1, where, animation.read_times, data, found, settings, timeout_s=timeout)
-                work = (animation.decode, data, found, times, controls, settings, shrink)
+                times = await self._apart(1, where, animation.read_times, data, found, settings, timeout_s=timeout)
+                work = (animation.decode, data, found, times)
             else:
                 raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
             limits = frames.Limits(settings.max_video_fps, settings.max_frames)
-            count = len(frames.choose(times.times, controls, limits))
-            left.take_tokens(self._eye.clip_tokens(times.height, times.width, count, controls))
+            chosen = await self._in_thread(1, where, frames.choose, times.times, controls, limits)
+            left.take_tokens(self._eye.clip_tokens(times.height, times.width, len(chosen), controls))
             memory = times.decode_bytes + KEPT_BYTES
             if memory > self._memory.total:
                 raise MediaDimensions(detail="decoding needs more memory than the worker may use")
-            clip: Clip = await self._in_thread(memory, where, *work, timeout_s=timeout)
+            clip: Clip = await self._apart(memory, where, *work, chosen, settings, shrink, timeout_s=timeout)
             return clip
         except MediaError as error:
             raise error.at(where) from None
@@ -155,7 +160,7 @@ class Opener:
         settings = self._settings
         data = await self._bytes(source, where, left, settings.max_image_bytes, settings.image_timeout_s)
         try:
-            header = await self._in_thread(1, where, picture.read_header, data, settings)
+            header = await self._apart(1, where, picture.read_header, data, settings)
             left.take_pixels(header.num_pixels)
             if header.decode_bytes > self._memory.total:
                 raise MediaDimensions(detail="decoding needs more memory than the worker may use")
@@ -165,7 +170,7 @@ class Opener:
 
     async def _pixels(self, header: picture.Header, where: str, wanted: tuple[int, int] | None = None) -> RGB:
         try:
-            return await self._in_thread(header.decode_bytes, where, picture.decode, header, wanted)
+            return await self._apart(header.decode_bytes, where, picture.decode, header, wanted)
         except MediaError as error:
             raise error.at(where) from None
 
@@ -196,6 +201,24 @@ class Opener:
         except MediaError as error:
             raise error.at(where) from None
 
+    async def _apart(
+        self, num_bytes: int, where: str, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
+    ) -> T:
+        """Run `work` on a stranger's bytes: on a thread, or in a child process where the settings say so."""
+        if self._children is None:
+            return await self._in_thread(num_bytes, where, work, *arguments, timeout_s=timeout_s)
+        await self._memory.take(num_bytes)
+        try:
+            await self._slots.take(1)
+            try:
+                return await self._children.run(work, arguments, timeout_s or self._settings.decode_timeout_s)
+            except MediaError as error:
+                raise error.at(where) from None
+            finally:
+                self._slots.give(1)
+        finally:
+            self._memory.give(num_bytes)
+
     async def _in_thread(
         self, num_bytes: int, where: str, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
     ) -> T:
@@ -223,6 +246,17 @@ class Opener:
             return await asyncio.wait_for(asyncio.wrap_future(running), timeout_s or self._settings.decode_timeout_s)
         except TimeoutError:
             raise MediaDecodeTimeout(where=where) from None
+
+
+@dataclass(frozen=True)
+class _Shrink:
+    """Frames of a video to the size at which they are seen; can be sent to a child process."""
+
+    eye: Sees
+    controls: Controls
+
+    def __call__(self, rgb: RGB, num_frames: int) -> RGB:
+        return self.eye.shrink(rgb, num_frames, self.controls)
 
 
 @dataclass

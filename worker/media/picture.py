@@ -23,9 +23,11 @@ Image.MAX_IMAGE_PIXELS = None  # `check_size` refuses by our own limits, before 
 
 @dataclass(frozen=True)
 class Header:
-    """A picture whose format and sides are known and allowed, not yet decoded. height, width: of it upright."""
+    """A picture whose format and sides are known and allowed, not yet decoded. height, width: of it upright. formats:
+    the only ones as which Pillow may open it."""
 
-    image: Image.Image
+    data: bytes
+    formats: tuple[str, ...]
     height: int
     width: int
 
@@ -52,7 +54,7 @@ def read_header(data: bytes, settings: Settings) -> Header:
     except BROKEN:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
-    return Header(image, height, width)
+    return Header(data, formats, height, width)
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -69,22 +71,21 @@ def decode(header: Header, wanted: tuple[int, int] | None = None) -> RGB:
     half, a quarter or an eighth of its size, never below what is wanted: the same picture in a third of the time.
     """
     try:
-        header.image.seek(0)
-        if wanted is not None and header.image.format in ("JPEG", "MPO"):
-            _draft(header, *wanted)
-        header.image.load()
-        upright = ImageOps.exif_transpose(header.image)
-        return np.array(as_rgb(upright))
+        image = Image.open(io.BytesIO(header.data), formats=header.formats)
+        if wanted is not None and image.format in ("JPEG", "MPO"):
+            _draft(image, header, *wanted)
+        image.load()
+        return np.array(as_rgb(ImageOps.exif_transpose(image)))
     except MediaError:
         raise
     except BROKEN:
         raise MediaCorrupt() from None
 
 
-def _draft(header: Header, height: int, width: int) -> None:
+def _draft(image: Image.Image, header: Header, height: int, width: int) -> None:
     if min(header.height / height, header.width / width) >= DRAFT_RATIO:
-        is_turned = header.width != header.image.width
-        header.image.draft(None, (height, width) if is_turned else (width, height))
+        is_turned = header.width != image.width
+        image.draft(None, (height, width) if is_turned else (width, height))
 
 
 # What Pillow raises for broken files, whatever the format; its texts carry addresses and are never shown.

@@ -7,7 +7,7 @@ ones named here.
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 
-from worker.contract import RGB, Clip, Controls
+from worker.contract import RGB, Clip
 from worker.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -24,7 +24,6 @@ from worker.errors import (
     MediaVideoNoFrames,
     MediaVideoTooLong,
 )
-from worker.media import frames
 from worker.media.sniff import VideoFormat
 from worker.settings import Settings
 
@@ -78,14 +77,12 @@ def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
 
 
 def decode(
-    data: bytes, form: VideoFormat, packets: Packets, controls: Controls, settings: Settings, shrink: Shrink
+    data: bytes, form: VideoFormat, packets: Packets, chosen: Sequence[int], settings: Settings, shrink: Shrink
 ) -> Clip:
     """The chosen frames, upright, through `shrink` (which is told how many there are) one at a time.
 
     Raises MediaParamInvalid, MediaCorrupt, MediaDimensions, MediaDecodeTimeout, MediaVideoNoFrames.
     """
-    limits = frames.Limits(settings.max_video_fps, settings.max_frames)
-    chosen = frames.choose(packets.times, controls, limits)
     count = len(chosen) + len(chosen) % 2
     kept: dict[int, RGB] = {}
     deadline = time.monotonic() + settings.video_decode_timeout_s

