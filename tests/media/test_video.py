@@ -226,3 +226,16 @@ def test_what_nothing_wanted_depends_on_is_not_decoded() -> None:
     wanted = {packets.stamps[0], packets.stamps[59]}
     with video._opened(data, found, AS_SENT) as (container, stream):
         assert len(list(video._decoded(container, stream, wanted, packets.keys))) <= 10
+
+
+@pytest.mark.parametrize(
+    ("fps", "form", "codec"), [(24, "mp4", "libx264"), (30, "webm", "libvpx-vp9"), (25, "mp4", "libx264")]
+)
+def test_two_frames_a_second_of_three_seconds_are_six(fps: int, form: str, codec: str) -> None:
+    data = film(3 * fps, fps=fps, form=form, codec=codec)
+    found = sniff(data).video
+    assert found is not None
+    times = video.read_packets(data, found, AS_SENT).times
+    assert len(chosen(times, Controls(fps=2.0), AS_SENT)) == 6
+    assert len(chosen(times, Controls(fps=2.1), AS_SENT)) == 6
+    assert len(chosen(times, Controls(fps=1.9), AS_SENT)) == 4

@@ -60,7 +60,8 @@ def how_many(total: int, rate: float, controls: Controls, limits: Limits) -> int
             if controls.min_frames is not None:
                 raise MediaParamInvalid(detail="min_frames is more than max_frames")
             least = EVEN
-        wanted = max(total / rate * fps, least)
+        # A file's times are rounded: two frames a second of three seconds are six, not 5.999.
+        wanted = max(total / rate * fps + fps * STEADY_S, least)
     return max(EVEN, _even(min(wanted, _even(most, math.floor), total), math.floor))
 
 
