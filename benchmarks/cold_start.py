@@ -3,10 +3,10 @@
 python -m benchmarks.cold_start --rounds 5 --save
 
 A Qwen3-VL of half a billion random parameters (1 GB in bfloat16, the family's own vocabulary) is asked about one
-picture. In turns, each in a process of its own: `import torch` alone (the floor), bare imports of torch and the
-library's model code, the usual way (imports one after the other, `from_pretrained`, first request), and
-`python handler.py` on the same model as an image carries it, by the library's model code and by ours. `--cold` drops
-the weights from the page cache before each start. With a CUDA device the model lies there.
+picture. In turns, each in a process of its own: `import torch` alone, and with the weights read (the floor), bare
+imports of torch and the library's model code, the usual way (imports one after the other, `from_pretrained`, first
+request), and `python handler.py` on the same model as an image carries it, by the library's model code and by ours.
+`--cold` drops the weights from the page cache before each start. With a CUDA device the model lies there.
 """
 
 import argparse
@@ -34,11 +34,28 @@ from builder.bake import bake
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 600
 QUESTION = "What is in the picture?"
-WAYS = ("import torch", "bare imports", "usual way", "this worker, transformers", "this worker")
+WAYS = (
+    "import torch",
+    "import torch, weights read",
+    "bare imports",
+    "usual way",
+    "this worker, transformers",
+    "this worker",
+)
 
 IMPORTS = "import torch, transformers.models.qwen3_vl.modeling_qwen3_vl; print('FIRST', flush=True)"
 
 TORCH = "import torch; print('FIRST', flush=True)"
+
+READ = """
+import sys
+import torch
+from safetensors.torch import load_file
+
+tensors = load_file(sys.argv[1] + "/model.safetensors", device=sys.argv[2])
+total = sum(float(tensor.reshape(-1)[::2048].max()) for tensor in tensors.values())  # a value of each page
+print("FIRST", total, flush=True)
+"""
 
 USUAL = """
 import base64, io, sys
@@ -85,6 +102,7 @@ def commands(folder: Path, baked: Path, device: str) -> dict[str, list[str]]:
 
     return {
         "import torch": [sys.executable, "-c", TORCH],
+        "import torch, weights read": [sys.executable, "-c", READ, str(baked), device],
         "bare imports": [sys.executable, "-c", IMPORTS],
         "usual way": [sys.executable, "-c", USUAL, str(folder), device, shown, QUESTION],
         "this worker, transformers": worker("transformers"),
@@ -173,7 +191,7 @@ def draw(rows: list[dict[str, Any]], axis: Any) -> None:
         if not phases:
             axis.barh(index, row["seconds"], color="lightgrey")
         for place, (phase, took) in enumerate(phases.items()):
-            axis.barh(index, took, left=left, color=f"C{place}", label=phase if row is rows[3] else None)
+            axis.barh(index, took, left=left, color=f"C{place}", label=phase if row["way"] == WAYS[-1] else None)
             left += took
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()

@@ -14,7 +14,6 @@ import importlib
 import io
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -214,12 +213,16 @@ def one(way: str, case: str, folder: Path) -> dict[str, float]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/{name.replace(' ', '%20')}"
     run = WAYS[way](folder / name, given, address)
-    before = int(Path("/proc/self/status").read_text(encoding="ascii").partition("VmRSS:")[2].split()[0]) / 1024
+    before = _mib("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     count = run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    return {"cpu": cpu, "wall": wall, "mib": peak, "patches": count}
+    return {"cpu": cpu, "wall": wall, "mib": _mib("VmHWM") - before, "patches": count}
+
+
+def _mib(name: str) -> float:
+    """Of this process; `getrusage` would give the parent's at the fork where that is more."""
+    return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
