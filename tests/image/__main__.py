@@ -68,7 +68,9 @@ def fetch_packages() -> None:
     say("fetching packages")
     wheels = WORK / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    run(sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels, "-r", ROOT / "requirements.txt")
+    download = (sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels)
+    run(*download, "-r", ROOT / "requirements.txt")
+    run(*download, "async-timeout>=4.0.3")  # of redis, on a Python as old as the base's
     (WORK / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n", encoding="utf-8")
 
 
