@@ -13,8 +13,8 @@ RUN python3 -m venv /opt/venv
 COPY requirements.txt /src/
 RUN /opt/venv/bin/pip install --no-cache-dir --no-compile -r /src/requirements.txt \
     && /opt/venv/bin/pip freeze > /opt/venv/packages.txt \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
-       || echo "files for other versions of Python have no bytecode"
+    && { /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
+         || echo "files for other versions of Python have no bytecode"; }
 
 # The weights. Only a change of these arguments or of the download itself fetches them again.
 FROM packages AS weights
