@@ -361,6 +361,13 @@ def test_a_picture_and_a_beginning_seen_before_are_not_computed_again(engine: En
     assert runner.chunks[1] < runner.chunks[0] - 60  # the second question without the picture's tokens
 
 
+def test_a_picture_that_is_shown_twice_is_computed_once(engine: Engine) -> None:
+    runner = Counting(engine._runner)
+    engine._runner = runner  # type: ignore[assignment]
+    text_and_end(engine, ask("Compare.", picture(71), picture(72), picture(71)))
+    assert runner.num_features == 2
+
+
 def test_a_long_prompt_is_computed_in_chunks_between_the_steps_of_others(tiny: LoadedModel) -> None:
     engine = Engine(tiny, Settings(device="cpu", prefill_chunk=32, prefix_cache_mib=0, stream_interval_ms=0))
     runner = Counting(engine._runner)

@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from tests.engine import checkpoints
 from tests.engine.requests import Shown, ask, clip, picture
+from worker.contract import Controls
 from worker.engine.checkpoint import ModelError
 from worker.engine.face import Runner
 from worker.engine.loading import LoadedModel, load
@@ -84,6 +85,15 @@ def test_features_and_logits_are_the_librarys(both: tuple[LoadedModel, LoadedMod
     native, library = both
     assert (native.code, library.code) == ("native", "transformers")
     assert distance(steps(native, ASKED[asked]), steps(library, ASKED[asked])) < NEAR
+
+
+@pytest.mark.parametrize("side", [28, 32, 56, 64, 96, 128])
+def test_pictures_of_a_few_patches_are_seen_as_the_library_sees_them(
+    both: tuple[LoadedModel, LoadedModel], side: int
+) -> None:
+    native, library = both
+    small = replace(picture(1, side, side), controls=Controls(max_pixels=side * side))
+    assert distance(steps(native, ask("What?", small)), steps(library, ask("What?", small))) < NEAR
 
 
 def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedModel]) -> None:

@@ -63,7 +63,9 @@ class Prefill:
             if found is not None:
                 self._seen[index] = found
                 continue
-            size = int((self._prompt.item_of == index).sum())
+            if any(self._prompt.items[other].key == item.key for other in fresh):
+                continue  # the same picture again: the next step finds it among the kept
+            size = self._prompt.seen[index].tokens
             if fresh and cost + size > budget:
                 break
             fresh.append(index)

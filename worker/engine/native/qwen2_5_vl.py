@@ -68,7 +68,7 @@ class Tower:
             hidden = block.out.onto(hidden, within_segments(query, keys, qkv[:, 2], lengths).flatten(1))
             gate, up = block.gate_up(block.before_mlp(hidden)).chunk(2, -1)
             hidden = block.down.onto(hidden, functional.silu(gate) * up)
-        merged = self._before_merging(hidden).view(len(order), -1)
+        merged = self._before_merging(hidden).reshape(len(order), -1)
         merged = self._merge_down(functional.gelu(self._merge_up(merged)))
         return merged[order.argsort().to(device)], []
 

@@ -45,7 +45,7 @@ class _Merger:
 
     def __call__(self, x: Tensor) -> Tensor:
         width = self.up.weight.shape[1]
-        x = self.norm(x.view(-1, width)) if self.is_late else self.norm(x).view(-1, width)
+        x = self.norm(x.reshape(-1, width)) if self.is_late else self.norm(x).reshape(-1, width)
         return self.down(functional.gelu(self.up(x)))
 
 
