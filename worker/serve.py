@@ -12,6 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from worker.contract import (
@@ -188,17 +189,17 @@ class Service:
             self._timeline.end("waiting for a request")
         phases = _Phases()
         media: tuple[Opened, ...] = ()
-        talk, turn = request.talk, 0
+        talk = request.talk
         if request.media:
             tell("opening media")
         if talk is not None:
             async with deadline.watch():
-                own, media, turn, earlier = await self._remembered(request, talk)
+                heard = await self._remembered(request, talk)
             if not self._is_spoken_to(talk):
                 yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
                 return
             async with deadline.watch():
-                request, media = await self._in_their_light(own, media, earlier)
+                request, media = await self._in_their_light(heard)
         elif request.media:
             async with deadline.watch():
                 media = await self._opener.open(request.media)
@@ -211,12 +212,12 @@ class Service:
                     answer = await _gather(events, meta)
                 except Exception:
                     if talk is not None:  # who asked is told, and asks again
-                        await self.history.forget(talk.key, turn)
+                        await self.history.forget(talk.key, heard.turn)
                     raise
                 answer = self._with_cold_start(answer, request_id)
                 phases.end("answer")
                 if talk is not None:
-                    await self.history.reply(talk.key, turn, answer.said[0].text, answer.usage.completion_tokens)
+                    await self.history.reply(talk.key, heard.turn, answer.said[0].text, answer.usage.completion_tokens)
                 phases.note("first token", answer.first_token_s)
                 self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
                 yield dialect.reply(answer)
@@ -240,11 +241,8 @@ class Service:
         is_named = self._settings.bot_name.casefold() in talk.content.casefold()
         return not talk.is_group or self._settings.group_reply == "always" or is_named
 
-    async def _remembered(
-        self, request: ChatRequest, talk: Talk
-    ) -> tuple[ChatRequest, tuple[Opened, ...], int, list[Turn]]:
-        """Remember a bot's message. It as it stands alone, behind the bot's system message; its media, opened; the turn
-        that a reply belongs to; what was said before. Raises MediaError, PromptTooLong: then nothing is remembered."""
+    async def _remembered(self, request: ChatRequest, talk: Talk) -> "_Heard":
+        """Remember a bot's message. Raises MediaError, PromptTooLong: then nothing is remembered."""
         [message] = request.messages
         async with self.history.in_order(talk.key):
             # What is remembered must open later too: its bytes are read once, opened, and only then kept.
@@ -264,26 +262,25 @@ class Service:
             text = "".join(part.text for part in parts if isinstance(part, Text))
             words = tokens - sum(image_tokens)
             turn, earlier = await self.history.add(talk.key, text, words, images, image_tokens, talk.at)
-            return own, media, turn, earlier
+            return _Heard(own, media, tokens, turn, earlier)
 
     def _room(self, request: ChatRequest) -> int:
         """Tokens that a prompt may have beside the request's answer."""
         return self._engine.max_model_len - (request.sampling.max_tokens or 0)
 
-    async def _in_their_light(
-        self, own: ChatRequest, media: tuple[Opened, ...], earlier: Sequence[Turn]
-    ) -> tuple[ChatRequest, tuple[Opened, ...]]:
+    async def _in_their_light(self, heard: "_Heard") -> tuple[ChatRequest, tuple[Opened, ...]]:
         """A bot's message behind as much of what was said before as there is room for, with all media opened."""
+        own, media = heard.own, heard.media
         settings, room = self._settings, self._room(own)
-        alone, _ = await self._engine.weigh(own, media)
         num_images = min(settings.history_images, settings.max_images - len(own.media))
-        turns = within(earlier, settings.history_turns, min(settings.history_tokens, room - alone), num_images)
+        max_tokens = min(settings.history_tokens, room - heard.tokens)
+        turns = within(heard.earlier, settings.history_turns, max_tokens, num_images)
         *system, message = own.messages
         while turns:
             before = await self.history.messages(turns)
             whole = own.model_copy(update={"messages": (*system, *before, message)})
             try:
-                seen = (*await self._opener.open(_media_of(before)), *media)
+                seen = (*await self._opener.open(whole.media[: len(whole.media) - len(media)]), *media)
                 if (await self._engine.weigh(whole, seen))[0] <= room:
                     return whole, seen
             except MediaError as error:
@@ -308,6 +305,18 @@ class Service:
         self.metrics.answered(usage, phases.seconds)
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """A bot's message that is remembered. own: it alone, behind the bot's system message, with its media opened and its
+    `tokens`; turn: what a reply to it belongs to; earlier: what was said before."""
+
+    own: ChatRequest
+    media: tuple[Opened, ...]
+    tokens: int
+    turn: int
+    earlier: Sequence[Turn]
+
+
 class _Phases:
     """Seconds of a request's phases, for its line in the log."""
 
@@ -324,10 +333,6 @@ class _Phases:
         """A phase that was measured elsewhere."""
         if seconds is not None:
             self.seconds[phase] = round(seconds, 3)
-
-
-def _media_of(messages: Sequence[Message]) -> tuple[Media, ...]:
-    return tuple(part for message in messages for part in message.parts if isinstance(part, Media))
 
 
 def _legible(request: ChatRequest) -> list[str]:

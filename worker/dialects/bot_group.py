@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from worker.contract import Answer, ChatRequest, Talk
 from worker.dialects import fields
 from worker.dialects.bot_private import BotBody, Id, Name, as_request, chunks, refusal
@@ -28,10 +26,7 @@ def speaks(body: dict[str, Any]) -> bool:
 
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject."""
-    try:
-        form = GroupBody.model_validate(fields.routed(body))
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    form = fields.validated(GroupBody, fields.routed(body))
     names = (form.user_card, form.user_nickname, str(form.user_id))
     sender = next(shown for name in names if (shown := " ".join((name or "").split())))
     talk = Talk(key=f"group:{form.group_id}", content=form.content, at=form.timestamp, is_group=True)

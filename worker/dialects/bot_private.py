@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from worker.contract import Answer, BoundedText, ChatRequest, Media, Message, Meta, Sampling, StreamEvent, Talk, Text
 from worker.dialects import fields
@@ -49,10 +49,7 @@ def speaks(body: dict[str, Any]) -> bool:
 
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject."""
-    try:
-        form = PrivateBody.model_validate(fields.routed(body))
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    form = fields.validated(PrivateBody, fields.routed(body))
     return as_request(form, form.content, Talk(key=f"private:{form.user_id}", content=form.content, at=form.timestamp))
 
 

@@ -52,10 +52,7 @@ def speaks(body: dict[str, Any]) -> bool:
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject, MediaParamInvalid."""
     given = fields.routed(body)
-    try:
-        form = ChatVLBody.model_validate(given)
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    form = fields.validated(ChatVLBody, given)
     num_filled = 0
     said = []
     for index, one in enumerate(_messages(form.messages)):

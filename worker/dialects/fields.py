@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -62,6 +62,9 @@ MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused bef
 _NO_SUCH_FIELD = "there is no such field"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
+
+
+B = TypeVar("B", bound=BaseModel)
 
 
 class Body(BaseModel):
@@ -508,6 +511,14 @@ def source(form: str | bytes | PictureControls) -> Url | Inline | Upload:
             return Url(url=form) if _ADDRESS.match(form) else Inline(data=form)
         case _:
             raise AssertionError(type(form))
+
+
+def validated(form: type[B], given: Any) -> B:
+    """The body, held to its form. Raises InputInvalid."""
+    try:
+        return form.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error) from None
 
 
 def invalid(error: ValidationError) -> InputInvalid:

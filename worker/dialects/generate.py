@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from worker.contract import MAX_MESSAGES, Answer, ChatRequest, MaxTokens, Meta, Sampling, StreamEvent, Temperature, TopP
 from worker.dialects import fields
@@ -26,10 +26,7 @@ def speaks(body: dict[str, Any]) -> bool:
 
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject."""
-    try:
-        form = GenerateBody.model_validate(fields.routed(body))
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    form = fields.validated(GenerateBody, fields.routed(body))
     messages = (
         fields.message(one.role, one.content, f"messages[{index}].content") for index, one in enumerate(form.messages)
     )

@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from worker.contract import (
     MAX_MESSAGES,
@@ -55,10 +55,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, RouteUnknown."""
     if "route" in body:
         raise RouteUnknown(where="route")
-    try:
-        native = NativeBody.model_validate(body)
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    native = fields.validated(NativeBody, body)
     return ChatRequest(
         messages=fields.conversation(_messages(native)),
         sampling=native.sampling(),

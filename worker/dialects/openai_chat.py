@@ -7,7 +7,7 @@ fields that are unknown are ignored and named in the log.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from worker.contract import (
     MAX_MESSAGES,
@@ -82,10 +82,7 @@ def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject, RouteUnknown."""
     given = _given(body)
     _refuse_unbuilt(given)
-    try:
-        chat = OpenAIBody.model_validate(given)
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    chat = fields.validated(OpenAIBody, given)
     if chat.max_completion_tokens is not None:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     if chat.model is None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from worker.contract import Answer, BoundedText, ChatRequest, Message, Meta, Sampling, StreamEvent, Text
 from worker.dialects import fields
@@ -24,10 +24,7 @@ def speaks(body: dict[str, Any]) -> bool:
 
 def parse(body: dict[str, Any]) -> ChatRequest:
     """Raises InputInvalid, InputNotObject."""
-    try:
-        form = RecognizeBody.model_validate(fields.routed(body))
-    except ValidationError as error:
-        raise fields.invalid(error) from None
+    form = fields.validated(RecognizeBody, fields.routed(body))
     parts = (fields.image(form.image, "image"), Text(text=form.prompt))
     return ChatRequest(messages=(Message(role="user", parts=parts),), sampling=Sampling(max_tokens=MAX_TOKENS))
 

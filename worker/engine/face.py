@@ -73,6 +73,22 @@ class Features:
         return sum(part.numel() * part.element_size() for part in (self.embeds, *self.deep))
 
 
+def placed(
+    prompt: Prompt, chunk: slice, seen: Mapping[int, Features], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None:
+    """For a chunk with media: where their tokens lie in it, (spots,), the features that belong there, (spots, hidden),
+    and those of each deep layer. None for a chunk without."""
+    items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
+    spots = (items >= 0).nonzero()[:, 0]
+    if not len(spots):
+        return None
+    runs = [(seen[item], offsets[items == item].to(device)) for item in dict.fromkeys(items[spots].tolist())]
+    embeds = torch.cat([one.embeds[at] for one, at in runs])
+    depth = len(runs[0][0].deep)
+    deep = [torch.cat([one.deep[level][at] for one, at in runs]) for level in range(depth)]
+    return spots.to(device), embeds, deep
+
+
 class Filled(Protocol):
     """What a prefill leaves: for each layer keys and values, (1, kv_heads, tokens, head_dim), or recurrent states."""
 

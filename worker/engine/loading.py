@@ -26,8 +26,8 @@ DEFAULT_TOKENS_PER_SECOND = 4
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device and its checkpoint's rules. code: whose model code `runner` runs. special_ids: of the
-    tokens that stand for media. tokens_per_second: positions of a second of video, where it is one span."""
+    """A model on its device and its checkpoint's rules. code: whose model code `runner` runs;
+    tokens_per_second: positions of a second of video, where it is one span."""
 
     name: str
     code: Literal["native", "transformers"]

@@ -74,15 +74,17 @@ class Opener:
     async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
         """Pictures and clips in the order of `items`. Raises MediaError with the item's place."""
         self._check_counts(items)
-        left = _Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels, self._eye.max_tokens)
+        left = self._allowance()
         return tuple(await _together([self._open(item, left) for item in items]))
+
+    def _allowance(self) -> "_Allowance":
+        return _Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels, self._eye.max_tokens)
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         """The files of pictures, in the order of `items`, not yet opened. Raises MediaError with the item's place."""
         self._check_counts(items)
         settings = self._settings
-        left = _Allowance(settings.max_job_bytes, settings.max_job_pixels, self._eye.max_tokens)
-        limits = (left, settings.max_image_bytes, settings.image_timeout_s)
+        limits = (self._allowance(), settings.max_image_bytes, settings.image_timeout_s)
         sources = [(item.source, item.where) for item in items if not isinstance(item.source, Frames)]
         return tuple(await _together([self._bytes(source, where, *limits) for source, where in sources]))
 

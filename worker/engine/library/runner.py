@@ -7,7 +7,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 from worker.engine.cache import SlotCache
-from worker.engine.face import Features, Item, Prompt, Runner
+from worker.engine.face import Features, Item, Prompt, Runner, placed
 from worker.engine.library.slots import slots_like
 from worker.engine.pixels import normalised
 from worker.engine.rules import PixelRules
@@ -112,18 +112,15 @@ class LibraryRunner:
         self, embeds: torch.Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
     ) -> dict[str, object]:
         """Write features over the pads of a chunk's embeds; what the text model needs for deepstack."""
-        items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
-        spots = (items >= 0).nonzero()[:, 0]
-        if not len(spots):
+        found = placed(prompt, chunk, seen, embeds.device)
+        if found is None:
             return {}
-        runs = [(seen[item], offsets[items == item]) for item in dict.fromkeys(items[spots].tolist())]
-        embeds[0, spots.to(embeds.device)] = torch.cat([one.embeds[at.to(embeds.device)] for one, at in runs])
-        depth = len(runs[0][0].deep)
-        if not depth:
+        spots, features, deep = found
+        embeds[0, spots] = features
+        if not deep:
             return {}
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        mask[0, spots.to(embeds.device)] = True
-        deep = [torch.cat([one.deep[level][at.to(embeds.device)] for one, at in runs]) for level in range(depth)]
+        mask[0, spots] = True
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.engine.cache import SlotCache
-from worker.engine.face import Features, Item, Prompt
+from worker.engine.face import Features, Item, Prompt, placed
 from worker.engine.native import qwen2_5_vl, qwen3_vl
 from worker.engine.native.layers import KeysAndValues, Tensors
 from worker.engine.native.shapes import read
@@ -64,7 +64,11 @@ class NativeRunner:
     ) -> Tensor:
         ids = torch.tensor([*prompt.ids, *tokens][chunk], device=self._device)
         hidden = self._text.embed(ids)
-        spots, deep = self._place(hidden, prompt, chunk, seen)
+        spots: Tensor | None = None
+        deep: list[Tensor] = []
+        if (found := placed(prompt, chunk, seen, self._device)) is not None:
+            spots, features, deep = found
+            hidden[spots] = features
         positions = prompt.positions_with(len(tokens))[:, chunk].to(self._device)
         turned = self._text.turns(positions)
         hidden = self._text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
@@ -107,21 +111,6 @@ class NativeRunner:
             return mixed[0].transpose(0, 1).flatten(1)
 
         return attend
-
-    def _place(
-        self, hidden: Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """Write features over the pads of a chunk; where they lie, and what deep layers add there."""
-        items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
-        spots = (items >= 0).nonzero()[:, 0]
-        if not len(spots):
-            return None, []
-        device = self._device
-        runs = [(seen[item], offsets[items == item].to(device)) for item in dict.fromkeys(items[spots].tolist())]
-        spots = spots.to(device)
-        hidden[spots] = torch.cat([one.embeds[at] for one, at in runs])
-        depth = len(runs[0][0].deep)
-        return spots, [torch.cat([one.deep[level][at] for one, at in runs]) for level in range(depth)]
 
     @torch.inference_mode()
     def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> Tensor:
