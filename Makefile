@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARITY := .venv-parity
 
-.PHONY: help run test check image-test parity clean
+.PHONY: help run test check image-test parity fuzz clean
+FUZZ_S ?= 180
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +27,10 @@ image-test: $(READY)  ## build the Dockerfile for real and ask the image a quest
 
 parity: $(PARITY)/.ready  ## compare pictures and videos with the references, in an environment of their own
 	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity
+
+fuzz: $(READY)  ## throw bytes that grow from seeds at the opening of pictures and videos, FUZZ_S seconds
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
+	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) $(PARITY) build .mypy_cache .ruff_cache

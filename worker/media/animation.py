@@ -16,11 +16,12 @@ from worker.contract import RGB, Clip
 from worker.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
+    MediaDimensions,
     MediaError,
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
-from worker.media.picture import BROKEN, as_rgb, check_size
+from worker.media.picture import BOMB, BROKEN, as_rgb, bound_pillow, check_size
 from worker.media.sniff import Found
 from worker.media.video import Shrink
 from worker.media.weigh import refuse_costly
@@ -69,7 +70,7 @@ def decode(data: bytes, found: Found, read: Times, chosen: Sequence[int], settin
     kept: dict[int, RGB] = {}
     for index, image in enumerate(_shown(data, found, settings)):
         if index in chosen:
-            kept[index] = shrink(np.array(as_rgb(image)), count)
+            kept[index] = shrink(_pixels(image), count)
         if index == chosen[-1]:
             break
     return Clip(
@@ -85,9 +86,11 @@ def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Imag
     assert found.picture is not None
     deadline = time.monotonic() + settings.video_decode_timeout_s
     refuse_costly(data, found.picture)
+    bound_pillow(settings)
     try:
         with Image.open(io.BytesIO(data), formats=(found.picture,)) as image:
-            check_size(image.width, image.height, settings)
+            size = image.size
+            check_size(*size, settings)
             index = 0
             while True:
                 if time.monotonic() > deadline:
@@ -96,11 +99,23 @@ def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Imag
                     image.seek(index)
                 except EOFError:
                     return
+                if image.size != size:  # a GIF grows with a frame that lies outside of it
+                    raise MediaDimensions(detail="the frames' size changes in the middle")
                 image.load()
                 yield image
                 index += 1
     except MediaError:
         raise
+    except BOMB:
+        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
+    except BROKEN:
+        raise MediaCorrupt() from None
+
+
+def _pixels(image: Image.Image) -> RGB:
+    """(height, width, 3). Raises MediaCorrupt."""
+    try:
+        return np.array(as_rgb(image))
     except BROKEN:
         raise MediaCorrupt() from None
 

@@ -143,7 +143,12 @@ class Opener:
                 times = await self._apart(1, where, read, data, found.video, settings, timeout_s=timeout)
                 work: tuple[Any, ...] = (make, data, found.video, times)
             elif found.picture in animation.MOVING:
-                times = await self._apart(1, where, animation.read_times, data, found, settings, timeout_s=timeout)
+                header = await self._apart(1, where, picture.read_header, data, settings)
+                self._check_memory(header.decode_bytes)
+                read_times = animation.read_times
+                times = await self._apart(
+                    header.decode_bytes, where, read_times, data, found, settings, timeout_s=timeout
+                )
                 work = (animation.decode, data, found, times)
             else:
                 raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
@@ -151,8 +156,7 @@ class Opener:
             chosen = await self._in_thread(1, where, frames.choose, times.times, controls, limits)
             left.take_tokens(self._eye.clip_tokens(times.height, times.width, len(chosen), controls))
             memory = times.decode_bytes + KEPT_BYTES
-            if memory > self._memory.total:
-                raise MediaDimensions(detail="decoding needs more memory than the worker may use")
+            self._check_memory(memory)
             clip: Clip = await self._apart(memory, where, *work, chosen, settings, shrink, timeout_s=timeout)
             return clip
         except MediaError as error:
@@ -164,11 +168,14 @@ class Opener:
         try:
             header = await self._apart(1, where, picture.read_header, data, settings)
             left.take_pixels(header.num_pixels)
-            if header.decode_bytes > self._memory.total:
-                raise MediaDimensions(detail="decoding needs more memory than the worker may use")
+            self._check_memory(header.decode_bytes)
         except MediaError as error:
             raise error.at(where) from None
         return header
+
+    def _check_memory(self, num_bytes: int) -> None:
+        if num_bytes > self._memory.total:
+            raise MediaDimensions(detail="decoding needs more memory than the worker may use")
 
     async def _pixels(self, header: picture.Header, where: str, wanted: tuple[int, int] | None = None) -> RGB:
         try:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ MAX_RATIO = 200
 DRAFT_RATIO = 2
 WORKING_BYTES_PER_PIXEL = 30  # measured: WebP with alpha and 16-bit PNG need 28, JPEG 18
 
-Image.MAX_IMAGE_PIXELS = None  # `check_size` refuses by our own limits, before any pixel is decoded
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` tells it with numbers
+BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where a user's filters raise it
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ def read_header(data: bytes, settings: Settings) -> Header:
     if found.picture is None:
         raise MediaUnsupportedType(detail=f"this is {found.name}; a picture is needed")
     refuse_costly(data, found.picture)
+    bound_pillow(settings)
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
         width, height = reversed(image.size) if _is_turned(image) else image.size
+    except BOMB:
+        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
     except BROKEN:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
@@ -93,6 +98,11 @@ BROKEN = (
     UnidentifiedImageError, OSError, EOFError, ValueError, SyntaxError, TypeError, KeyError, IndexError, OverflowError,
     struct.error, zlib.error, AttributeError, ZeroDivisionError, RuntimeError,
 )  # fmt: skip
+
+
+def bound_pillow(settings: Settings) -> None:
+    """What Pillow makes beside the picture that its header announces, it makes no larger than twice our limit."""
+    Image.MAX_IMAGE_PIXELS = settings.max_image_pixels
 
 
 def check_size(width: int, height: int, settings: Settings) -> None:

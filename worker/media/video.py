@@ -30,6 +30,7 @@ from worker.settings import Settings
 DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4"})
 WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the one being converted
 BYTES_PER_PIXEL = 3
+_MAX_STREAMS = 32
 Shrink = Callable[[RGB, int], RGB]
 
 
@@ -158,10 +159,14 @@ def _opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tupl
         "protocol_whitelist": "none",
         "format_whitelist": form,
         "codec_whitelist": ",".join(sorted(DECODERS)),
-        "max_streams": "32",
+        "max_streams": str(_MAX_STREAMS),
     }
+    # FFmpeg decodes a frame of some streams to learn their form, whatever their sides: not beyond ours.
+    while_opening = [{"max_pixels": str(settings.max_video_frame_pixels)}] * _MAX_STREAMS
     try:
-        with av.open(io.BytesIO(data), mode="r", format=form.split(",")[0], options=options) as container:
+        with av.open(  # type: ignore[call-overload]  # its stubs say that these are strings
+            io.BytesIO(data), mode="r", format=form.split(",")[0], options=options, stream_options=while_opening
+        ) as container:
             stream = next((one for one in container.streams.video if not _is_cover(one)), None)
             if stream is None:
                 raise MediaVideoNoFrames(detail="there is no video stream")
