@@ -48,7 +48,7 @@ HOMES = {
     "huggingface_hub": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),
     "PIL": ("worker.media", "builder", "benchmarks"),
-    "av": ("worker.media", "benchmarks"),
+    "av": ("worker.media", "builder", "benchmarks"),
     "aiohttp": ("worker.media", "worker.job_api"),
     "fastapi": ("worker.app",),
     "starlette": ("worker.app", "worker.gate"),
