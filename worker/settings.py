@@ -68,6 +68,11 @@ class Settings(BaseModel):
         description="Attention over prompts and in the vision tower; `auto` is FlashAttention 2 on CUDA where "
         "it is installed, else torch's own",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="Record decode steps as CUDA graphs once the same rows have taken some, with the worker's own "
+        "model code; they take some memory of the device",
+    )
     model_code: Literal["auto", "native", "transformers"] = Field(
         "auto",
         description="Whose model code runs the model: `native` is this worker's own, quicker to start and to run, for "

@@ -45,10 +45,11 @@ def test_each_row_sees_its_own_tokens_only() -> None:
 
 
 def test_rows_of_different_widths_share_a_step() -> None:
-    cache = empty()
+    cache, places = empty(), []
     for value, most in ((1.0, 2000), (2.0, 100), (3.0, 2000), (4.0, 300)):
-        cache.join(filled(2, value), 2, most)
-    assert step(cache, [4.0, 5.0, 6.0, 7.0]) == [2.0, 3.0, 4.0, 5.0]
+        places.append(cache.join(filled(2, value), 2, most))
+    assert places == [0, 1, 1, 3]
+    assert step(cache, [4.0, 6.0, 5.0, 7.0]) == [2.0, 4.0, 3.0, 5.0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -59,13 +60,13 @@ def test_whatever_joins_and_leaves_each_row_keeps_its_own_tokens(seed: int) -> N
     for count in range(120):
         if rows and rng.random() < 0.45:
             row = rng.randrange(len(rows))
-            cache.leave(row)
-            rows[row] = rows[-1]
-            rows.pop()
+            moved = rows.pop(gone := cache.leave(row))
+            if gone != row:
+                rows[row] = moved
         else:
             length, value = rng.randint(1, 5), float(count)
-            cache.join(filled(length, value), length, rng.choice((8, 300, 500, 1000)))
-            rows.append([value] * length)
+            row = cache.join(filled(length, value), length, rng.choice((8, 300, 500, 1000)))
+            rows.insert(row, [value] * length)
         if rows:
             values = [float(rng.randint(0, 50)) for _ in rows]
             for row, value in zip(rows, values, strict=True):
@@ -119,3 +120,12 @@ def test_what_is_no_number_does_not_stay_in_a_row() -> None:
     cache.leave(1)
     cache.join(filled(1, 2.0), 1, 10)
     assert step(cache, [8.0, 4.0]) == [2.0, 3.0]
+
+
+def test_what_is_no_number_does_not_stay_in_a_row_that_another_moves_to() -> None:
+    cache = empty()
+    cache.join(filled(6, torch.nan), 6, 10)
+    cache.join(filled(9, 1.0), 9, 12)
+    cache.join(filled(1, 2.0), 1, 10)
+    cache.leave(0)
+    assert step(cache, [4.0, 11.0]) == [3.0, 2.0]

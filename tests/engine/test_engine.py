@@ -408,9 +408,10 @@ def test_what_does_not_fit_beside_the_others_waits_and_all_are_answered(serve: S
     most = [0]
     join = engine._cache.join
 
-    def watched(*args: Any) -> None:
-        join(*args)
+    def watched(*args: Any) -> int:
+        place = join(*args)
         most[0] = max(most[0], engine._cache.num_bytes)
+        return place
 
     engine._cache.join = watched  # type: ignore[method-assign]
 

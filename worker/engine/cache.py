@@ -1,12 +1,13 @@
 """What sequences being decoded keep between steps: keys and values in pools by length, recurrent states by row.
 
-A sequence gets a row in the pool whose width holds its prompt and its longest possible answer, so that it never
-moves, its bytes are known when it is admitted, and a long one does not widen the attention of the short. The rows of
-a step are kept together: a sequence that leaves is replaced by the last one.
+A sequence gets a row in the pool whose width holds its prompt and its longest possible answer, so that it never grows,
+its bytes are known when it is admitted, and a long one does not widen the attention of the short. The rows of a step
+lie pool behind pool, each pool's kept together: a sequence that leaves is replaced by the last one of its pool.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -31,10 +32,11 @@ def rows_for(count: int) -> int:
 class States(Protocol):
     """A recurrent layer's states, one row for each row of the step."""
 
-    def join(self, row: int, filled: Any) -> None:
-        """Copy what a prefill left in this layer into a row."""
+    def join(self, row: int, rows: int, filled: Any) -> None:
+        """Copy what a prefill left in this layer into a new row among `rows`; those from there on move up by one."""
 
-    def move(self, source: int, target: int) -> None: ...
+    def leave(self, row: int, gone: int, rows: int) -> None:
+        """Row `gone` of `rows` takes the place of `row`; those behind it move down by one."""
 
     def show(self, rows: int) -> None:
         """Let a step of this many rows see and change them."""
@@ -42,22 +44,35 @@ class States(Protocol):
     def clear(self) -> None: ...
 
 
+_STAMPS = count()
+
+
 @dataclass
 class _Pool:
-    """Rows of one width. slots: the row of the step that each row here belongs to."""
+    """Rows of one width. keys, values: of each layer, (rows, kv_heads, width, head_dim), with room for more than
+    `lengths`. stamp: another one whenever that memory is."""
 
     width: int
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-    slots: list[int]
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    stamp: int = -1
+
+    @property
+    def room(self) -> int:
+        return min((store.shape[0] for store in (*self.keys, *self.values)), default=0)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """A pool's part in the step under way. index: its rows in the step, None where they are all rows in order."""
+    """A pool's part in the step under way. span: its rows in the step; columns: where each of them writes."""
 
     pool: _Pool
-    index: torch.Tensor | None
+    span: slice
     rows: torch.Tensor
     columns: torch.Tensor
     width: int
@@ -65,7 +80,8 @@ class _Group:
 
 
 class SlotCache:
-    """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend."""
+    """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend. keeps_pools: the
+    memory of a pool that is empty stays until sequences of other widths are expected."""
 
     def __init__(
         self,
@@ -74,12 +90,13 @@ class SlotCache:
         device: torch.device,
         dtype: torch.dtype,
         states: Mapping[int, States] | None = None,
+        *,
+        keeps_pools: bool = False,
     ) -> None:
-        self.lengths: list[int] = []
+        self._keeps_pools = keeps_pools
         self._bytes_per_token = bytes_per_token
         self._device, self._dtype = device, dtype
         self._pools: dict[int, _Pool] = {}
-        self._home: list[tuple[int, int]] = []  # of each row of the step: its pool's width and its row there
         self._groups: list[_Group] = []
         self._expected: dict[int, int] = {}
         self._states = dict(states or {})
@@ -88,8 +105,13 @@ class SlotCache:
         self.model_view: Any = None  # this cache as the model's own code wants to see it
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row of the step."""
+        return [length for pool in self._pools.values() for length in pool.lengths]
+
+    @property
     def num_live(self) -> int:
-        return len(self.lengths)
+        return sum(len(pool.lengths) for pool in self._pools.values())
 
     @property
     def has_states(self) -> bool:
@@ -103,17 +125,25 @@ class SlotCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the pools hold."""
-        return sum(
-            t.numel() * t.element_size() for pool in list(self._pools.values()) for t in (*pool.keys, *pool.values)
-        )
+        return sum(pool.num_bytes for pool in list(self._pools.values()))
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """The same as long as the same pools have rows, in the same memory."""
+        return tuple(pool.stamp for pool in self._pools.values() if pool.lengths)
+
+    @property
+    def stamps(self) -> set[int]:
+        """Of all memory that there is, with rows or without."""
+        return {pool.stamp for pool in self._pools.values()}
 
     def bytes_with(self, tokens: Sequence[int]) -> int:
         """Memory that the pools would hold if sequences of up to so many tokens joined."""
-        counts = {width: len(pool.slots) for width, pool in self._pools.items()}
+        counts = {width: len(pool.lengths) for width, pool in self._pools.items() if pool.lengths}
         for wanted in tokens:
             width = width_for(wanted)
             counts[width] = counts.get(width, 0) + 1
-        held = {width: pool.keys[0].shape[0] if pool.keys else 0 for width, pool in self._pools.items()}
+        held = {width: pool.room for width, pool in self._pools.items()}
         return sum(
             max(rows_for(count), held.get(width, 0)) * width * self._bytes_per_token for width, count in counts.items()
         )
@@ -124,31 +154,36 @@ class SlotCache:
         for wanted in tokens:
             width = width_for(wanted)
             self._expected[width] = self._expected.get(width, 0) + 1
+        if self._expected:
+            self._pools = {
+                width: pool for width, pool in self._pools.items() if pool.lengths or width in self._expected
+            }
 
-    def join(self, prefilled: Any, length: int, most: int) -> None:
-        """Copy what a prefill of `length` tokens left into a new last row that may grow to `most` tokens."""
+    def join(self, prefilled: Any, length: int, most: int) -> int:
+        """Copy what a prefill of `length` tokens left into a new row that may grow to `most` tokens. The row's number
+        in the step; those from there on move up by one."""
         width = width_for(most)
-        pool = self._pools.get(width) or _Pool(width, [], [], [])
-        row = len(pool.slots)
+        pool = self._pools.get(width) or _Pool(width)
+        row = len(pool.lengths)
         for index, filled in enumerate(prefilled.layers):
             if index in self._attending:
-                self._fill(pool.keys, self._attending[index], filled.keys, width, row, length)
-                self._fill(pool.values, self._attending[index], filled.values, width, row, length)
+                self._fill(pool, pool.keys, self._attending[index], filled.keys, length)
+                self._fill(pool, pool.values, self._attending[index], filled.values, length)
         self._expected[width] = max(0, self._expected.get(width, 0) - 1)
-        for layer, states in self._states.items():
-            states.join(len(self.lengths), prefilled.layers[layer])
         self._pools[width] = pool
-        pool.slots.append(len(self.lengths))
-        self._home.append((width, row))
-        self.lengths.append(length)
+        place = self._start(pool) + row
+        for layer, states in self._states.items():
+            states.join(place, self.num_live, prefilled.layers[layer])
+        pool.lengths.append(length)
+        return place
 
-    def _fill(
-        self, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, width: int, row: int, length: int
-    ) -> None:
+    def _fill(self, pool: _Pool, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, length: int) -> None:
         assert filled is not None
+        row = len(pool.lengths)
         if at == len(stores) or stores[at].shape[0] <= row:
-            count = rows_for(row + max(1, self._expected.get(width, 0)))
-            grown = filled.new_empty(count, filled.shape[1], width, filled.shape[3])
+            rows = rows_for(row + max(1, self._expected.get(pool.width, 0)))
+            grown = filled.new_empty(rows, filled.shape[1], pool.width, filled.shape[3])
+            pool.stamp = next(_STAMPS)
             if at < len(stores):
                 grown[:row] = stores[at][:row]
                 stores[at] = grown
@@ -157,83 +192,108 @@ class SlotCache:
         stores[at][row, :, :length] = filled[0, :, :length]
         stores[at][row, :, length:] = 0  # a mask hides numbers, but not what is none
 
-    def leave(self, row: int) -> None:
-        """Drop a row of the step; the last one takes its place. A pool that is empty gives its memory back."""
-        width, at = self._home[row]
-        pool = self._pools[width]
-        last_at = len(pool.slots) - 1
-        if at != last_at:
-            moved = pool.slots[last_at]
-            length = self.lengths[moved]
+    def _start(self, pool: _Pool) -> int:
+        """The step's first row of a pool."""
+        start = 0
+        for other in self._pools.values():
+            if other is pool:
+                break
+            start += len(other.lengths)
+        return start
+
+    def leave(self, row: int) -> int:
+        """Drop a row of the step: the last one of its pool takes its place, and those behind that one move down by one.
+        The number that the last one had."""
+        rows, start = self.num_live, 0
+        for pool in self._pools.values():
+            if row < start + len(pool.lengths):
+                break
+            start += len(pool.lengths)
+        at, last = row - start, len(pool.lengths) - 1
+        if at != last:
             for store in (*pool.keys, *pool.values):
-                store[at, :, :length] = store[last_at, :, :length]
-            pool.slots[at] = moved
-            self._home[moved] = (width, at)
-        pool.slots.pop()
-        if not pool.slots:
-            del self._pools[width]
-        last = len(self.lengths) - 1
-        if row != last:
-            self.lengths[row], self._home[row] = self.lengths[last], self._home[last]
-            self._pools[self._home[row][0]].slots[self._home[row][1]] = row
-            for states in self._states.values():
-                states.move(last, row)
-        self.lengths.pop()
-        self._home.pop()
-        if not self.lengths:
-            self.clear()
+                store[at] = store[last]
+            pool.lengths[at] = pool.lengths[last]
+        pool.lengths.pop()
+        for states in self._states.values():
+            states.leave(row, start + last, rows)
+        if not self._keeps_pools:
+            self._pools = {width: each for width, each in self._pools.items() if each.lengths}
+        return start + last
 
     def clear(self) -> None:
         """Drop all rows and their memory."""
-        self.lengths, self._home, self._groups = [], [], []
+        self._groups = []
         self._pools.clear()
         for states in self._states.values():
             states.clear()
 
     def begin_step(self) -> None:
         """Lay out the step: where each row writes, and what it may read."""
-        self._groups = [self._group(pool) for pool in self._pools.values()]
+        self.lay_out(torch.tensor(self.lengths, device=self._device))
+
+    def lay_out(self, columns: torch.Tensor, *, is_whole: bool = False) -> None:
+        """`begin_step` with the rows' lengths on the device. is_whole: all rows that the pools have room for take part,
+        over the whole width, and `columns` has a number for each, so that nothing depends on how many there are."""
+        self._groups, start = [], 0
+        for pool in self._pools.values():
+            if not pool.lengths:
+                continue
+            end = start + (pool.room if is_whole else len(pool.lengths))
+            width = pool.width if is_whole else max(pool.lengths) + 1
+            self._groups.append(self._group(pool, slice(start, end), columns[start:end], width))
+            start = end
         for states in self._states.values():
             states.show(self.num_live)
 
-    def _group(self, pool: _Pool) -> _Group:
-        lengths = [self.lengths[slot] for slot in pool.slots]
-        is_whole = pool.slots == list(range(self.num_live))
-        width = max(lengths) + 1
-        columns = torch.tensor(lengths, device=self._device)
+    def spread(self, rows: Sequence[int]) -> list[int]:
+        """A number for each row that the pools have room for, from those of the step's rows; 0 where there is none."""
+        numbers: list[int] = []
+        start = 0
+        for pool in self._pools.values():
+            if pool.lengths:
+                numbers += rows[start : start + len(pool.lengths)]
+                numbers += [0] * (pool.room - len(pool.lengths))
+                start += len(pool.lengths)
+        return numbers
+
+    def gathered(self, spread: torch.Tensor) -> torch.Tensor:
+        """The step's rows of a tensor whose rows are all that the pools have room for."""
+        parts, start = [], 0
+        for pool in self._pools.values():
+            if pool.lengths:
+                parts.append(spread[start : start + len(pool.lengths)])
+                start += pool.room
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _group(self, pool: _Pool, span: slice, columns: torch.Tensor, width: int) -> _Group:
         hidden = torch.arange(width, device=self._device)[None] > columns[:, None]
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
-        index = None if is_whole else torch.tensor(pool.slots, device=self._device)
-        rows = torch.arange(len(lengths), device=self._device)
-        return _Group(pool, index, rows, columns, width, mask[:, None, None])
+        rows = torch.arange(len(columns), device=self._device)
+        return _Group(pool, span, rows, columns, width, mask[:, None, None])
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, (rows, kv_heads, 1, head_dim), where each row's next token belongs."""
         at = self._attending[layer]
         for group in self._groups:
             for store, fresh in ((group.pool.keys[at], keys), (group.pool.values[at], values)):
-                store[group.rows, :, group.columns] = (fresh if group.index is None else fresh[group.index])[:, :, 0]
+                store[group.rows, :, group.columns] = fresh[group.span, :, 0]
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """(rows, 1, heads, head_dim) for the step's queries, (rows, heads, 1, head_dim)."""
         at = self._attending[layer]
         mixed = []
         for group in self._groups:
-            count = len(group.pool.slots)
-            keys, values = (s[at][:count, :, : group.width] for s in (group.pool.keys, group.pool.values))
-            own = query if group.index is None else query[group.index]
-            mixed.append(grouped(own, keys, values, group.mask, scale))
-        if self._groups[0].index is None:
-            return mixed[0]
-        whole = torch.empty_like(torch.cat(mixed))
-        for group, part in zip(self._groups, mixed, strict=True):
-            whole[group.index] = part
-        return whole
+            rows = len(group.rows)
+            keys, values = (s[at][:rows, :, : group.width] for s in (group.pool.keys, group.pool.values))
+            mixed.append(grouped(query[group.span], keys, values, group.mask, scale))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def end_step(self) -> None:
         """Each row has one more token."""
-        self.lengths = [length + 1 for length in self.lengths]
+        for pool in self._pools.values():
+            pool.lengths = [length + 1 for length in pool.lengths]
 
 
 def grouped(

@@ -473,8 +473,8 @@ class Engine:
         for sequence in entry.sequences:
             sequence.take(row)
             if not sequence.is_over:
-                self._cache.join(prefill.cache, length, entry.request.num_positions)
-                self._live.append(sequence)
+                row_in_step = self._cache.join(prefill.cache, length, entry.request.num_positions)
+                self._live.insert(row_in_step, sequence)
         self._beginning.remove(entry)
 
     def _give_up_prefill(self, entry: Entry, error: Exception) -> None:
@@ -557,11 +557,10 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _leave(self, row: int) -> None:
-        """The cache moves its last row into the hole, and so does the list."""
-        self._cache.leave(row)
-        last = self._live.pop()
-        if row < len(self._live):
-            self._live[row] = last
+        """The cache moves another row into the hole, and so does the list."""
+        moved = self._live.pop(gone := self._cache.leave(row))
+        if gone != row:
+            self._live[row] = moved
 
     def _fail_unfinished(self) -> None:
         with self._lock:

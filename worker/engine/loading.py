@@ -12,6 +12,7 @@ from worker.engine.checkpoint import ModelError
 from worker.engine.face import Runner
 from worker.engine.families import FAMILIES, Family
 from worker.engine.native import shapes
+from worker.engine.native.graphs import CudaRecorder, Recorder
 from worker.engine.native.runner import NativeRunner
 from worker.engine.rules import PixelRules, read_json, read_rules
 from worker.engine.template import Template
@@ -61,7 +62,7 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
     timeline.end("tokenizer")
     code = _code(settings, begun, config)
     if code == "native":
-        runner: Runner = _native(begun, config, pixels, timeline)
+        runner: Runner = _native(settings, begun, config, pixels, timeline)
     else:
         # Imported when it is needed: it takes longer than everything else of a start.
         library = importlib.import_module("worker.engine.library.loading")
@@ -110,15 +111,22 @@ def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["
     return "transformers"
 
 
-def _native(begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline) -> NativeRunner:
+def _native(
+    settings: Settings, begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline
+) -> NativeRunner:
     assert begun.reading is not None
     tensors = begun.reading.tensors()
     timeline.end("waiting for weights")
     timeline.ran_beside("reading weights", begun.reading.seconds)
     try:
-        return NativeRunner(config, tensors, pixels, begun.device)
+        return NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device))
     except ModelError as error:
         raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None
+
+
+def _recorder(settings: Settings, device: torch.device) -> Recorder | None:
+    """What records decode steps, where there is something to gain by it."""
+    return CudaRecorder(device) if device.type == "cuda" and settings.cuda_graphs else None
 
 
 def facts(model: LoadedModel) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def _normalised(patches: Patches, rules: PixelRules, device: torch.device) -> to
     channels = len(rules.mean)
     mean = torch.tensor(rules.mean, device=device).view(1, channels, 1, 1) * 255
     std = torch.tensor(rules.std, device=device).view(1, channels, 1, 1) * 255
-    values = patches.pixels.to(device).float().view(len(patches.pixels), channels, patches.copies, -1)
+    pixels = patches.pixels.pin_memory() if device.type == "cuda" else patches.pixels
+    values = pixels.to(device, non_blocking=True).float().view(len(patches.pixels), channels, patches.copies, -1)
     values = (values - mean) / std
     return values.expand(-1, -1, rules.temporal, -1).reshape(len(patches.pixels), -1)

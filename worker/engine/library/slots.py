@@ -42,20 +42,22 @@ class SlotStates(LinearAttentionLayer):
         super().__init__()
         self.stores: list[torch.Tensor] = []
 
-    def join(self, row: int, filled: LinearAttentionLayer) -> None:
+    def join(self, row: int, rows: int, filled: LinearAttentionLayer) -> None:
         fresh = [filled.conv_states[0], filled.recurrent_states[0]]
-        if not self.stores or self.stores[0].shape[0] <= row:
-            grown = [one.new_zeros(rows_for(row + 1), *one.shape[1:]) for one in fresh]
+        if not self.stores or self.stores[0].shape[0] <= rows:
+            grown = [one.new_zeros(rows_for(rows + 1), *one.shape[1:]) for one in fresh]
             for new, old in zip(grown, self.stores, strict=False):
                 new[: old.shape[0]] = old
             self.stores = grown
         for store, state in zip(self.stores, fresh, strict=True):
+            store[row + 1 : rows + 1] = store[row:rows].clone()
             store[row] = state[0]
         self.conv_kernel_size[0] = filled.conv_kernel_size[0]
 
-    def move(self, source: int, target: int) -> None:
+    def leave(self, row: int, gone: int, rows: int) -> None:
         for store in self.stores:
-            store[target] = store[source]
+            store[row] = store[gone]
+            store[gone : rows - 1] = store[gone + 1 : rows].clone()
 
     def show(self, rows: int) -> None:
         """Let a step of this many rows see and change its states."""

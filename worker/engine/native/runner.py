@@ -10,6 +10,7 @@ from torch.nn import functional
 from worker.engine.cache import SlotCache
 from worker.engine.face import Features, Item, Prompt, placed
 from worker.engine.native import qwen2_5_vl, qwen3_vl
+from worker.engine.native.graphs import Recorder, StepGraphs
 from worker.engine.native.layers import KeysAndValues, Tensors
 from worker.engine.native.shapes import read
 from worker.engine.native.text import Attend, TextModel
@@ -20,11 +21,16 @@ _TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.
 
 
 class NativeRunner:
-    """Runs the model of a config with a checkpoint's tensors. See `face.Runner`. Raises ModelError where they are not
-    that model's."""
+    """Runs the model of a config with a checkpoint's tensors. See `face.Runner`. `record` is how decode steps are
+    recorded; None leaves them eager. Raises ModelError where the tensors are not that model's."""
 
     def __init__(
-        self, config: dict[str, Any], tensors: dict[str, Tensor], pixels: PixelRules, device: torch.device
+        self,
+        config: dict[str, Any],
+        tensors: dict[str, Tensor],
+        pixels: PixelRules,
+        device: torch.device,
+        record: Recorder | None = None,
     ) -> None:
         shape, vision = read(config)
         left = Tensors(tensors)
@@ -36,6 +42,7 @@ class NativeRunner:
         left.close()
         self._dtype = self._text.embedding.dtype
         self._scale = shape.head_dim**-0.5
+        self._graphs = StepGraphs(self._step, device, record) if record is not None else None
 
     @property
     def bytes_per_token(self) -> int:
@@ -46,7 +53,8 @@ class NativeRunner:
         return KeysAndValues(self._shape.layers)
 
     def slots(self) -> SlotCache:
-        return SlotCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype)
+        keeps = self._graphs is not None  # a graph is as good as the memory that it was recorded with
+        return SlotCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype, keeps_pools=keeps)
 
     @torch.inference_mode()
     def features(self, items: Sequence[Item]) -> list[Features]:
@@ -114,9 +122,17 @@ class NativeRunner:
 
     @torch.inference_mode()
     def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> Tensor:
-        slots.begin_step()
-        hidden = self._text.embed(torch.tensor(tokens, device=self._device))
-        turned = self._text.turns(torch.tensor(positions, device=self._device).expand(3, -1))
+        if self._graphs is not None and (logits := self._graphs.logits(tokens, positions, slots)) is not None:
+            return logits
+        return self._step(torch.tensor([tokens, positions, slots.lengths], device=self._device), slots)
+
+    def _step(self, fed: Tensor, slots: SlotCache, is_whole: bool = False) -> Tensor:
+        """(rows, vocabulary) from each row's token, position and length, (3, rows). Nothing in it waits for the device
+        or depends on a number that is there."""
+        ids, positions, columns = fed
+        slots.lay_out(columns, is_whole=is_whole)
+        hidden = self._text.embed(ids)
+        turned = self._text.turns(positions.expand(3, -1))
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))

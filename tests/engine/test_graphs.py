@@ -1,0 +1,179 @@
+"""Decode steps recorded once: the same tokens as eager ones, whatever joins, leaves and grows in between.
+
+A GPU records kernels. Here a recorder that does the work again, on the same memory, stands in for it: what a recorded
+step must not do (depend on anything but its fixed input and the pools' memory) shows on a CPU as well.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.requests import ask, varied
+from tests.engine.test_equality import answer, staggered
+from worker.engine.engine import Engine
+from worker.engine.face import Runner
+from worker.engine.loading import LoadedModel, load
+from worker.engine.native import graphs
+from worker.engine.native.runner import NativeRunner
+from worker.engine.prompt import PromptBuilder
+from worker.settings import Settings
+
+SETTINGS = Settings(device="cpu", model_code="native")
+
+
+class Again:
+    """Does the work again into the memory of the first time. fails: raises instead of recording."""
+
+    def __init__(self) -> None:
+        self.num_recorded = self.num_replayed = 0
+        self.fails: Exception | None = None
+
+    def __call__(self, work: Callable[[], torch.Tensor]) -> tuple["Again", torch.Tensor]:
+        if self.fails:
+            raise self.fails
+        self.num_recorded += 1
+        result = work()
+        mine = Again()
+        mine.replay = lambda: self._replay(work, result)  # type: ignore[method-assign]
+        return mine, result
+
+    def _replay(self, work: Callable[[], torch.Tensor], result: torch.Tensor) -> None:
+        self.num_replayed += 1
+        result.copy_(work())
+
+    def replay(self) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Again:
+    monkeypatch.setattr(graphs, "EAGER_STEPS", 2)
+    return Again()
+
+
+@pytest.fixture
+def recording(recorder: Again, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    monkeypatch.setattr("worker.engine.loading._recorder", lambda settings, device: recorder)
+    return load(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def eager() -> LoadedModel:
+    return load(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def expected(eager: LoadedModel) -> list[str]:
+    return asyncio.run(answers(eager))
+
+
+async def answers(model: LoadedModel) -> list[str]:
+    """Requests one by one, in a burst, and joining while others leave."""
+    engine = Engine(model, SETTINGS)
+    engine.start()
+    try:
+        alone = [await answer(engine, shown) for shown in varied()[:3]]
+        burst = list(await asyncio.gather(*(answer(engine, shown) for shown in varied())))
+        leaving = [ask("Count to ten, slowly.", max_tokens=20)]
+        return [*alone, *burst, *await staggered(engine, varied(), leaving)]
+    finally:
+        engine.close()
+
+
+def test_answers_are_the_same(recording: LoadedModel, recorder: Again, expected: list[str]) -> None:
+    assert asyncio.run(answers(recording)) == expected
+    assert recorder.num_recorded >= 2
+    assert recorder.num_replayed > 50
+
+
+def filled(model: LoadedModel, text: str) -> tuple[Any, int, int]:
+    prompt = PromptBuilder(model, SETTINGS).build(ask(text).request, [])
+    cache = model.runner.empty_cache()
+    model.runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, cache)
+    return cache, len(prompt.ids), prompt.delta
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_logits_are_the_same_while_rows_join_leave_and_pools_grow(
+    eager: LoadedModel, recording: LoadedModel, recorder: Again, seed: int
+) -> None:
+    rng = random.Random(seed)
+    runners: tuple[Runner, Runner] = (eager.runner, recording.runner)
+    both = recording.runner.slots(), recording.runner.slots()
+    prompts = [filled(eager, "word " * rng.randint(1, 40)) for _ in range(6)]
+    deltas: list[int] = []
+    for _ in range(60):
+        if both[0].num_live and rng.random() < 0.25:
+            row = rng.randrange(both[0].num_live)
+            gone = {slots.leave(row) for slots in both}
+            moved = deltas.pop(gone_row := gone.pop())
+            if gone_row != row:
+                deltas[row] = moved
+        elif both[0].num_live < 9 and rng.random() < 0.35:
+            (cache, length, delta), most = rng.choice(prompts), rng.choice((200, 300, 500))
+            rows = {slots.join(cache, length, most) for slots in both}
+            deltas.insert(rows.pop(), delta)
+            assert not rows
+        if not both[0].num_live:
+            continue
+        lengths = both[0].lengths
+        assert lengths == both[1].lengths
+        tokens = [rng.randrange(300) for _ in lengths]
+        positions = [length + delta for length, delta in zip(lengths, deltas, strict=True)]
+        logits = [runner.decode(tokens, positions, slots) for runner, slots in zip(runners, both, strict=True)]
+        torch.testing.assert_close(logits[0], logits[1], atol=2e-4, rtol=1e-4)
+        for slots in both:
+            slots.end_step()
+    assert recorder.num_replayed >= 10
+
+
+def test_graphs_whose_memory_is_gone_are_forgotten(recording: LoadedModel, recorder: Again) -> None:
+    runner = recording.runner
+    assert isinstance(runner, NativeRunner) and runner._graphs is not None
+    slots, (cache, length, delta) = runner.slots(), filled(recording, "a")
+
+    def decode(times: int) -> None:
+        for _ in range(times):
+            runner.decode([5] * slots.num_live, [length + delta] * slots.num_live, slots)
+
+    slots.join(cache, length, 100)
+    decode(4)
+    assert (runner._graphs.num_graphs, recorder.num_replayed) == (1, 2)
+    slots.leave(0)
+    slots.join(cache, length, 100)  # into the memory that was kept
+    decode(1)
+    assert (runner._graphs.num_graphs, recorder.num_replayed) == (1, 3)
+    slots.join(cache, length, 100)  # the pool grows
+    decode(4)
+    assert runner._graphs.num_graphs == 1
+    slots.leave(0)
+    slots.leave(0)
+    slots.expect([5000])  # memory of other widths is given back
+    slots.join(cache, length, 5000)
+    decode(1)
+    assert runner._graphs.num_graphs == 0
+
+
+def test_where_recording_fails_steps_stay_eager(
+    recording: LoadedModel, recorder: Again, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.fails = torch.OutOfMemoryError("no memory")
+    assert asyncio.run(answers(recording)) == expected
+    assert "stay eager" in caplog.text
+    assert recorder.num_replayed == 0
+
+
+def test_a_replay_reads_what_it_is_given(recording: LoadedModel, eager: LoadedModel, recorder: Again) -> None:
+    """The control: with a token of before, or a length of before, the logits are others."""
+    slots, (cache, length, delta) = recording.runner.slots(), filled(recording, "a b c")
+    slots.join(cache, length, 100)
+    seen = [recording.runner.decode([token], [length + delta], slots).clone() for token in (5, 5, 5, 9, 5)]
+    assert recorder.num_replayed == 3
+    assert torch.equal(seen[2], seen[4])
+    assert not torch.equal(seen[2], seen[3])
+    slots.end_step()
+    assert not torch.equal(recording.runner.decode([5], [length + delta], slots), seen[4])
