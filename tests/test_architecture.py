@@ -47,7 +47,7 @@ HOMES = {
     "tokenizers": ("worker.engine", "builder", "benchmarks"),
     "huggingface_hub": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),
-    "PIL": ("worker.media", "builder", "benchmarks"),
+    "PIL": ("worker.media", "worker.engine.library", "builder", "benchmarks"),
     "av": ("worker.media", "builder", "benchmarks"),
     "aiohttp": ("worker.media", "worker.job_api"),
     "fastapi": ("worker.app",),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from worker.boot import Boot
 from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
-from worker.engine.loading import LoadedModel, load
-from worker.engine.pixels import Eye
+from worker.engine.loading import ServedModel
+from worker.engine.making import make
 from worker.engine.warming import warm_up
 from worker.errors import WorkerError
 from worker.media.fetch import Fetcher
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class Serving:
     """A started engine and what stands before it. Close it when done."""
 
-    model: LoadedModel
+    model: ServedModel
     engine: Engine
     opener: Opener
     service: Service
@@ -43,12 +43,11 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     if boot is None:
         boot = Boot(Timeline())
         boot.timeline.end("before loading")
-    model = load(settings, boot.weights, boot.timeline)
-    engine = Engine(model, settings, on_death=on_death)
-    opener = Opener(settings, Fetcher(settings), Eye(model.pixels, settings, model.max_model_len))
+    model, engine, eye = make(settings, on_death, boot.weights, boot.timeline)
+    opener = Opener(settings, Fetcher(settings), eye)
     engine.start()
     try:
-        warm_up(engine)
+        warm_up(engine, with_video=model.code != "generate")
     except WorkerError as error:
         engine.close()
         raise ModelError(f"the model does not answer a question about a picture or video: {error.message}") from None

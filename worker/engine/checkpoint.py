@@ -16,6 +16,7 @@ from worker.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+_INSTEAD = {"preprocessor_config.json": "processor_config.json"}  # as newer checkpoints have it
 MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
 
@@ -97,7 +98,8 @@ def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
 
 def missing_file(folder: Path) -> str | None:
     """The name of a file that a whole checkpoint has and this folder lacks."""
-    lacking = [name for name in NEEDED if not (folder / name).is_file()]
+    either = [(name, _INSTEAD.get(name, name)) for name in NEEDED]
+    lacking = [name for name, other in either if not ((folder / name).is_file() or (folder / other).is_file())]
     lacking += [shard for shard in shards(folder) if not (folder / shard).is_file()]
     return lacking[0] if lacking else None
 

@@ -14,14 +14,16 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
+from typing import Protocol
 
 import torch
 
 from worker.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
 from worker.deadline import Deadline
 from worker.engine.admission import Admission, Entry
-from worker.engine.face import Prompt
-from worker.engine.loading import LoadedModel
+from worker.engine.cache import SlotCache
+from worker.engine.face import Prompt, Runner
+from worker.engine.loading import LoadedModel, ServedModel
 from worker.engine.prefill import Prefill
 from worker.engine.prompt import PromptBuilder
 from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
@@ -49,20 +51,36 @@ WATCHES = 8  # in the time after which a turn is stuck
 STUCK_S = 5.0  # after its deadline a request no longer waits for the engine's thread to end it
 
 
+class Builder(Protocol):
+    """Builds prompts, from many threads."""
+
+    def build(self, request: ChatRequest, media: Items[Opened]) -> Prompt: ...
+
+
 class Engine:
     """Serves one model. `start` it, send it work from any thread or event loop, `close` it: the thread is joined.
 
     `on_death` is called when it ended by itself, or when its thread does not come back, after everybody was told.
     """
 
-    def __init__(self, model: LoadedModel, settings: Settings, on_death: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        settings: Settings,
+        on_death: Callable[[], None] = lambda: None,
+        *,
+        builder: Builder | None = None,
+    ) -> None:
         self._on_death = on_death
         self._model = model
         self._settings = settings
-        self._builder = PromptBuilder(model, settings)
+        if builder is None:
+            assert isinstance(model, LoadedModel)
+            builder = PromptBuilder(model, settings)
+        self._builder = builder
         self._vocabulary = Vocabulary(model.tokenizer)
-        self._runner = model.runner
-        self._cache = self._runner.slots()
+        self._runner: Runner = model.runner
+        self._cache: SlotCache = self._runner.slots()
         self._features = FeatureCache(settings.feature_cache_mib * MIB)
         self._can_pad = can_cut = not self._cache.has_states
         self._prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if can_cut and settings.prefix_cache_mib else None
@@ -129,7 +147,7 @@ class Engine:
         self._watchdog.start()
 
     @property
-    def builder(self) -> PromptBuilder:
+    def builder(self) -> Builder:
         return self._builder
 
     @property

@@ -25,25 +25,33 @@ DEFAULT_MODEL_LEN = 32_768
 DEFAULT_TOKENS_PER_SECOND = 4
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model on its device and its checkpoint's rules. code: whose model code `runner` runs;
-    tokens_per_second: positions of a second of video, where it is one span."""
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What an engine needs of any model. code: whose model code `runner` runs, `generate` where it is the library's
+    whole loop."""
 
     name: str
-    code: Literal["native", "transformers"]
-    runner: Runner
-    family: Family
-    template: Template
+    code: Literal["native", "transformers", "generate"]
+    runner: Any
     tokenizer: Tokenizer
-    pixels: PixelRules
     generation: dict[str, Any]
     eos_ids: frozenset[int]
     max_model_len: int
     vocabulary_size: int
-    tokens_per_second: float
     device: torch.device
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(ServedModel):
+    """A model of a known family on its device and its checkpoint's rules. tokens_per_second: positions of a second of
+    video, where it is one span."""
+
+    runner: Runner
+    family: Family
+    template: Template
+    pixels: PixelRules
+    tokens_per_second: float
 
 
 def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | None = None) -> LoadedModel:
@@ -129,7 +137,7 @@ def _recorder(settings: Settings, device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" and settings.cuda_graphs else None
 
 
-def facts(model: LoadedModel) -> dict[str, Any]:
+def facts(model: ServedModel) -> dict[str, Any]:
     """What `/health` says of the machine."""
     gpu = torch.cuda.get_device_properties(model.device) if model.device.type == "cuda" else None
     return {
@@ -142,8 +150,14 @@ def facts(model: LoadedModel) -> dict[str, Any]:
 
 
 def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
+    ids = ending_ids(generation, config)
+    if not ids:
+        raise ModelError("the checkpoint names no eos_token_id")
+    return ids
+
+
+def ending_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
+    """The tokens that end an answer, as far as the checkpoint's files name them."""
     text, _ = shapes.parts(config)
     ids = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
-    if ids is None:
-        raise ModelError("the checkpoint names no eos_token_id")
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -30,9 +30,10 @@ class PixelRules:
 
 
 def read_rules(folder: Path) -> PixelRules:
-    """The rules of the checkpoint in this folder."""
-    image = read_json(folder / "preprocessor_config.json")
-    video = read_json(folder / "video_preprocessor_config.json") or image
+    """The rules of the checkpoint in this folder, from the files for each kind or, as newer ones have it, from one."""
+    both = read_json(folder / "processor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or both["image_processor"]
+    video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor") or image
     return PixelRules(
         patch=image["patch_size"],
         merge=image["merge_size"],

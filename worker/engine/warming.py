@@ -13,12 +13,14 @@ NUM_FRAMES = 4
 _SAMPLING = Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
 
 
-def warm_up(engine: Engine) -> None:
-    """Returns when a question about both is answered. Raises WorkerError where it cannot be."""
+def warm_up(engine: Engine, *, with_video: bool = True) -> None:
+    """Returns when a question about both (or about a picture) is answered. Raises WorkerError where it cannot be."""
     noise = np.random.default_rng(0).integers
     picture = noise(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     frames = tuple(noise(0, 255, (NUM_FRAMES, SIDE // 2, SIDE // 2, 3), dtype=np.uint8))
-    shown: tuple[tuple[Kind, Opened], ...] = (("image", Picture(picture)), ("video", Clip(frames, 2.0)))
+    shown: list[tuple[Kind, Opened]] = [("image", Picture(picture))]
+    if with_video:
+        shown.append(("video", Clip(frames, 2.0)))
     ended: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
     media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
     request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)

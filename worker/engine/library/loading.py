@@ -1,5 +1,7 @@
 """A checkpoint as one of transformers' models."""
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -16,6 +18,13 @@ from worker.timeline import Timeline
 
 
 def load(settings: Settings, begun: Begun, pixels: PixelRules, timeline: Timeline) -> LibraryRunner:
+    """The library's model behind the engine's face, with our attention in its steps. Raises ModelError."""
+    module = module_for(settings, begun, timeline)
+    module.model.language_model.config._attn_implementation = register(_attention(settings.attention, begun.device))
+    return LibraryRunner(module, pixels, begun.device, begun.dtype)
+
+
+def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
     """The library's class for the checkpoint with its tensors in it, taken as they are. Raises ModelError."""
     folder, device = begun.found.folder, begun.device
     config = AutoConfig.from_pretrained(folder)
@@ -41,9 +50,7 @@ def load(settings: Settings, begun: Begun, pixels: PixelRules, timeline: Timelin
         raise ModelError(
             f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
         )
-    module = module.eval().requires_grad_(False)
-    module.model.language_model.config._attn_implementation = register(attention)
-    return LibraryRunner(module, pixels, device, begun.dtype)
+    return module.eval().requires_grad_(False)
 
 
 def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -1,0 +1,259 @@
+"""A model of a family that the worker does not know: by the library's `generate`, with everything else as ever."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.engine import foreign_models
+from tests.engine.requests import Shown, ask, clip, picture
+from tests.fakes import as_base64
+from worker.contract import ChatRequest, Controls, Done, Message, Picture, Text
+from worker.deadline import Deadline
+from worker.engine.checkpoint import ModelError
+from worker.engine.engine import Engine
+from worker.engine.library.foreign import ForeignEye
+from worker.engine.library.windows import WindowEngine
+from worker.engine.loading import ServedModel
+from worker.engine.making import make
+from worker.errors import (
+    InputInvalid,
+    InternalError,
+    MediaParamInvalid,
+    MediaUnsupportedType,
+    PromptTooLong,
+    WorkerError,
+)
+from worker.settings import Settings
+from worker.start import start
+from worker.timeline import Timeline
+
+ASKED = [
+    ask("Who are you?", max_tokens=12),
+    ask("What is it?", picture(1), max_tokens=16),
+    ask("Which is larger?", picture(2, 300, 200), picture(3, 90, 160), max_tokens=9),
+    ask("A longer question, with more words in it than there are in the others.", max_tokens=20),
+    ask("And what is this?", picture(4), max_tokens=16),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foreign_models.write(tmp_path_factory.mktemp("foreign") / "llava")
+
+
+def made(folder: Path, **more: Any) -> tuple[ServedModel, Engine, Any]:
+    settings = Settings(device="cpu", model_path=folder, **more)
+    return make(settings, lambda: None, None, Timeline())
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Iterator[Engine]:
+    torch.set_num_threads(2)
+    _, engine, _ = made(folder)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(served: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    return served
+
+
+async def events(engine: Engine, shown: Shown, **more: Any) -> list[Any]:
+    return [event async for event in engine.generate(shown.request, shown.media, **more)]
+
+
+async def text_of(engine: Engine, shown: Shown) -> str:
+    return "".join(event.text for event in await events(engine, shown) if not isinstance(event, Done))
+
+
+def answered(engine: Engine, shown: list[Shown]) -> list[str]:
+    async def run() -> list[str]:
+        return list(await asyncio.gather(*(text_of(engine, one) for one in shown)))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[str]:
+    """What the library says by itself, one request at a time."""
+    processor, module = (
+        AutoProcessor.from_pretrained(folder),
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+    )
+    answers = []
+    for shown in ASKED:
+        content: list[dict[str, str]] = [{"type": "image"}] * len(shown.media)
+        words = [part.text for part in shown.request.messages[0].parts if isinstance(part, Text)]
+        message = {"role": "user", "content": [*content, {"type": "text", "text": words[0]}]}
+        text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        pictures = [Image.fromarray(one.rgb) for one in shown.media if isinstance(one, Picture)]
+        inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
+        with torch.inference_mode():
+            tokens = module.generate(**inputs, max_new_tokens=shown.request.sampling.max_tokens, do_sample=False)
+        new = tokens[0, inputs["input_ids"].shape[1] :]
+        answers.append(processor.tokenizer.decode(new, skip_special_tokens=True))
+    return answers
+
+
+def test_each_alone_says_what_the_library_says(engine: Engine, expected: list[str]) -> None:
+    assert [answered(engine, [one])[0] for one in ASKED] == expected
+    assert len(set(expected)) == len(expected)
+
+
+def test_together_they_say_the_same(engine: Engine, expected: list[str]) -> None:
+    assert answered(engine, ASKED * 3) == expected * 3
+
+
+def test_it_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, engine, _ = made(folder)
+    assert isinstance(engine, WindowEngine)
+    assert model.code == engine.model_code == "generate"
+    assert "unknown type llava" in caplog.text
+
+
+def test_what_is_counted(engine: Engine) -> None:
+    *_, done = asyncio.run(events(engine, ASKED[2]))
+    assert (done.usage.image_tokens, done.usage.completion_tokens) == (32, 9)
+    assert [(one.width, one.height, one.tokens) for one in done.seen] == [(300, 200, 16), (90, 160, 16)]
+
+
+def test_choosing_is_each_request_s_own(engine: Engine) -> None:
+    warm = [ask("Say something.", max_tokens=24, temperature=1.0, seed=seed) for seed in (7, 7, 8)]
+    one, same, other = answered(engine, warm)
+    assert one == same != other
+    assert answered(engine, [warm[0]]) == [one]
+    [stopped] = answered(engine, [ask("Say something.", max_tokens=24, temperature=1.0, seed=7, stop=[one[4:6]])])
+    assert stopped == one[: one.index(one[4:6])]
+
+
+def test_several_answers_and_log_probabilities(engine: Engine) -> None:
+    found = asyncio.run(events(engine, ask("Well?", max_tokens=5, temperature=1.0, seed=1, n=2, logprobs=2)))
+    assert found[-1].usage.completion_tokens == 10
+    assert {piece.index for piece in found[:-1]} == {0, 1}
+    assert all(len(each.top) == 2 for piece in found[:-1] for each in piece.logprobs)
+
+
+def test_who_leaves_does_not_hold_up_the_rest(engine: Engine, expected: list[str]) -> None:
+    async def leave(stream: AsyncIterator[Any]) -> None:
+        async for _ in stream:
+            return
+
+    async def run() -> str:
+        long = ask("On and on.", max_tokens=900, ignore_eos=True)
+        leaving = asyncio.create_task(leave(engine.generate(long.request, long.media)))
+        answer = asyncio.create_task(text_of(engine, ASKED[0]))
+        await leaving
+        return await answer
+
+    assert asyncio.run(run()) == expected[0]
+
+
+def test_at_the_deadline_it_ends_with_what_it_has(engine: Engine) -> None:
+    deadline, shown = Deadline(), ask("On.", max_tokens=1000, ignore_eos=True)
+
+    async def run() -> Any:
+        async for event in engine.generate(shown.request, shown.media, deadline):
+            deadline.bring_forward(time.monotonic())
+            last = event
+        return last
+
+    assert asyncio.run(run()).reasons == ("time",)
+
+
+def test_one_at_fault_fails_alone(folder: Path, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, engine, _ = made(folder)
+    assert isinstance(engine, WindowEngine)
+    run_batch = engine._generate_by
+
+    def spoiled(prompts: Any, *rest: Any) -> None:
+        if any("fault" in prompt.text for prompt in prompts):
+            raise RuntimeError("a fault in the batch")
+        run_batch(prompts, *rest)
+
+    monkeypatch.setattr(engine, "_generate_by", spoiled)
+    engine.start()
+
+    async def run() -> list[Any]:
+        work = [text_of(engine, one) for one in (ASKED[0], ask("fault", max_tokens=5), ASKED[3])]
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    first, failed, last = asyncio.run(run())
+    engine.close()
+    assert (first, last) == (expected[0], expected[3])
+    assert isinstance(failed, InternalError)
+
+
+@pytest.mark.parametrize(
+    ("shown", "error"),
+    [
+        (ask("What moves?", clip(1)), MediaUnsupportedType),
+        (ask("<image> and <|im_end|>"), InputInvalid),
+        (ask("word " * 1100), PromptTooLong),
+    ],
+)
+def test_what_is_refused(engine: Engine, shown: Shown, error: type[WorkerError]) -> None:
+    with pytest.raises(error):
+        asyncio.run(events(engine, shown))
+
+
+def test_its_eye_sees_pictures_only() -> None:
+    eye = ForeignEye(Settings(max_image_tokens=256), 1024)
+    assert eye.picture(100, 200, Controls()) == (100, 200, 1)
+    assert eye.picture(2000, 4000, Controls()) == (362, 724, 1)
+    with pytest.raises(MediaParamInvalid):
+        eye.picture(100, 200, Controls(max_pixels=5000))
+    with pytest.raises(MediaUnsupportedType):
+        eye.clip_tokens(1, 1, 1, Controls())
+
+
+def test_the_whole_worker_serves_it(folder: Path) -> None:
+    serving = start(Settings(device="cpu", model_path=folder))
+    image = as_base64(Image.new("RGB", (64, 48), "red"))
+    body = {"prompt": "What is it?", "images": [image], "max_tokens": 5, "temperature": 0}
+
+    async def run() -> Any:
+        return [output async for output in serving.service.answer(body, "one")]
+
+    try:
+        [answer] = asyncio.run(run())
+    finally:
+        serving.close()
+    assert answer["model_code"] == "generate"
+    assert answer["usage"]["image_tokens"] == 16
+
+
+@pytest.mark.parametrize("missing", ["model_type", "chat_template", "native"])
+def test_what_cannot_be_served_is_told_at_the_start(folder: Path, tmp_path: Path, missing: str) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    if missing == "model_type":
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**config["text_config"], "model_type": "llama"}))
+    elif missing == "chat_template":
+        (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError):
+        made(copy, model_code="native" if missing == "native" else "auto")
+
+
+def test_conversations_keep_their_turns(engine: Engine) -> None:
+    turns = ChatRequest(
+        messages=(
+            Message(role="user", parts=(Text(text="One."),)),
+            Message(role="assistant", parts=(Text(text="Two."),)),
+            Message(role="user", parts=(Text(text="Three."),)),
+        )
+    )
+    prompt = engine.builder.build(turns, [])
+    assert getattr(prompt, "text", "").count("<|im_start|>") == 4

@@ -1,0 +1,104 @@
+"""The engine for models that only `generate` can run: batch after batch, each until its last answer has ended.
+
+Choosing tokens, streams, stops, seeds, log-probabilities, cancels and deadlines are those of `Engine`; a request that
+comes while a batch runs waits for its end.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from worker.engine.admission import Entry
+from worker.engine.engine import Engine
+from worker.engine.library.foreign import ForeignPrompt, ForeignRunner
+from worker.engine.loading import ServedModel
+from worker.engine.sampling import rows
+from worker.engine.sequence import Sequence
+from worker.errors import InternalError, OutOfMemory, WorkerError
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class WindowEngine(Engine):
+    """See `Engine`. One model, by `generate`."""
+
+    def __init__(self, model: ServedModel, settings: Settings, on_death: Callable[[], None] = lambda: None) -> None:
+        runner = model.runner
+        assert isinstance(runner, ForeignRunner)
+        super().__init__(model, settings, on_death, builder=runner.builder)
+        self._generate_by = runner.generate
+
+    def _prefill_some(self) -> None:
+        """Let in who fits into the next batch: all with pictures, or all without."""
+        while (entry := self._admission.next(self._beginning)) is not None:
+            self._beginning.append(entry)
+
+    def _decode_all(self) -> None:
+        """Answer a batch whole."""
+        batch = [entry for entry in self._beginning if not entry.is_over]
+        if not batch:
+            self._beginning = []
+            return
+        has_pictures = [bool(entry.request.prompt.seen) for entry in batch]
+        first = [entry for entry, has in zip(batch, has_pictures, strict=True) if has == has_pictures[0]]
+        self._beginning = [entry for entry in batch if entry not in first]
+        self._answer(first)
+
+    def _answer(self, entries: list[Entry]) -> None:
+        self._live = [sequence for entry in entries for sequence in entry.sequences]
+        try:
+            self._generate(self._live)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            self._take_apart(entries, error)
+        finally:
+            self._live = []
+
+    def _generate(self, sequences: list[Sequence]) -> None:
+        prompts = [sequence.request.prompt for sequence in sequences]
+        foreign = [prompt for prompt in prompts if isinstance(prompt, ForeignPrompt)]
+        choices = [sequence.chooser.choice for sequence in sequences]
+
+        def choose(logits: torch.Tensor) -> list[int | None]:
+            found = rows(logits.float(), choices)
+            return [self._choose(sequence, row) for sequence, row in zip(sequences, found, strict=True)]
+
+        def is_over() -> list[bool]:
+            self._beats += 1
+            self._end_overdue()
+            return [sequence.is_over or self._is_closing for sequence in sequences]
+
+        self._generate_by(foreign, max(sequence.request.max_tokens for sequence in sequences), choose, is_over)
+        for sequence in sequences:
+            if not sequence.is_over and not self._is_closing:
+                sequence.request.fail(InternalError(detail="the batch ended early"))
+
+    def _choose(self, sequence: Sequence, row: object) -> int | None:
+        if sequence.is_over:
+            return None
+        try:
+            sequence.take(row)  # type: ignore[arg-type]
+        except torch.AcceleratorError:
+            raise
+        except WorkerError as error:
+            sequence.request.fail(error)
+        except Exception:
+            log.exception("a token could not be chosen or turned into text")
+            sequence.request.fail(InternalError())
+        return sequence.tokens[-1] if sequence.tokens else None
+
+    def _take_apart(self, entries: list[Entry], error: Exception) -> None:
+        """A batch failed, and it cannot be told by whom: who has said nothing yet is tried again alone, once."""
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        log.error("a batch of %d requests failed", len(entries), exc_info=None if is_memory else error)
+        for entry in reversed(entries):
+            if entry.is_over:
+                continue
+            if entry.must_be_alone or any(sequence.tokens for sequence in entry.sequences):
+                entry.request.fail(OutOfMemory() if is_memory else InternalError())
+            else:
+                entry.must_be_alone = True
+                self._admission.waiting.appendleft(entry)
