@@ -6,7 +6,7 @@ Random weights of about 230 million parameters, float32 on the CPU. Three kinds 
 questions, 48 tokens each), mixed lengths (questions of 20 to 400 tokens, 8 to 64 tokens back), image-heavy (a
 picture of 256 tokens, 12 tokens back). The engine runs by the worker's own model code and by the library's. Every
 round measures everything once; the figures are medians of the rounds. A second table counts, with torch's profiler, the
-operations of a decode step that compute something.
+operations of a layer in a decode step that compute something.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +142,13 @@ VIEWS = {  # what only says how memory is seen
     *("view", "reshape", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "as_strided"),
     *("chunk", "split", "narrow", "detach", "alias", "empty", "empty_like", "empty_strided", "unflatten", "flatten"),
     *("resolve_conj", "resolve_neg", "result_type", "_unsafe_view", "split_with_sizes", "numpy_T", "unbind"),
-    *("permute", "lift_fresh", "to", "type_as"),
+    *("permute", "lift_fresh", "to", "type_as", "_reshape_alias", "resize_", "detach_"),
 }
 
 
-def operations(model: LoadedModel, rows: int = 4) -> int:
-    """How many operations of a decode step of so many rows compute something; of those that consist of others, the
-    others."""
+def layer_operations(model: LoadedModel, rows: int) -> list[str]:
+    """What a layer computes in a decode step of so many rows, in order, from one attention to the next: the names of
+    operations that do not consist of others which compute."""
     runner = model.runner
     builder = PromptBuilder(model, settings({}))
     slots = runner.slots()
@@ -157,8 +159,29 @@ def operations(model: LoadedModel, rows: int = 4) -> int:
     for _ in range(2):  # the first makes what later ones have
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             runner.decode([5] * rows, [40] * rows, slots)
-    leaves = (event for event in seen.events() if event.name.startswith("aten::") and not _computing(event))
-    return sum(event.name.removeprefix("aten::") not in VIEWS for event in leaves)
+    leaves = [event for event in seen.events() if event.name.startswith("aten::") and not _computing(event)]
+    leaves.sort(key=lambda event: event.time_range.start)
+    names = [event.name.removeprefix("aten::") for event in leaves]
+    names = [name for name in names if name not in VIEWS]
+    attentions = [index for index, name in enumerate(names) if "scaled_dot_product" in name]
+    layer = names[attentions[1] : attentions[2]]
+    assert all(names[a:b] == layer for a, b in pairwise(attentions)), "all layers compute the same"
+    return layer
+
+
+def operations_table(native: LoadedModel, library: LoadedModel, counts: Sequence[int]) -> str:
+    lines = [
+        "| rows in a step | operations in a layer, native | on transformers | share |",
+        "|---|---|---|---|",
+    ]
+    for rows in counts:
+        own, other = (len(layer_operations(model, rows)) for model in (native, library))
+        lines.append(f"| {rows} | {own} | {other} | {own / other:.0%} |")
+    for model in (native, library):
+        layer = Counter(layer_operations(model, counts[-1]))
+        shown = ", ".join(f"{count} {name}" for name, count in layer.most_common())
+        lines += ["", f"A layer with {counts[-1]} rows, {model.code}: {shown}."]
+    return "\n".join(lines) + "\n"
 
 
 def _computing(event: Any) -> bool:
@@ -227,15 +250,12 @@ def main() -> None:
         path = {"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}
         native, model = (load(settings({**path, "MODEL_CODE": code})) for code in ("native", "transformers"))
         rows = measure(native, model, [int(count) for count in options.jobs.split(",")], options.rounds)
-        counted = {one.code: operations(one) for one in (native, model)}
-    layers = models.SHAPE["text_config"]["num_hidden_layers"]
-    steps = ["| model code | operations in a decode step | for each layer |", "|---|---|---|"]
-    steps += [f"| {code} | {count} | {count / layers:.1f} |" for code, count in counted.items()]
-    shown = table(rows) + "\n" + "\n".join(steps) + "\n"
+        steps = operations_table(native, model, (1, 4, 16))
+    shown = table(rows) + "\n" + steps
     print(shown)
     if options.save:
         command = f"python -m benchmarks.throughput --threads {options.threads} --rounds {options.rounds}"
-        about = environment(command, threads=options.threads, parameters=parameters, rows=rows, operations=counted)
+        about = environment(command, threads=options.threads, parameters=parameters, rows=rows, operations=steps)
         save("throughput-cpu", about, shown)
         plot("throughput-cpu", lambda axes: draw(rows, axes), columns=len(KINDS))
 

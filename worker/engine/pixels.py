@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -94,7 +95,22 @@ def _normalised(patches: Patches, rules: PixelRules, device: torch.device) -> to
     channels = len(rules.mean)
     mean = torch.tensor(rules.mean, device=device).view(1, channels, 1, 1) * 255
     std = torch.tensor(rules.std, device=device).view(1, channels, 1, 1) * 255
-    pixels = patches.pixels.pin_memory() if device.type == "cuda" else patches.pixels
-    values = pixels.to(device, non_blocking=True).float().view(len(patches.pixels), channels, patches.copies, -1)
+    pixels = _copied(patches.pixels, device) if device.type == "cuda" else patches.pixels
+    values = pixels.to(device).float().view(len(patches.pixels), channels, patches.copies, -1)
     values = (values - mean) / std
     return values.expand(-1, -1, rules.temporal, -1).reshape(len(patches.pixels), -1)
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _copied(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bytes to a GPU from pinned memory, on a stream of their own: they pass what is still being computed."""
+    now, aside = torch.cuda.current_stream(device), _copies(device)
+    with torch.cuda.stream(aside):
+        moved = pixels.pin_memory().to(device, non_blocking=True)
+    now.wait_stream(aside)
+    moved.record_stream(now)
+    return moved

@@ -114,16 +114,22 @@ class RMSNorm:
     def __call__(self, x: Tensor) -> Tensor:
         if not self._has_kernel:
             length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-            normed: Tensor = x / torch.hypot(length, self._least) * self._scaled
-            return normed.to(x.dtype)
+            return product(x / torch.hypot(length, self._least), self._scaled).to(x.dtype)
         if self._weight.ndim == 1:
             return functional.rms_norm(x, x.shape[-1:], self._weight, self._eps)
         return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a * b` behind each other in memory, whatever lay across in `a`: what comes next wants it so."""
+    return torch.mul(a, b, out=torch.empty(a.shape, dtype=a.dtype, device=a.device))
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim), behind each other in memory; `sin` has its sign
+    already."""
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=turned)
 
 
 def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, rotate, turns
+from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, product, rotate, turns
 from worker.engine.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -69,15 +69,14 @@ class TextModel:
         first layers."""
         heads, kv_heads, dim = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         for index, layer in enumerate(self._layers):
-            # Contiguous, since attention is many times slower on what is not.
-            qkv = layer.qkv(layer.before_attention(hidden)).contiguous().view(len(hidden), -1, dim)
+            qkv = layer.qkv(layer.before_attention(hidden)).view(len(hidden), -1, dim)
             turning, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
             if layer.qk_norm is not None:
                 turning = layer.qk_norm(turning)
             turning = rotate(turning, *cos_sin)
             hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
             gate, up = layer.gate_up(layer.before_mlp(hidden)).chunk(2, -1)
-            hidden = layer.down.onto(hidden, functional.silu(gate) * up)
+            hidden = layer.down.onto(hidden, product(functional.silu(gate), up))
             if index < len(deep) and spots is not None:
                 hidden.index_add_(0, spots, deep[index])
         return hidden
