@@ -51,6 +51,9 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     except WorkerError as error:
         engine.close()
         raise ModelError(f"the model does not answer a question about a picture or video: {error.message}") from None
+    except BaseException:
+        engine.close()
+        raise
     boot.timeline.end("warming up")
     service = Service(engine, opener, settings, timeline=boot.timeline)
     log.info("ready", extra={"seconds": boot.timeline.report})

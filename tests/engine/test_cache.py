@@ -1,6 +1,9 @@
 """Rows of keys and values: pools by length, rows that move, memory that is let go."""
 
+import gc
 import random
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +132,77 @@ def test_what_is_no_number_does_not_stay_in_a_row_that_another_moves_to() -> Non
     cache.join(filled(1, 2.0), 1, 10)
     cache.leave(0)
     assert step(cache, [4.0, 11.0]) == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("keeps_pools", [False, True])
+def test_the_memory_of_a_pool_that_went_is_held_by_nobody(keeps_pools: bool) -> None:
+    cache = SlotCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32, keeps_pools=keeps_pools)
+    cache.join(filled(3, 1.0), 3, 100)
+    step(cache, [2.0])
+    store = weakref.ref(cache._pools[256].keys[0])
+    cache.begin_step()
+    cache.leave(0)
+    cache.expect([2000])
+    gc.collect()
+    assert store() is None
+    assert cache.num_bytes == 0
+
+
+def test_a_kept_pool_is_given_back_when_told() -> None:
+    cache = SlotCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32, keeps_pools=True)
+    cache.join(filled(3, 1.0), 3, 100)
+    cache.leave(0)
+    assert cache.num_bytes > 0
+    assert cache.bytes_with([]) == 0
+    cache.trim()
+    assert cache.num_bytes == 0
+
+
+class Numbers:
+    """States of one number a row. fails: there is no memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[float] = []
+        self.room = 0
+        self.fails = False
+
+    def make_room(self, rows: int, filled: Any) -> None:
+        if self.fails:
+            raise torch.OutOfMemoryError
+        self.room = max(self.room, rows)
+
+    def join(self, row: int, rows: int, filled: Any) -> None:
+        assert rows == len(self.rows) < self.room
+        self.rows.insert(row, filled)
+
+    def leave(self, row: int, gone: int, rows: int) -> None:
+        self.rows[row] = self.rows[gone]
+        self.rows.pop(gone)
+
+    def show(self, rows: int) -> None:
+        assert rows == len(self.rows)
+
+    def clear(self) -> None:
+        self.rows = []
+
+
+class Prefilled:
+    def __init__(self, value: float) -> None:
+        self.layers = [value, value]
+
+
+def test_without_memory_in_one_layer_no_layer_has_the_row() -> None:
+    first, second = Numbers(), Numbers()
+    cache = SlotCache(2, BYTES_PER_TOKEN, CPU, torch.float32, {0: first, 1: second})
+    for value, most in ((1.0, 100), (2.0, 2000)):
+        cache.join(Prefilled(value), 3, most)
+    second.fails = True
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.join(Prefilled(9.0), 3, 100)
+    assert cache.num_live == 2
+    assert first.rows == second.rows == [1.0, 2.0]
+    second.fails = False
+    assert cache.join(Prefilled(3.0), 3, 100) == 1
+    assert first.rows == second.rows == [1.0, 3.0, 2.0]
+    assert cache.leave(0) == 1
+    assert first.rows == second.rows == [3.0, 2.0]

@@ -158,13 +158,41 @@ def test_graphs_whose_memory_is_gone_are_forgotten(recording: LoadedModel, recor
     assert runner._graphs.num_graphs == 0
 
 
-def test_where_recording_fails_steps_stay_eager(
-    recording: LoadedModel, recorder: Again, expected: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("no memory"), RuntimeError("cannot be recorded")])
+def test_where_recording_fails_steps_are_eager(
+    recording: LoadedModel, recorder: Again, expected: list[str], failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder.fails = torch.OutOfMemoryError("no memory")
+    """Without memory for now, with anything else for good."""
+    recorder.fails = failure
     assert asyncio.run(answers(recording)) == expected
-    assert "stay eager" in caplog.text
     assert recorder.num_replayed == 0
+    recorder.fails = None
+    assert asyncio.run(answers(recording)) == expected
+    assert (recorder.num_replayed > 0) == isinstance(failure, torch.OutOfMemoryError)
+    assert "record" in caplog.text
+
+
+def test_with_more_layouts_than_graphs_the_one_not_used_for_longest_goes(
+    recording: LoadedModel, recorder: Again, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    runner, (cache, length, delta) = recording.runner, filled(recording, "a")
+    assert isinstance(runner, NativeRunner) and runner._graphs is not None
+    slots = runner.slots()
+    widths = (100, 300, 500)
+    for most in widths:
+        slots.join(cache, length, most)
+    for _ in widths:  # memory for all three; from here on one of them has a row at a time
+        slots.leave(0)
+    for turn in range(4):
+        for most in widths[: 2 if turn == 3 else 3]:
+            slots.expect([])
+            slots.join(cache, length, most)
+            for _ in range(3):
+                runner.decode([5], [length + delta], slots)
+            slots.leave(0)
+    assert runner._graphs.num_graphs == 2
+    assert recorder.num_recorded <= 4 * 3
 
 
 def test_a_replay_reads_what_it_is_given(recording: LoadedModel, eager: LoadedModel, recorder: Again) -> None:

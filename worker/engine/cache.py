@@ -32,11 +32,15 @@ def rows_for(count: int) -> int:
 class States(Protocol):
     """A recurrent layer's states, one row for each row of the step."""
 
+    def make_room(self, rows: int, filled: Any) -> None:
+        """Have memory for so many rows of what a prefill left in this layer."""
+
     def join(self, row: int, rows: int, filled: Any) -> None:
-        """Copy what a prefill left in this layer into a new row among `rows`; those from there on move up by one."""
+        """Copy what a prefill left in this layer into a new row among `rows`; those from there on move up by one. Needs
+        no memory."""
 
     def leave(self, row: int, gone: int, rows: int) -> None:
-        """Row `gone` of `rows` takes the place of `row`; those behind it move down by one."""
+        """Row `gone` of `rows` takes the place of `row`; those behind it move down by one. Needs no memory."""
 
     def show(self, rows: int) -> None:
         """Let a step of this many rows see and change them."""
@@ -143,9 +147,9 @@ class SlotCache:
         for wanted in tokens:
             width = width_for(wanted)
             counts[width] = counts.get(width, 0) + 1
-        held = {width: pool.room for width, pool in self._pools.items()}
+        held = {width: pool.num_bytes for width, pool in self._pools.items()}
         return sum(
-            max(rows_for(count), held.get(width, 0)) * width * self._bytes_per_token for width, count in counts.items()
+            max(rows_for(count) * width * self._bytes_per_token, held.get(width, 0)) for width, count in counts.items()
         )
 
     def expect(self, tokens: Sequence[int]) -> None:
@@ -155,9 +159,14 @@ class SlotCache:
             width = width_for(wanted)
             self._expected[width] = self._expected.get(width, 0) + 1
         if self._expected:
-            self._pools = {
-                width: pool for width, pool in self._pools.items() if pool.lengths or width in self._expected
-            }
+            self.trim()
+
+    def trim(self) -> None:
+        """Give back the memory of pools that are empty and not expected to be filled."""
+        self._groups = []
+        self._pools = {
+            width: pool for width, pool in self._pools.items() if pool.lengths or self._expected.get(width, 0)
+        }
 
     def join(self, prefilled: Any, length: int, most: int) -> int:
         """Copy what a prefill of `length` tokens left into a new row that may grow to `most` tokens. The row's number
@@ -169,6 +178,9 @@ class SlotCache:
             if index in self._attending:
                 self._fill(pool, pool.keys, self._attending[index], filled.keys, length)
                 self._fill(pool, pool.values, self._attending[index], filled.values, length)
+        for layer, states in self._states.items():
+            states.make_room(self.num_live + 1, prefilled.layers[layer])
+        # From here on nothing fails: all layers have the row, or none has.
         self._expected[width] = max(0, self._expected.get(width, 0) - 1)
         self._pools[width] = pool
         place = self._start(pool) + row
@@ -217,6 +229,9 @@ class SlotCache:
         pool.lengths.pop()
         for states in self._states.values():
             states.leave(row, start + last, rows)
+            if rows == 1:
+                states.clear()
+        self._groups = []  # it would hold the memory of a pool that goes
         if not self._keeps_pools:
             self._pools = {width: each for width, each in self._pools.items() if each.lengths}
         return start + last
@@ -292,6 +307,7 @@ class SlotCache:
 
     def end_step(self) -> None:
         """Each row has one more token."""
+        self._groups = []
         for pool in self._pools.values():
             pool.lengths = [length + 1 for length in pool.lengths]
 

@@ -566,8 +566,10 @@ class Engine:
             elif not sequence.is_over:
                 sequence.is_retried = True
                 self._admission.waiting.appendleft(Entry([sequence], must_be_alone=True))
+        self._cache.trim()
 
     def _let_go_of_caches(self) -> None:
+        self._cache.trim()
         self._features.clear()
         if self._prefixes is not None:
             self._prefixes.clear()

@@ -157,7 +157,8 @@ class Chooser:
         choice, device, logits = self.choice, logits.device, logits.clone()
         said = torch.tensor(list(self._said), dtype=torch.long)
         if choice.repetition_penalty != 1:
-            ids = torch.tensor(sorted(self._prompt.union(self._said)), dtype=torch.long, device=device)
+            known = [token for token in sorted(self._prompt.union(self._said)) if token < len(logits)]
+            ids = torch.tensor(known, dtype=torch.long, device=device)  # some models' picture tokens are never said
             old = logits[ids]
             logits[ids] = torch.where(old < 0, old * choice.repetition_penalty, old / choice.repetition_penalty)
         if len(said) and (choice.presence_penalty or choice.frequency_penalty):

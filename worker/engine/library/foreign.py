@@ -8,15 +8,17 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from worker.contract import RGB, ChatRequest, Controls, Opened, Picture, Seen, Text
+from worker.contract import RGB, ChatRequest, Controls, Message, Opened, Picture, Seen, Text
 from worker.engine.cache import SlotCache
 from worker.engine.checkpoint import ModelError
 from worker.engine.face import Prompt
@@ -53,20 +55,19 @@ class ForeignBuilder:
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> ForeignPrompt:
         """Raises InputInvalid, MediaUnsupportedType, PromptTooLong. `media` are the request's, in order."""
-        messages = []
-        for index, message in enumerate(request.messages):
-            content = []
-            for part in message.parts:
-                if not isinstance(part, Text):
-                    content.append({"type": "image"})
-                    continue
-                if self._marks.search(part.text):
-                    raise InputInvalid(where=f"messages[{index}]", detail="a control token of this model in the text")
-                content.append({"type": "text", "text": part.text})
-            messages.append({"role": message.role, "content": content})
-        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        messages = [
+            {"role": message.role, "content": self._content(message, f"messages[{index}]")}
+            for index, message in enumerate(request.messages)
+        ]
         pictures = tuple(self._image(one, asked.where) for one, asked in zip(media, request.media, strict=True))
-        ids = self.encoded([(text, pictures)])["input_ids"][0]
+        try:
+            text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = self.encoded([(text, pictures)])["input_ids"][0]
+        except (ValueError, TypeError, KeyError, IndexError, TemplateError):
+            log.exception("the model's processor could not make a prompt")
+            raise InputInvalid(
+                where="messages", detail="this model's template or processor does not take them"
+            ) from None
         if len(ids) >= self._max_model_len:
             raise PromptTooLong(detail=f"prompt {len(ids)} >= {self._max_model_len}")
         counts = self._counts(ids, len(pictures))
@@ -88,6 +89,19 @@ class ForeignBuilder:
             text=text,
             pictures=pictures,
         )
+
+    def _content(self, message: Message, where: str) -> list[dict[str, str]]:
+        """Words that follow each other are one part: no control token hides in a seam. Raises InputInvalid."""
+        content: list[dict[str, str]] = []
+        for is_text, parts in groupby(message.parts, lambda part: isinstance(part, Text)):
+            if not is_text:
+                content += [{"type": "image"} for _ in parts]
+                continue
+            words = "".join(part.text for part in parts if isinstance(part, Text))
+            if self._marks.search(words):
+                raise InputInvalid(where=where, detail="a control token of this model in the text")
+            content.append({"type": "text", "text": words})
+        return content
 
     def encoded(self, prompts: Sequence[tuple[str, tuple[Image.Image, ...]]]) -> Any:
         """What the model takes, padded on the left. All prompts have pictures, or none has."""
@@ -154,6 +168,8 @@ class ForeignRunner:
     ) -> None:
         module.generation_config = GenerationConfig()  # the checkpoint's own go into each request's choice
         self.module, self.builder, self._pad, self._device, self._dtype = module, builder, pad, device, dtype
+        whole = set(getattr(module, "_no_split_modules", None) or ())
+        self._layers = [part for part in module.modules() if type(part).__name__ in whole]
         text = module.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -170,9 +186,10 @@ class ForeignRunner:
         max_tokens: int,
         choose: Callable[[torch.Tensor], list[int | None]],
         is_over: Callable[[], list[bool]],
+        beat: Callable[[], None],
     ) -> None:
         """Prompts that all have pictures, or none. `choose` gets (rows, vocabulary) logits at each step and gives each
-        row's token, None where it has ended; `is_over` says at each step which have."""
+        row's token, None where it has ended; `is_over` says at each step which have; `beat` is called all the while."""
         inputs = self.builder.encoded([(prompt.text, prompt.pictures) for prompt in prompts]).to(self._device)
         inputs = {
             name: value.to(self._dtype) if torch.is_tensor(value) and value.is_floating_point() else value
@@ -189,18 +206,27 @@ class ForeignRunner:
             return torch.tensor(is_over(), device=ids.device)
 
         config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=self._pad)
-        self.module.generate(
-            **inputs,
-            generation_config=config,
-            logits_processor=[chosen],
-            stopping_criteria=[ended],
-        )
+        hooks = [layer.register_forward_hook(lambda *_: beat()) for layer in self._layers]
+        try:
+            self.module.generate(
+                **inputs,
+                generation_config=config,
+                logits_processor=[chosen],
+                stopping_criteria=[ended],
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def load(settings: Settings, begun: Begun, timeline: Timeline) -> ServedModel:
     """A model of the library's that reads pictures. Raises ModelError where it is none, or a prompt cannot be made."""
     folder = begun.found.folder
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError):
+        kind = read_json(folder / "config.json").get("model_type")
+        raise ModelError(f"the model type {kind} is not served: transformers does not know it either") from None
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(f"the model type {config.model_type} reads no pictures, as far as transformers knows")
     try:
@@ -210,6 +236,8 @@ def load(settings: Settings, begun: Begun, timeline: Timeline) -> ServedModel:
     backend = getattr(getattr(processor, "tokenizer", None), "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer) or getattr(processor, "chat_template", None) is None:
         raise ModelError(f"{folder} needs a tokenizer.json and a chat template")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     timeline.end("tokenizer")
     module = module_for(settings, begun, timeline)
     timeline.end("model")

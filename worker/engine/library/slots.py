@@ -42,22 +42,27 @@ class SlotStates(LinearAttentionLayer):
         super().__init__()
         self.stores: list[torch.Tensor] = []
 
-    def join(self, row: int, rows: int, filled: LinearAttentionLayer) -> None:
+    def make_room(self, rows: int, filled: LinearAttentionLayer) -> None:
+        if self.stores and self.stores[0].shape[0] >= rows:
+            return
         fresh = [filled.conv_states[0], filled.recurrent_states[0]]
-        if not self.stores or self.stores[0].shape[0] <= rows:
-            grown = [one.new_zeros(rows_for(rows + 1), *one.shape[1:]) for one in fresh]
-            for new, old in zip(grown, self.stores, strict=False):
-                new[: old.shape[0]] = old
-            self.stores = grown
-        for store, state in zip(self.stores, fresh, strict=True):
-            store[row + 1 : rows + 1] = store[row:rows].clone()
+        grown = [one.new_zeros(rows_for(rows), *one.shape[1:]) for one in fresh]
+        for new, old in zip(grown, self.stores, strict=False):
+            new[: old.shape[0]] = old
+        self.stores = grown
+
+    def join(self, row: int, rows: int, filled: LinearAttentionLayer) -> None:
+        for store, state in zip(self.stores, (filled.conv_states[0], filled.recurrent_states[0]), strict=True):
+            for at in range(rows, row, -1):
+                store[at] = store[at - 1]
             store[row] = state[0]
         self.conv_kernel_size[0] = filled.conv_kernel_size[0]
 
     def leave(self, row: int, gone: int, rows: int) -> None:
         for store in self.stores:
             store[row] = store[gone]
-            store[gone : rows - 1] = store[gone + 1 : rows].clone()
+            for at in range(gone, rows - 1):
+                store[at] = store[at + 1]
 
     def show(self, rows: int) -> None:
         """Let a step of this many rows see and change its states."""
@@ -68,6 +73,7 @@ class SlotStates(LinearAttentionLayer):
 
     def clear(self) -> None:
         self.stores = []
+        self.conv_states[0] = self.recurrent_states[0] = None
 
 
 def slots_like(like: Cache, bytes_per_token: int, device: torch.device, dtype: torch.dtype) -> SlotCache:

@@ -36,15 +36,23 @@ class WindowEngine(Engine):
             self._beginning.append(entry)
 
     def _decode_all(self) -> None:
-        """Answer a batch whole."""
-        batch = [entry for entry in self._beginning if not entry.is_over]
-        if not batch:
-            self._beginning = []
-            return
-        has_pictures = [bool(entry.request.prompt.seen) for entry in batch]
-        first = [entry for entry, has in zip(batch, has_pictures, strict=True) if has == has_pictures[0]]
-        self._beginning = [entry for entry in batch if entry not in first]
-        self._answer(first)
+        """Answer a batch whole: the first, and those like it that fit beside it when all are as long as the longest."""
+        left = [entry for entry in self._beginning if not entry.is_over]
+        batch: list[Entry] = []
+        for entry in left:
+            is_like = not batch or bool(entry.request.prompt.seen) == bool(batch[0].request.prompt.seen)
+            if is_like and (not batch or self._padded_bytes([*batch, entry]) <= self._admission.max_bytes):
+                batch.append(entry)
+        self._beginning = [entry for entry in left if entry not in batch]
+        if batch:
+            self._answer(batch)
+
+    def _padded_bytes(self, entries: list[Entry]) -> int:
+        """Keys and values of a batch: every row is as long as the longest prompt and the longest answer."""
+        rows = sum(len(entry.sequences) for entry in entries)
+        longest = max(len(entry.request.prompt.ids) for entry in entries)
+        longest += max(entry.request.max_tokens for entry in entries)
+        return rows * longest * self._runner.bytes_per_token
 
     def _answer(self, entries: list[Entry]) -> None:
         self._live = [sequence for entry in entries for sequence in entry.sequences]
@@ -67,14 +75,18 @@ class WindowEngine(Engine):
             return [self._choose(sequence, row) for sequence, row in zip(sequences, found, strict=True)]
 
         def is_over() -> list[bool]:
-            self._beats += 1
+            self._receive()  # what comes meanwhile has its deadline, too
             self._end_overdue()
             return [sequence.is_over or self._is_closing for sequence in sequences]
 
-        self._generate_by(foreign, max(sequence.request.max_tokens for sequence in sequences), choose, is_over)
+        most = max(sequence.request.max_tokens for sequence in sequences)
+        self._generate_by(foreign, most, choose, is_over, self._beat)
         for sequence in sequences:
             if not sequence.is_over and not self._is_closing:
                 sequence.request.fail(InternalError(detail="the batch ended early"))
+
+    def _beat(self) -> None:
+        self._beats += 1
 
     def _choose(self, sequence: Sequence, row: object) -> int | None:
         if sequence.is_over:

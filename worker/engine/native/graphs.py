@@ -38,17 +38,22 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory = torch.cuda.graph_pool_handle()
+        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Recorded, Tensor]:
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside = self._aside
         aside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(aside):
             work()  # libraries choose their kernels and take their memory before anything is recorded
         torch.cuda.current_stream(self._device).wait_stream(aside)
+        # The products' workspace belongs to a stream, and would go with another graph: each graph takes its own from
+        # the graphs' memory, as torch's compiler has it.
+        torch._C._cuda_clearCublasWorkspaces()
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile.
         with torch.cuda.graph(graph, pool=self._memory, stream=aside, capture_error_mode="thread_local"):
             result = work()
+        torch._C._cuda_clearCublasWorkspaces()
         return graph, result
 
 
@@ -80,9 +85,10 @@ class StepGraphs:
         layout = slots.layout
         if self._is_off:
             return None
-        graph = self._graphs.get(layout) or self._recorded(layout, slots)
+        graph = self._graphs.pop(layout, None) or self._recorded(layout, slots)
         if graph is None:
             return None
+        self._graphs[layout] = graph  # behind all others: the first is the one that was not used for longest
         graph.host.copy_(torch.tensor([slots.spread(row) for row in (tokens, positions, slots.lengths)]))
         graph.fed.copy_(graph.host, non_blocking=True)
         graph.recorded.replay()
@@ -99,7 +105,8 @@ class StepGraphs:
         if self._seen[layout] <= EAGER_STEPS or rows > self._max_rows:
             return None
         if len(self._graphs) >= MAX_GRAPHS:
-            self._graphs.pop(next(iter(self._graphs)))
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest], self._seen[oldest]
         host = torch.zeros(3, rows, dtype=torch.long, pin_memory=self._device.type == "cuda")
         fed = host.to(self._device)
         fed[2] = torch.tensor(slots.spread(slots.lengths), device=self._device)  # what is recorded is done once, too
@@ -107,10 +114,14 @@ class StepGraphs:
             recorded, logits = self._record(lambda: self._step(fed, slots, True))
         except torch.AcceleratorError:
             raise
+        except torch.OutOfMemoryError:
+            log.warning("no memory to record a decode step: all %d graphs go", len(self._graphs))
+            self._graphs.clear()
+            self._seen.clear()
+            return None
         except Exception as error:
             log.warning("decode steps stay eager, recording one failed: %s", type(error).__name__)
             self._is_off = True
             self._graphs.clear()
             return None
-        self._graphs[layout] = _Graph(host, fed, recorded, logits)
-        return self._graphs[layout]
+        return _Graph(host, fed, recorded, logits)
