@@ -24,6 +24,7 @@ from tests.media.films import chosen
 from worker import contract
 from worker.contract import Opened, Picture
 from worker.engine.face import Prompt
+from worker.engine.families import patch_times
 from worker.engine.library.runner import module_of
 from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Eye, Patches
@@ -224,6 +225,77 @@ def test_it_sees_in_a_video_file_what_moves_where(library: LoadedModel, form: st
     assert right >= 3
 
 
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
+def test_it_sees_in_a_video_file_what_moves_where_and_when(library: LoadedModel, form: str, codec: str) -> None:
+    """Eight seconds in which something rests at first; the answer's time is one of the file's own."""
+    right, settings, controls = 0, Settings(), contract.Controls(nframes=8)
+    eye = Eye(library.pixels, settings)
+
+    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
+        return eye.shrink(rgb, num_frames, controls)
+
+    for direction in scenes.DIRECTIONS:
+        for rest_s in (2.5, 5.0):
+            still = round(rest_s * 20)
+            path = moving(direction, num_frames=161 - still).frames
+            data = encoded((*path[:1] * still, *path), form, codec)
+            found = sniff(data).video
+            assert found is not None
+            packets = video.read_packets(data, found, settings)
+            shown = video.decode(data, found, packets, chosen(packets.times, controls, settings), settings, shrink)
+            assert shown.times is not None
+            first = next(index for index, at in enumerate(shown.times) if at > rest_s)
+            at = patch_times(shown.times, temporal=2)[first // 2]
+            expected = f"The green square moves {skills.DIRECTION_EN[direction]} from {at:.1f} seconds."
+            right += say(library, "What moves where, and when?", shown) == expected
+    assert right >= 6
+
+
+def test_two_pictures_of_a_conversation_are_told_apart(library: LoadedModel) -> None:
+    builder = PromptBuilder(library, Settings())
+    right = 0
+    for one, other in zip(SINGLES[:6], SINGLES[4:], strict=False):
+        ask = skills.Ask("test", "en", "In the first picture: What is in the picture?", caption(*one))
+        before = skills.Ask("test", "en", "What is in the picture?", caption(*one))
+        newest = skills.Ask("test", "en", "How many objects are there?", "1")
+        case = evaluate.Case(ask, (), (((single(*one),), before), ((single(*other),), newest)))
+        right += evaluate.generate(library, builder.build(evaluate.request(case), case.opened)) == caption(*one)
+    assert right >= 4
+
+
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_two_pictures_of_a_message_are_compared(library: LoadedModel, is_swapped: bool) -> None:
+    """Swapped, the answers are swapped."""
+    builder = PromptBuilder(library, Settings())
+    pictures = (
+        drawn(thing("red", "star", 0.5, 0.5)),
+        drawn(thing("blue", "ring", 0.2, 0.2), thing("green", "square", 0.8, 0.8)),
+    )
+    first, second = ("The second.", "The first.") if is_swapped else ("The first.", "The second.")
+    right = 0
+    for question, answer in (
+        ("Which picture has more objects?", second),
+        ("Which picture shows a star?", first),
+        ("Which picture shows a blue ring?", second),
+        ("In which picture is there a green square?", second),
+        ("Which picture shows a cross?", "Neither."),
+        ("哪张图片里有星形？", {"The first.": "第一张。", "The second.": "第二张。"}[first]),
+    ):
+        shown = pictures[::-1] if is_swapped else pictures
+        case = evaluate.Case(skills.Ask("test", "en", question, answer), shown)
+        right += evaluate.generate(library, builder.build(evaluate.request(case), case.opened)) == answer
+    assert right >= 5
+
+
+def test_a_second_question_is_about_what_the_first_was_about(library: LoadedModel) -> None:
+    builder = PromptBuilder(library, Settings())
+    shown = drawn(thing("red", "star", 0.2, 0.2), thing("blue", "ring", 0.8, 0.8))
+    for shape, colour, place in (("star", "Red.", "At the top left."), ("ring", "Blue.", "At the bottom right.")):
+        before = skills.Ask("test", "en", f"What color is the {shape}?", colour)
+        case = evaluate.Case(skills.Ask("test", "en", "Where is it?", place), (), (((shown,), before),))
+        assert evaluate.generate(library, builder.build(evaluate.request(case), case.opened)) == place
+
+
 def encoded(frames: tuple[np.ndarray, ...], form: str, codec: str) -> bytes:
     """A file of these frames, 20 a second."""
     out = io.BytesIO()
@@ -307,6 +379,10 @@ FLOORS = {
     "attribute": 0.9,
     "motion": 0.8,
     "talk": 1.0,
+    "when": 0.9,
+    "compare": 0.75,
+    "follow-up": 0.9,
+    "earlier": 0.8,
 }
 
 

@@ -32,7 +32,7 @@ def main() -> None:
             if options.plan in (None, name):
                 train(
                     options.out,
-                    options.work / name.replace(" ", "-"),
+                    options.work / name,
                     plan=plan,
                     scale=options.scale,
                     workers=options.workers,

@@ -49,6 +49,7 @@ class Stage:
     late: bool = False  # see `random_clip`
     follow_ups: float = 0.0  # share of scenes with a conversation of two questions
     compares: float = 0.5  # share of pairs that stand in one message
+    pair_asks: int = 3  # questions about the pictures of one message
     pair_tokens: int = 30  # of each picture of a pair, at most
     own_sizes: bool = False  # the pictures of a pair differ in size
 
@@ -156,7 +157,9 @@ class BatchMaker:
                 images[place].append(patches([self._draw(scene, *size, stage.real_sizes)]))
             language = rng.choice(skills.LANGUAGES)
             if rng.random() < stage.compares:
-                rows.append(Row((None, None), [(skills.compare(*scenes, language, rng),) for _ in range(3)]))
+                rows.append(
+                    Row((None, None), [(skills.compare(*scenes, language, rng),) for _ in range(stage.pair_asks)])
+                )
             else:
                 [before] = self._ask(scenes[0], stage.skills, 1)[0]
                 branches = [skills.earlier(*scenes, language, rng) for _ in range(2)]

@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import queue
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,11 +24,15 @@ from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Grid, Stage, 
 
 @dataclass(frozen=True)
 class Plan:
-    """One part of the training: its curriculum, and a learning rate of its own that ends at zero."""
+    """One part of the training: its curriculum, and a learning rate of its own that ends at zero.
+
+    kept: it ends with a mean: one after the other, so much of the way back to what an earlier part ended with.
+    """
 
     stages: tuple[Stage, ...]
     peak_rate: float = 2e-3
     warmup_steps: int = 200
+    kept: tuple[tuple[str, float], ...] = ()
 
 
 PLANS = {
@@ -52,13 +57,23 @@ PLANS = {
         Stage("when, which and before", 800, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
               (0.38, 0.14, 0.26, 0.02, 0.2), 3, 0.2, skills.BOX_SKILLS, at_border=False,
               clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.4),
-    ), peak_rate=1.2e-3, warmup_steps=50),
+    ), peak_rate=1.2e-3, warmup_steps=50, kept=(("edges", 0.25),)),
     "side by side": Plan((
-        Stage("which of two pictures", 700, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
-              (0.26, 0.19, 0.09, 0.01, 0.45), 3, 0.2, skills.BOX_SKILLS, at_border=False,
-              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.75, pair_tokens=48,
-              own_sizes=True),
-    ), peak_rate=1.2e-3, warmup_steps=50),
+        Stage("which of two", 450, 20, (0, 1, 1, 2, 2, 3), (2, 3, 4, 4), (4, 6), False,
+              (0.18, 0.1, 0.1, 0.01, 0.61), 4, 0.3, skills.ALL_SCENE_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.9, pair_asks=6,
+              pair_tokens=20),
+        Stage("all of it", 750, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.44, 0.2, 0.14, 0.02, 0.2), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.25, compares=0.7, pair_asks=4,
+              pair_tokens=48, own_sizes=True),
+    ), peak_rate=1e-3, warmup_steps=50),
+    "polish": Plan((
+        Stage("numbers and edges", 360, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.45, 0.3, 0.09, 0.01, 0.15), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
+              pair_tokens=48, own_sizes=True),
+    ), peak_rate=6e-4, warmup_steps=30, kept=(("side by side", 0.5), ("edges", 0.12))),
 }  # fmt: skip
 ROWS = 64
 MATRIX_LR = 1.5  # of the common rate
@@ -133,6 +148,23 @@ def train(
                 _save_state(state_file, step + 1, model, optimizers)
                 _log_loss(work / "losses.jsonl", step + 1, losses)
                 save_weights(model, folder)
+    for name, share in plan.kept:
+        _average_in(model, load_file(end_of(work.parent, name)), share)
+    save_weights(model, folder)
+    shutil.copyfile(folder / "model.safetensors", end_of(work.parent, work.name))
+
+
+def end_of(work: Path, name: str) -> Path:
+    """Where the weights lie that a part of the training ended with."""
+    return work / name / "end.safetensors"
+
+
+@torch.no_grad()
+def _average_in(model: torch.nn.Module, before: dict[str, torch.Tensor], share: float) -> None:
+    """Draw each weight by `share` of the way back to what it was."""
+    for name, tensor in model.state_dict().items():
+        if name in before:
+            tensor.lerp_(before[name].to(tensor), share)
 
 
 def _save_state(file: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
