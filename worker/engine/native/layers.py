@@ -62,33 +62,59 @@ class Tensors:
             raise ModelError(f"{len(self._left)} tensors have no place in the model, as {min(self._left)}")
 
 
+# Measured with the CPU's library (docs/log.md): it multiplies a weight with up to four columns at the memory's full
+# speed, with one at half of it, and with more than four it first copies the weight, which only many make up for.
 FEW_ROWS = 32
+SKINNY = 4
+SEVERAL = 12  # up to so many rows are faster as several times four, where the weight's rows are short
+SHORT = 2048
 
 
 class Affine:
-    """weight: (out, in); bias: (out,) or None. For a few rows in float32 the CPU's library multiplies the weight with
-    their columns up to four times as fast as the rows with the weight, if the rows are contiguous."""
+    """weight: (out, in); bias: (out,) or None. Few rows in float32 on the CPU are multiplied as columns with the
+    weight, which is up to four times as fast if the rows lie behind each other."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
         self._has_columns = weight.device.type == "cpu" and weight.dtype == torch.float32
 
+    def _step(self, rows: int) -> int:
+        """How many rows are multiplied at once as columns; 0 where they stay rows."""
+        if not self._has_columns or not 1 < rows <= FEW_ROWS:
+            return 0
+        if rows <= SKINNY or rows > SEVERAL:
+            return rows
+        return SKINNY if self.weight.shape[1] <= SHORT else 0
+
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, in) to (tokens, out), which need not be contiguous."""
-        if not self._has_columns or not 1 < len(x) <= FEW_ROWS:
+        step = self._step(len(x))
+        if not step:
             return functional.linear(x, self.weight, self.bias)
-        columns = torch.mm(self.weight, x.contiguous().t())
+        columns = self._columns(x.contiguous(), step)
         if self.bias is not None:
             columns += self.bias[:, None]
         return columns.t()
+
+    def _columns(self, x: Tensor, step: int) -> Tensor:
+        """(out, tokens)."""
+        if step == len(x):
+            return torch.mm(self.weight, x.t())
+        columns = torch.empty(len(self.weight), len(x))
+        for at in range(0, len(x), step):
+            torch.mm(self.weight, x[at : at + step].t(), out=columns[:, at : at + step])
+        return columns
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` plus what `x` becomes; in one operation where there is no bias."""
         if self.bias is not None:
             return residual + self(x)
-        if self._has_columns and 1 < len(x) <= FEW_ROWS:
-            return torch.addmm(residual.t(), self.weight, x.contiguous().t()).t()
-        return torch.addmm(residual, x, self.weight.t())
+        step = self._step(len(x))
+        if not step:
+            return torch.addmm(residual, x, self.weight.t())
+        if step < len(x):
+            return residual + self._columns(x.contiguous(), step).t()
+        return torch.addmm(residual.t(), self.weight, x.contiguous().t()).t()
 
 
 def affine(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Affine:
