@@ -131,13 +131,13 @@ def shares(values: list[float]) -> list[int]:
     return [round(1000 * float(np.percentile(values, share))) for share in (50, 95, 99)]
 
 
-def under_load(model: LoadedModel, count: int) -> list[dict[str, Any]]:
+def under_load(native: LoadedModel, library: LoadedModel, count: int) -> list[dict[str, Any]]:
     work = []
     for job in jobs("mixed lengths", count):
         sampling = job.request.sampling.model_copy(update={"logprobs": 0})
         request = job.request.model_copy(update={"sampling": sampling, "stream": True})
         work.append(Job(request, job.media, job.tokens))
-    alone = one_at_a_time(model, work[:6])
+    alone = one_at_a_time(library, work[:6])
     jobs_per_second = alone.tokens_per_second / (sum(job.tokens for job in work[:6]) / 6)
     rows = []
     for share in LOADS:
@@ -147,8 +147,8 @@ def under_load(model: LoadedModel, count: int) -> list[dict[str, Any]]:
             delays.append(at)
             at += rng.expovariate(jobs_per_second * share)
         for who, seen in (
-            ("generate", with_generate(model, work, delays)),
-            ("engine", asyncio.run(with_engine(model, work, delays))),
+            ("generate", with_generate(library, work, delays)),
+            ("engine", asyncio.run(with_engine(native, work, delays))),
         ):
             gaps = [gap for times in seen for gap in times.gaps]
             print(f"load {share}: {who}", flush=True)
@@ -249,16 +249,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         parameters = models.write(Path(folder) / "model")
-        model = load(
-            settings({"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model"), "MODEL_CODE": "transformers"})
-        )
+        path = {"DEVICE": "cpu", "MODEL_PATH": str(Path(folder) / "model")}
+        native, library = (load(settings({**path, "MODEL_CODE": code})) for code in ("native", "transformers"))
         about = environment(
             f"python -m benchmarks.arrivals --threads {options.threads} --jobs {options.jobs}",
             threads=options.threads,
             parameters=parameters,
-            stalls=[(chunk, *stall(model, chunk)) for chunk in CHUNKS],
-            under_load=under_load(model, options.jobs),
-            lateness=lateness(model, options.jobs),
+            stalls=[(chunk, *stall(native, chunk)) for chunk in CHUNKS],
+            under_load=under_load(native, library, options.jobs),
+            lateness=lateness(native, options.jobs),
         )
     print(tables(about))
     if options.save:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,24 @@ def test_what_is_left_out_of_decoding_changes_no_pixel(options: dict[str, str]) 
         everything = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
     for count in (2, 6, 20, 60):
         clip = seen(data, nframes=count)
+        assert numbers(clip) == np.linspace(0, 59, count).round().astype(int).tolist()
         for index, rgb in zip(numbers(clip), clip.frames, strict=True):
             assert np.array_equal(rgb, everything[index])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_frames_of_any_kind_of_file_are_the_ones_that_a_plain_decoder_shows(name: str) -> None:
+    """Every third frame alone, and chance sets of them: bit for bit."""
+    data, rng = film(60, **FILES[name]), random.Random(1)  # type: ignore[arg-type]
+    found = sniff(data).video
+    assert found is not None
+    packets = video.read_packets(data, found, AS_SENT)
+    with av.open(io.BytesIO(data)) as container:
+        everything = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
+    for wanted in (*([index] for index in range(0, 60, 3)), *(sorted(rng.sample(range(60), 7)) for _ in range(6))):
+        clip = video.decode(data, found, packets, wanted, AS_SENT, as_it_is)
+        assert len(clip.frames) == len(wanted)
+        assert all(np.array_equal(rgb, everything[at]) for at, rgb in zip(wanted, clip.frames, strict=True))
 
 
 def test_what_nothing_wanted_depends_on_is_not_decoded() -> None:
@@ -222,10 +239,19 @@ def test_what_nothing_wanted_depends_on_is_not_decoded() -> None:
     found = sniff(data).video
     assert found is not None
     packets = video.read_packets(data, found, AS_SENT)
-    assert len(packets.keys) == 12
+    assert sum(packets.is_key) == 12
+    assert video._spans(packets, [0, 59]) == [range(1), range(55, 60)]
     wanted = {packets.stamps[0], packets.stamps[59]}
     with video._opened(data, found, AS_SENT) as (container, stream):
-        assert len(list(video._decoded(container, stream, wanted, packets.keys))) <= 10
+        assert len(list(video._decoded(container, stream, wanted, video._spans(packets, [0, 59])))) == 6
+
+
+def test_in_a_group_nothing_is_decoded_behind_the_last_wanted_frame() -> None:
+    data = film(60, options={"g": "60", "bf": "0"})
+    found = sniff(data).video
+    assert found is not None
+    packets = video.read_packets(data, found, AS_SENT)
+    assert video._spans(packets, [0, 20]) == [range(21)]
 
 
 @pytest.mark.parametrize(

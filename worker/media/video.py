@@ -36,14 +36,16 @@ Shrink = Callable[[RGB, int], RGB]
 
 @dataclass(frozen=True)
 class Packets:
-    """What the first pass says. times: of each frame in order of presentation, in seconds from the first; stamps: the
-    same in the file's own units; keys: which of them can be decoded without others."""
+    """What the first pass says, of each frame in order of presentation. times: in seconds from the first; stamps: the
+    same in the file's own units; places: its packet's number in the file; is_key: whether it is decoded without others.
+    """
 
     width: int
     height: int
     times: tuple[float, ...]
     stamps: tuple[int, ...]
-    keys: tuple[int, ...]
+    places: tuple[int, ...]
+    is_key: tuple[bool, ...]
 
     @property
     def decode_bytes(self) -> int:
@@ -56,25 +58,25 @@ def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
     with _opened(data, form, settings) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         _check_sides(width, height, settings)
-        found: list[tuple[int, bool]] = []
+        found: list[tuple[int, int, bool]] = []
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None:
                 raise MediaCorrupt()
-            found.append((stamp, packet.is_keyframe))
+            found.append((stamp, len(found), packet.is_keyframe))
             if len(found) > settings.max_video_packets:
                 raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames")
         if not found:
             raise MediaVideoNoFrames()
         found.sort()
         unit = float(stream.time_base)
-    times = tuple((stamp - found[0][0]) * unit for stamp, _ in found)
+    stamps, places, is_key = zip(*found, strict=True)
+    times = tuple((stamp - stamps[0]) * unit for stamp in stamps)
     if times[-1] > settings.max_video_s:
         raise MediaVideoTooLong(detail=f"{times[-1]:.0f} s, at most {settings.max_video_s:g} s")
-    keys = tuple(stamp for stamp, is_key in found if is_key)
-    return Packets(width, height, times, tuple(stamp for stamp, _ in found), keys)
+    return Packets(width, height, times, stamps, places, is_key)
 
 
 def decode(
@@ -89,7 +91,7 @@ def decode(
     deadline = time.monotonic() + settings.video_decode_timeout_s
     wanted = {packets.stamps[index] for index in chosen}
     with _opened(data, form, settings) as (container, stream):
-        for frame in _decoded(container, stream, wanted, packets.keys):
+        for frame in _decoded(container, stream, wanted, _spans(packets, chosen)):
             if time.monotonic() > deadline:
                 raise MediaDecodeTimeout()
             if frame.pts in wanted and frame.pts not in kept:
@@ -107,32 +109,48 @@ def decode(
     )
 
 
-def _decoded(container: Any, stream: Any, wanted: set[int], keys: tuple[int, ...]) -> Iterator[Any]:
-    """Frames as they come. What nothing wanted depends on is left out: whole groups of pictures, and frames that no
-    other one refers to."""
+def _decoded(container: Any, stream: Any, wanted: set[int], spans: list[range]) -> Iterator[Any]:
+    """Frames as they come. What nothing wanted depends on is left out: packets outside of the spans, and frames within
+    them that no other one refers to."""
     context = stream.codec_context
-    starts = _starts(sorted(wanted), keys)
-    is_skipping = False
+    left, place, has_begun = list(reversed(spans)), -1, False
+    is_av1 = context.codec.canonical_name == "av1"  # a packet may show a frame that came hidden in an earlier one
     for packet in container.demux(stream):
-        if packet.size == 0:
-            break
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if packet.is_keyframe:
-            was_skipping, is_skipping = is_skipping, stamp not in starts
-            if is_skipping and not was_skipping:
-                yield from context.decode(None)  # what it still holds back may be wanted
-                context.flush_buffers()
-        if is_skipping or packet.is_discard:
+        if packet.size == 0 or packet.is_discard:
             continue
-        context.skip_frame = "DEFAULT" if stamp in wanted else "NONREF"
+        place += 1
+        if place == left[-1].stop:
+            yield from context.decode(None)  # what it still holds back
+            context.flush_buffers()
+            left.pop()
+            has_begun = False
+            if not left:
+                return
+        if place not in left[-1]:
+            continue
+        has_begun = True
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        context.skip_frame = "DEFAULT" if stamp in wanted or is_av1 else "NONREF"
         yield from context.decode(packet)
-    yield from context.decode(None)
+    if has_begun:
+        yield from context.decode(None)
 
 
-def _starts(wanted: list[int], keys: tuple[int, ...]) -> set[int]:
-    """The key frames that wanted frames are decoded from; all frames before the first key belong to it."""
-    places = np.searchsorted(np.asarray(keys), np.asarray(wanted), side="right") - 1
-    return {keys[max(0, place)] for place in places.tolist()} if keys else set()
+def _spans(packets: Packets, chosen: Sequence[int]) -> list[range]:
+    """The packets to decode for the chosen frames, by number: from the last key frame before each of them, both in the
+    file and on the screen, to its own. A frame shown before a key frame may lie behind it in the file."""
+    keys = [(packets.stamps[at], packets.places[at]) for at, is_key in enumerate(packets.is_key) if is_key]
+    needed = []
+    for stamp, place in {(packets.stamps[index], packets.places[index]) for index in chosen}:
+        first = max((at for key, at in keys if key <= stamp and at <= place), default=0)
+        needed.append((first, place + 1))
+    spans: list[range] = []
+    for first, end in sorted(needed):
+        if spans and first <= spans[-1].stop:
+            spans[-1] = range(spans[-1].start, max(end, spans[-1].stop))
+        else:
+            spans.append(range(first, end))
+    return spans
 
 
 def _upright(frame: Any, packets: Packets) -> RGB:
