@@ -43,7 +43,7 @@ FLOORS = {
 HOMES = {
     "torch": ("worker.engine", "builder", "benchmarks"),
     "transformers": ("worker.engine.library", "builder", "benchmarks"),
-    "jinja2": ("worker.engine.template",),
+    "jinja2": ("worker.engine.template", "worker.engine.library"),
     "tokenizers": ("worker.engine", "builder", "benchmarks"),
     "huggingface_hub": ("worker.engine", "builder"),
     "safetensors": ("worker.engine", "builder"),
