@@ -403,6 +403,28 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers(serve: Serve) 
     engine.close()
 
 
+def test_prompts_of_a_burst_are_computed_together(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those still being made when the first has come are waited for; one that comes alone is not kept waiting."""
+    monkeypatch.setattr("worker.engine.engine.GATHER_S", 30.0)
+    engine, counts = serve(Settings(device="cpu")), []
+    together = engine._runner.prefill_together
+
+    def watched(prompts: Any) -> Any:
+        counts.append(len(prompts))
+        return together(prompts)
+
+    engine._runner.prefill_together = watched  # type: ignore[method-assign]
+
+    async def run(count: int) -> None:
+        await asyncio.gather(*(events(engine, ask(f"{index} is what?", max_tokens=2)) for index in range(count)))
+
+    asyncio.run(run(1))
+    assert counts == []
+    asyncio.run(run(6))
+    assert counts[0] >= 5  # the last may be on its way from one thread to the other
+    engine.close()
+
+
 def test_what_does_not_fit_beside_the_others_waits_and_all_are_answered(serve: Serve) -> None:
     engine = serve(Settings(device="cpu", kv_cache_mib=8, max_num_seqs=16))
     most = [0]

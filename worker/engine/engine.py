@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from worker.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64
+GATHER_S = 0.02  # for prompts being made when the first of a burst has come
 GROWTH = 1.03  # of the time between two pieces of a stream, at each of them
 MOST_LOGPROBS = 100  # of a piece; the platform refuses large chunks
 MOST_CHARS = 50_000
@@ -91,6 +93,7 @@ class Engine:
         self._beginning: list[Entry] = []
         self._live: list[Sequence] = []
         self._num_turns = 0
+        self._num_preparing = 0  # prompts being made; the event loop's
         self._unfinished: set[Request] = set()
         self._lock = threading.Lock()
         self._is_closing = False
@@ -205,8 +208,6 @@ class Engine:
             raise EngineStopped()
         deadline = deadline or Deadline()
         loop = asyncio.get_running_loop()
-        async with deadline.watch():
-            prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
         events: asyncio.Queue[Event | WorkerError] = asyncio.Queue()
         has_ended = asyncio.Event()
 
@@ -219,6 +220,12 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
                 loop.call_soon_threadsafe(deliver, event)
 
+        self._num_preparing += 1
+        try:
+            async with deadline.watch():
+                prompt = await loop.run_in_executor(self._preparing, self._builder.build, request, media)
+        finally:
+            self._num_preparing -= 1
         submitted = self.submit(prompt, request.sampling, emit, deadline)
         task = asyncio.current_task()
         assert task is not None
@@ -351,14 +358,22 @@ class Engine:
                 return
 
     def _receive(self) -> None:
-        """Take in what has come; wait for it where there is nothing else to do."""
+        """Take in what has come; wait for it where there is nothing else to do.
+
+        What ends a rest may be the first of a burst: prompts that are being made are waited for, a moment, so that they
+        are computed together.
+        """
+        gather_until = 0.0
         while True:
             is_idle = not self._live and not self._beginning and not self._admission.waiting
             self._is_idle = is_idle
+            moment = gather_until - time.monotonic() if self._num_preparing else 0.0
             try:
-                entry = self._incoming.get(block=is_idle)
+                entry = self._incoming.get(block=is_idle or moment > 0, timeout=None if is_idle else max(0.0, moment))
             except queue.Empty:
                 return
+            if is_idle:
+                gather_until = time.monotonic() + GATHER_S
             self._is_idle = False
             if entry is None:
                 return
