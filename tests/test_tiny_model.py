@@ -207,19 +207,9 @@ def test_it_sees_where_something_moves_and_in_reverse_the_other_way(library: Loa
 
 @pytest.mark.parametrize(("form", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
 def test_it_sees_in_a_video_file_what_moves_where(library: LoadedModel, form: str, codec: str) -> None:
-    right, settings, controls = 0, Settings(), contract.Controls(nframes=6)
-    eye = Eye(library.pixels, settings)
-
-    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
-        return eye.shrink(rgb, num_frames, controls)
-
+    right = 0
     for direction in scenes.DIRECTIONS:
-        clip = moving(direction, num_frames=40)
-        data = encoded(clip.frames, form, codec)
-        found = sniff(data).video
-        assert found is not None
-        packets = video.read_packets(data, found, settings)
-        shown = video.decode(data, found, packets, chosen(packets.times, controls, settings), settings, shrink)
+        shown = in_file(library, encoded(moving(direction, num_frames=40).frames, form, codec), nframes=6)
         answer = say(library, "What moves, and where?", shown)
         right += answer == f"The green square moves {skills.DIRECTION_EN[direction]}."
     assert right >= 3
@@ -228,21 +218,12 @@ def test_it_sees_in_a_video_file_what_moves_where(library: LoadedModel, form: st
 @pytest.mark.parametrize(("form", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
 def test_it_sees_in_a_video_file_what_moves_where_and_when(library: LoadedModel, form: str, codec: str) -> None:
     """Eight seconds in which something rests at first; the answer's time is one of the file's own."""
-    right, settings, controls = 0, Settings(), contract.Controls(nframes=8)
-    eye = Eye(library.pixels, settings)
-
-    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
-        return eye.shrink(rgb, num_frames, controls)
-
+    right = 0
     for direction in scenes.DIRECTIONS:
         for rest_s in (2.5, 5.0):
             still = round(rest_s * 20)
             path = moving(direction, num_frames=161 - still).frames
-            data = encoded((*path[:1] * still, *path), form, codec)
-            found = sniff(data).video
-            assert found is not None
-            packets = video.read_packets(data, found, settings)
-            shown = video.decode(data, found, packets, chosen(packets.times, controls, settings), settings, shrink)
+            shown = in_file(library, encoded((*path[:1] * still, *path), form, codec), nframes=8)
             assert shown.times is not None
             first = next(index for index, at in enumerate(shown.times) if at > rest_s)
             at = patch_times(shown.times, temporal=2)[first // 2]
@@ -294,6 +275,20 @@ def test_a_second_question_is_about_what_the_first_was_about(library: LoadedMode
         before = skills.Ask("test", "en", f"What color is the {shape}?", colour)
         case = evaluate.Case(skills.Ask("test", "en", "Where is it?", place), (), (((shown,), before),))
         assert evaluate.generate(library, builder.build(evaluate.request(case), case.opened)) == place
+
+
+def in_file(model: LoadedModel, data: bytes, nframes: int) -> contract.Clip:
+    """What the model sees of a video file."""
+    settings, controls = Settings(), contract.Controls(nframes=nframes)
+    eye = Eye(model.pixels, settings)
+
+    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
+        return eye.shrink(rgb, num_frames, controls)
+
+    found = sniff(data).video
+    assert found is not None
+    packets = video.read_packets(data, found, settings)
+    return video.decode(data, found, packets, chosen(packets.times, controls, settings), settings, shrink)
 
 
 def encoded(frames: tuple[np.ndarray, ...], form: str, codec: str) -> bytes:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,17 +275,17 @@ class Stage:
         writer.close()
 
 
-def _play(stage: Stage) -> list[Any]:
+@contextmanager
+def _playing(stage: Stage) -> Iterator[None]:
     """Both servers count as the web's ports and one address as public: only the rule for addresses stands between."""
     allowed = guard.is_allowed_address
 
     def plays(address: str, *, allow_loopback: bool = False) -> bool:
         return address == INTERNET or allowed(address, allow_loopback=allow_loopback)
 
-    return [
-        mock.patch.object(guard, "_PORTS", (80, 443, stage.internet, stage.inside)),
-        mock.patch.object(fetch, "is_allowed_address", plays),
-    ]
+    ports = (80, 443, stage.internet, stage.inside)
+    with mock.patch.object(guard, "_PORTS", ports), mock.patch.object(fetch, "is_allowed_address", plays):
+        yield
 
 
 def _is_whole(opened: Opened) -> bool:
@@ -324,7 +325,7 @@ def _measure(attack: Attack, made: Media | dict[str, Any], out: Any) -> None:
     async def run() -> tuple[str, int, float]:
         async with Stage() as stage:
             os.environ.update({name: stage.filled(value) for name, value in attack.environment})
-            with _Together(_play(stage)):
+            with _playing(stage):
                 opener = _opener()
                 begun = time.monotonic()
                 code = await _code_of(made, stage, opener)
@@ -333,19 +334,6 @@ def _measure(attack: Attack, made: Media | dict[str, Any], out: Any) -> None:
     code, reached, wall_s = asyncio.run(run())
     out.send({"code": code, "reached": reached, "wall_s": wall_s, "mib": (_memory("VmHWM") - before) / MIB})
     os._exit(0)  # a thread that still decodes is not waited for, as in the worker
-
-
-class _Together:
-    def __init__(self, patches: list[Any]) -> None:
-        self._patches = patches
-
-    def __enter__(self) -> None:
-        for patch in self._patches:
-            patch.start()
-
-    def __exit__(self, *_: object) -> None:
-        for patch in self._patches:
-            patch.stop()
 
 
 def attacked(attack: Attack) -> dict[str, Any]:
@@ -387,7 +375,7 @@ def a_thousand_failures() -> dict[str, dict[str, int]]:
     async def run() -> dict[str, dict[str, int]]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # resolves names; grows on its own
         async with Stage() as stage:
-            with _Together(_play(stage)):
+            with _playing(stage):
                 opener = _opener()
                 before: dict[str, int] = {}
                 for number in range(100 + NUM_FAILURES):

@@ -103,10 +103,10 @@ def test_small_and_slim_pictures_are_read(size: tuple[int, int]) -> None:
     assert opened(encoded(Image.new("RGB", size))).shape == (size[1], size[0], 3)
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG whose header says these sides; its rows are missing."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\x00" * 64)), (b"IEND", b"")]
+def png(width: int, height: int, packed: bytes | None = None, bits: int = 8, colours: int = 2) -> bytes:
+    """A PNG whose header says these sides; without `packed` rows are missing."""
+    head = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", packed or zlib.compress(b"\x00" * 64)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )

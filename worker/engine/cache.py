@@ -7,7 +7,7 @@ lie pool behind pool, each pool's kept together: a sequence that leaves is repla
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice, takewhile
 from typing import Any, Protocol
 
 import torch
@@ -132,9 +132,14 @@ class SlotCache:
         return sum(pool.num_bytes for pool in list(self._pools.values()))
 
     @property
+    def _filled(self) -> list[_Pool]:
+        """The pools with rows, as these follow each other in the step."""
+        return [pool for pool in self._pools.values() if pool.lengths]
+
+    @property
     def layout(self) -> tuple[int, ...]:
         """The same as long as the same pools have rows, in the same memory."""
-        return tuple(pool.stamp for pool in self._pools.values() if pool.lengths)
+        return tuple(pool.stamp for pool in self._filled)
 
     @property
     def stamps(self) -> set[int]:
@@ -183,7 +188,8 @@ class SlotCache:
         # From here on nothing fails: all layers have the row, or none has.
         self._expected[width] = max(0, self._expected.get(width, 0) - 1)
         self._pools[width] = pool
-        place = self._start(pool) + row
+        before = takewhile(lambda other: other is not pool, self._pools.values())
+        place = sum(len(other.lengths) for other in before) + row
         for layer, states in self._states.items():
             states.join(place, self.num_live, prefilled.layers[layer])
         pool.lengths.append(length)
@@ -204,37 +210,29 @@ class SlotCache:
         stores[at][row, :, :length] = filled[0, :, :length]
         stores[at][row, :, length:] = 0  # a mask hides numbers, but not what is none
 
-    def _start(self, pool: _Pool) -> int:
-        """The step's first row of a pool."""
-        start = 0
-        for other in self._pools.values():
-            if other is pool:
-                break
-            start += len(other.lengths)
-        return start
-
     def leave(self, row: int) -> int:
         """Drop a row of the step: the last one of its pool takes its place, and those behind that one move down by one.
         The number that the last one had."""
-        rows, start = self.num_live, 0
-        for pool in self._pools.values():
-            if row < start + len(pool.lengths):
+        rows, at = self.num_live, row
+        for pool in self._filled:
+            if at < len(pool.lengths):
                 break
-            start += len(pool.lengths)
-        at, last = row - start, len(pool.lengths) - 1
+            at -= len(pool.lengths)
+        last = len(pool.lengths) - 1
+        gone = row - at + last
         if at != last:
             for store in (*pool.keys, *pool.values):
                 store[at] = store[last]
             pool.lengths[at] = pool.lengths[last]
         pool.lengths.pop()
         for states in self._states.values():
-            states.leave(row, start + last, rows)
+            states.leave(row, gone, rows)
             if rows == 1:
                 states.clear()
         self._groups = []  # it would hold the memory of a pool that goes
         if not self._keeps_pools:
             self._pools = {width: each for width, each in self._pools.items() if each.lengths}
-        return start + last
+        return gone
 
     def clear(self) -> None:
         """Drop all rows and their memory."""
@@ -251,9 +249,7 @@ class SlotCache:
         """`begin_step` with the rows' lengths on the device. is_whole: all rows that the pools have room for take part,
         over the whole width, and `columns` has a number for each, so that nothing depends on how many there are."""
         self._groups, start = [], 0
-        for pool in self._pools.values():
-            if not pool.lengths:
-                continue
+        for pool in self._filled:
             end = start + (pool.room if is_whole else len(pool.lengths))
             width = pool.width if is_whole else max(pool.lengths) + 1
             self._groups.append(self._group(pool, slice(start, end), columns[start:end], width))
@@ -264,22 +260,18 @@ class SlotCache:
     def spread(self, rows: Sequence[int]) -> list[int]:
         """A number for each row that the pools have room for, from those of the step's rows; 0 where there is none."""
         numbers: list[int] = []
-        start = 0
-        for pool in self._pools.values():
-            if pool.lengths:
-                numbers += rows[start : start + len(pool.lengths)]
-                numbers += [0] * (pool.room - len(pool.lengths))
-                start += len(pool.lengths)
+        left = iter(rows)
+        for pool in self._filled:
+            numbers += islice(left, len(pool.lengths))
+            numbers += [0] * (pool.room - len(pool.lengths))
         return numbers
 
     def gathered(self, spread: torch.Tensor) -> torch.Tensor:
         """The step's rows of a tensor whose rows are all that the pools have room for."""
-        parts, start = [], 0
-        for pool in self._pools.values():
-            if pool.lengths:
-                parts.append(spread[start : start + len(pool.lengths)])
-                start += pool.room
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        filled = self._filled
+        parts = torch.split(spread, [pool.room for pool in filled])
+        own = [part[: len(pool.lengths)] for pool, part in zip(filled, parts, strict=True)]
+        return own[0] if len(own) == 1 else torch.cat(own)
 
     def _group(self, pool: _Pool, span: slice, columns: torch.Tensor, width: int) -> _Group:
         hidden = torch.arange(width, device=self._device)[None] > columns[:, None]

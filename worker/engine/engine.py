@@ -28,7 +28,7 @@ from worker.engine.loading import LoadedModel, ServedModel
 from worker.engine.prefill import Prefill
 from worker.engine.prompt import PromptBuilder
 from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
-from worker.engine.sampling import Chooser, resolve, rows
+from worker.engine.sampling import Chooser, Row, resolve, rows
 from worker.engine.sequence import Emit, Request, Sequence
 from worker.engine.streaming import TextStream, Vocabulary
 from worker.errors import (
@@ -113,7 +113,7 @@ class Engine:
 
     @property
     def model_code(self) -> str:
-        """Whose model code runs the model: `native` or `transformers`."""
+        """Whose model code runs the model: `native`, `transformers` or `generate`."""
         return self._model.code
 
     @property
@@ -403,8 +403,7 @@ class Engine:
 
     def _prefill_some(self) -> None:
         """Compute prompts for at most `prefill_chunk` tokens, and a picture's worth where it is larger."""
-        while (entry := self._admission.next(self._beginning)) is not None:
-            self._beginning.append(entry)
+        self._admit()
         self._cache.expect([one.request.num_positions for one in self._beginning for _ in one.sequences])
         budget = self._settings.prefill_chunk
         while self._beginning and budget > 0:
@@ -426,6 +425,11 @@ class Engine:
                 raise
             except Exception as error:
                 self._give_up_prefill(entry, error)
+
+    def _admit(self) -> None:
+        """Let waiting requests begin, as far as rows and bytes allow."""
+        while (entry := self._admission.next(self._beginning)) is not None:
+            self._beginning.append(entry)
 
     def _open(self, entry: Entry) -> None:
         """Find out how much of the prompt is known already."""
@@ -549,15 +553,19 @@ class Engine:
         for sequence, row in zip(self._live, found, strict=True):
             if sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
                 continue
-            try:
-                sequence.take(row)
-            except torch.AcceleratorError:
-                raise
-            except WorkerError as error:
-                sequence.request.fail(error)
-            except Exception:
-                log.exception("a token could not be chosen or turned into text")
-                sequence.request.fail(InternalError())
+            self._take(sequence, row)
+
+    def _take(self, sequence: Sequence, row: Row) -> None:
+        """Choose an answer's next token; what fails in that is its request's own."""
+        try:
+            sequence.take(row)
+        except torch.AcceleratorError:
+            raise
+        except WorkerError as error:
+            sequence.request.fail(error)
+        except Exception:
+            log.exception("a token could not be chosen or turned into text")
+            sequence.request.fail(InternalError())
 
     def _take_back(self, error: Exception) -> None:
         """A step failed, and it cannot be told by whom. Without memory the longest answer goes back to be tried again

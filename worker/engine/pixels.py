@@ -95,8 +95,7 @@ def _normalised(patches: Patches, rules: PixelRules, device: torch.device) -> to
     channels = len(rules.mean)
     mean = torch.tensor(rules.mean, device=device).view(1, channels, 1, 1) * 255
     std = torch.tensor(rules.std, device=device).view(1, channels, 1, 1) * 255
-    pixels = _copied(patches.pixels, device) if device.type == "cuda" else patches.pixels
-    values = pixels.to(device).float().view(len(patches.pixels), channels, patches.copies, -1)
+    values = _copied(patches.pixels, device).float().view(len(patches.pixels), channels, patches.copies, -1)
     values = (values - mean) / std
     return values.expand(-1, -1, rules.temporal, -1).reshape(len(patches.pixels), -1)
 
@@ -107,7 +106,9 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 
 def _copied(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Bytes to a GPU from pinned memory, on a stream of their own: they pass what is still being computed."""
+    """Bytes to the device; to a GPU from pinned memory, on a stream of their own: they pass what is being computed."""
+    if device.type != "cuda":
+        return pixels.to(device)
     now, aside = torch.cuda.current_stream(device), _copies(device)
     with torch.cuda.stream(aside):
         moved = pixels.pin_memory().to(device, non_blocking=True)

@@ -21,7 +21,7 @@ from worker.errors import (
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
-from worker.media.picture import BOMB, BROKEN, as_rgb, bound_pillow, check_size
+from worker.media.picture import BROKEN, as_rgb, bounded, check_size
 from worker.media.sniff import Found
 from worker.media.video import Shrink
 from worker.media.weigh import refuse_costly
@@ -86,9 +86,8 @@ def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Imag
     assert found.picture is not None
     deadline = time.monotonic() + settings.video_decode_timeout_s
     refuse_costly(data, found.picture)
-    bound_pillow(settings)
     try:
-        with Image.open(io.BytesIO(data), formats=(found.picture,)) as image:
+        with bounded(settings), Image.open(io.BytesIO(data), formats=(found.picture,)) as image:
             size = image.size
             check_size(*size, settings)
             index = 0
@@ -106,8 +105,6 @@ def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Imag
                 index += 1
     except MediaError:
         raise
-    except BOMB:
-        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
     except BROKEN:
         raise MediaCorrupt() from None
 

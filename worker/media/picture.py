@@ -4,6 +4,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +22,7 @@ DRAFT_RATIO = 2
 WORKING_BYTES_PER_PIXEL = 30  # measured: WebP with alpha and 16-bit PNG need 28, JPEG 18
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` tells it with numbers
-BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where a user's filters raise it
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where a user's filters raise it
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,11 @@ def read_header(data: bytes, settings: Settings) -> Header:
     if found.picture is None:
         raise MediaUnsupportedType(detail=f"this is {found.name}; a picture is needed")
     refuse_costly(data, found.picture)
-    bound_pillow(settings)
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        with bounded(settings):
+            image = Image.open(io.BytesIO(data), formats=formats)
         width, height = reversed(image.size) if _is_turned(image) else image.size
-    except BOMB:
-        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
     except BROKEN:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
@@ -100,9 +100,15 @@ BROKEN = (
 )  # fmt: skip
 
 
-def bound_pillow(settings: Settings) -> None:
-    """What Pillow makes beside the picture that its header announces, it makes no larger than twice our limit."""
+@contextmanager
+def bounded(settings: Settings) -> Iterator[None]:
+    """What Pillow makes beside the picture that its header announces, it makes no larger than twice our limit. Raises
+    MediaDimensions."""
     Image.MAX_IMAGE_PIXELS = settings.max_image_pixels
+    try:
+        yield
+    except _BOMB:
+        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
 
 
 def check_size(width: int, height: int, settings: Settings) -> None:

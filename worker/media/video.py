@@ -7,6 +7,7 @@ ones named here.
 
 import io
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,11 +140,12 @@ def _decoded(container: Any, stream: Any, wanted: set[int], spans: list[range]) 
 def _spans(packets: Packets, chosen: Sequence[int]) -> list[range]:
     """The packets to decode for the chosen frames, by number: from the last key frame before each of them, both in the
     file and on the screen, to its own. A frame shown before a key frame may lie behind it in the file."""
-    keys = [(packets.stamps[at], packets.places[at]) for at, is_key in enumerate(packets.is_key) if is_key]
+    keys = [at for at, is_key in enumerate(packets.is_key) if is_key]
     needed = []
-    for stamp, place in {(packets.stamps[index], packets.places[index]) for index in chosen}:
-        first = max((at for key, at in keys if key <= stamp and at <= place), default=0)
-        needed.append((first, place + 1))
+    for index in set(chosen):
+        place = packets.places[index]
+        before = (packets.places[at] for at in reversed(keys[: bisect_right(keys, index)]))
+        needed.append((next((first for first in before if first <= place), 0), place + 1))
     spans: list[range] = []
     for first, end in sorted(needed):
         if spans and first <= spans[-1].stop:

@@ -13,9 +13,9 @@ from worker.engine.admission import Entry
 from worker.engine.engine import Engine
 from worker.engine.library.foreign import ForeignPrompt, ForeignRunner
 from worker.engine.loading import ServedModel
-from worker.engine.sampling import rows
+from worker.engine.sampling import Row, rows
 from worker.engine.sequence import Sequence
-from worker.errors import InternalError, OutOfMemory, WorkerError
+from worker.errors import InternalError, OutOfMemory
 from worker.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ class WindowEngine(Engine):
         self._generate_by = runner.generate
 
     def _prefill_some(self) -> None:
-        """Let in who fits into the next batch: all with pictures, or all without."""
-        while (entry := self._admission.next(self._beginning)) is not None:
-            self._beginning.append(entry)
+        """Prompts are computed with their batch."""
+        self._admit()
 
     def _decode_all(self) -> None:
         """Answer a batch whole: the first, and those like it that fit beside it when all are as long as the longest."""
@@ -88,18 +87,10 @@ class WindowEngine(Engine):
     def _beat(self) -> None:
         self._beats += 1
 
-    def _choose(self, sequence: Sequence, row: object) -> int | None:
+    def _choose(self, sequence: Sequence, row: Row) -> int | None:
         if sequence.is_over:
             return None
-        try:
-            sequence.take(row)  # type: ignore[arg-type]
-        except torch.AcceleratorError:
-            raise
-        except WorkerError as error:
-            sequence.request.fail(error)
-        except Exception:
-            log.exception("a token could not be chosen or turned into text")
-            sequence.request.fail(InternalError())
+        self._take(sequence, row)
         return sequence.tokens[-1] if sequence.tokens else None
 
     def _take_apart(self, entries: list[Entry], error: Exception) -> None:

@@ -101,15 +101,17 @@ class StepGraphs:
             self._graphs = {known: graph for known, graph in self._graphs.items() if present.issuperset(known)}
             self._seen = {known: times for known, times in self._seen.items() if present.issuperset(known)}
         self._seen[layout] = self._seen.get(layout, 0) + 1
-        rows = len(slots.spread(slots.lengths))
-        if self._seen[layout] <= EAGER_STEPS or rows > self._max_rows:
+        if self._seen[layout] <= EAGER_STEPS:
+            return None
+        lengths = slots.spread(slots.lengths)
+        if len(lengths) > self._max_rows:
             return None
         if len(self._graphs) >= MAX_GRAPHS:
             oldest = next(iter(self._graphs))
             del self._graphs[oldest], self._seen[oldest]
-        host = torch.zeros(3, rows, dtype=torch.long, pin_memory=self._device.type == "cuda")
+        host = torch.zeros(3, len(lengths), dtype=torch.long, pin_memory=self._device.type == "cuda")
         fed = host.to(self._device)
-        fed[2] = torch.tensor(slots.spread(slots.lengths), device=self._device)  # what is recorded is done once, too
+        fed[2] = torch.tensor(lengths, device=self._device)  # what is recorded is done once, too
         try:
             recorded, logits = self._record(lambda: self._step(fed, slots, True))
         except torch.AcceleratorError:
