@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.report import environment, save
+from builder.real_rules import QWEN3_VL as RULES
 from worker.contract import Done, Event, Sampling
 from worker.engine.engine import Engine
 from worker.engine.face import Item, Prompt
@@ -33,13 +34,11 @@ from worker.engine.loading import LoadedModel
 from worker.engine.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
 from worker.engine.native.runner import NativeRunner
 from worker.engine.pixels import Patches
-from worker.engine.rules import PixelRules
 from worker.engine.template import Template
 from worker.errors import WorkerError
 from worker.settings import EMBEDDED_MODEL
 from worker.settings import load as settings
 
-RULES = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65_536, 16_777_216, 4_096, 25_165_824, 2.0, True, 768)
 # hidden, layers, heads, intermediate, tied; the tower's depth, hidden, intermediate, its deep layers
 SHAPES: dict[str, tuple[Any, ...]] = {
     "2b": (2048, 28, 16, 6144, True, 24, 1024, 4096, (5, 11, 17)),
@@ -190,7 +189,7 @@ class StepTime:
 
 
 def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, rows: int, weights: int) -> StepTime:
-    """Rows of CONTEXT tokens each. What is filled in is zeros: a step's time does not depend on it."""
+    """Rows of CONTEXT tokens each, all of one prompt: a step's time does not depend on what they say."""
     length = card.amount(CONTEXT)
     one = prompt(length, 3)
     cache = eager.empty_cache()

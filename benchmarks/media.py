@@ -32,17 +32,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
+from builder.real_rules import QWEN3_VL as RULES
 from worker.contract import Clip, Controls, Media, Picture, Upload, Url
 from worker.engine import pixels
 from worker.engine.pixels import Eye
-from worker.engine.rules import PixelRules
 from worker.engine.sizes import Size, image_size
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.settings import load
 
 ROOT = Path(__file__).parents[1]
-RULES = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65536, 16777216, 4096, 25165824, 2.0, True, 768)
 MAX_TOKENS = 1280  # of a picture, for both
 CPU = torch.device("cpu")
 Mark = Callable[[], None]  # called when what goes to the device is there

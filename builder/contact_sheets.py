@@ -20,16 +20,15 @@ from matplotlib import get_data_path
 from PIL import ExifTags, Image, ImageDraw
 from selenium import webdriver
 
+from builder.real_rules import QWEN3_VL as RULES
 from builder.screenshots import OPTIONS, PICTURES
 from worker.contract import Clip, Controls, Media, Picture, Upload
 from worker.engine.pixels import Eye, Patches, of_frames, of_picture
-from worker.engine.rules import PixelRules
 from worker.engine.sizes import Size, video_size
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.settings import load
 
-RULES = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65_536, 16_777_216, 4_096, 25_165_824, 2.0, True, 768)
 SETTINGS = load({"MAX_IMAGE_TOKENS": "256", "MAX_VIDEO_TOKENS": "512"})
 FRAMES = Controls(nframes=4)
 SHOWN = 190  # pixels of a sheet's pictures

@@ -29,11 +29,11 @@ import torch
 from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from builder.real_rules import QWEN3_VL
 from tests.media.attack_files import FILMS, PICTURES, PNG, Sent, growing, sound
 from worker.contract import AS_IT_IS, Clip, Controls, Inline, Media, Opened, Upload, Url
 from worker.dialects import native
 from worker.engine.pixels import Eye
-from worker.engine.rules import PixelRules
 from worker.errors import WorkerError
 from worker.media import fetch, guard
 from worker.media.fetch import Fetcher
@@ -42,7 +42,6 @@ from worker.settings import Settings
 
 INTERNET = "127.0.0.99"
 INSIDE = "127.0.0.1"
-QWEN3_VL = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65_536, 16_777_216, 4_096, 25_165_824, 2.0, True, 768)
 SETTINGS = Settings(image_timeout_s=1.0, video_timeout_s=1.0, max_image_bytes=4 * 2**20, prepare_threads=2)
 NUM_FAILURES = 1000
 MIB = 2**20

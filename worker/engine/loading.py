@@ -78,7 +78,6 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
         runner = library.load(settings, begun, pixels, timeline)
     timeline.end("model")
     generation = read_json(folder / "generation_config.json")
-    own_limit = int(text.get("max_position_embeddings", DEFAULT_MODEL_LEN))
     name = settings.model_name or found.name
     if folder == EMBEDDED_MODEL:
         log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", name)
@@ -94,7 +93,7 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
         pixels=pixels,
         generation=generation,
         eos_ids=_eos_ids(generation, config),
-        max_model_len=min(settings.max_model_len or own_limit, own_limit),
+        max_model_len=model_len(settings, text.get("max_position_embeddings")),
         vocabulary_size=int(text["vocab_size"]),
         tokens_per_second=float(vision.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND)),
         device=device,
@@ -154,6 +153,12 @@ def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[in
     if not ids:
         raise ModelError("the checkpoint names no eos_token_id")
     return ids
+
+
+def model_len(settings: Settings, own: int | None) -> int:
+    """The most tokens of a prompt and its answer: as set, and no more than the checkpoint's own."""
+    own = own or DEFAULT_MODEL_LEN
+    return min(settings.max_model_len or own, own)
 
 
 def ending_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:

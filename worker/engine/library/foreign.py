@@ -23,7 +23,7 @@ from worker.engine.cache import SlotCache
 from worker.engine.checkpoint import ModelError
 from worker.engine.face import Prompt
 from worker.engine.library.loading import module_for
-from worker.engine.loading import ServedModel, ending_ids
+from worker.engine.loading import ServedModel, ending_ids, model_len
 from worker.engine.rules import read_json
 from worker.engine.weights import Begun
 from worker.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
@@ -242,8 +242,7 @@ def load(settings: Settings, begun: Begun, timeline: Timeline) -> ServedModel:
     module = module_for(settings, begun, timeline)
     timeline.end("model")
     text = config.get_text_config()
-    own_limit = int(getattr(text, "max_position_embeddings", 32_768))
-    max_model_len = min(settings.max_model_len or own_limit, own_limit)
+    max_model_len = model_len(settings, getattr(text, "max_position_embeddings", None))
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     builder = ForeignBuilder(processor, image_token, max_model_len, max_pixels(settings))
     generation = read_json(folder / "generation_config.json")
