@@ -10,7 +10,7 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 from worker import boot
 
 # What begins here runs beside the imports below.
-BOOT = boot.begin("runpod") if __name__ == "__main__" else None
+BOOT = boot.begin("runpod", "worker.job_api") if __name__ == "__main__" else None
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from typing import Any
 import runpod
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
-from worker import job_api, logs
+from worker import job_api
 from worker import settings as worker_settings
 from worker.engine.checkpoint import ModelError
 from worker.serve import Service
@@ -83,7 +83,9 @@ def main() -> None:
     """Load, warm up, serve until told to stop. Ends with status 1 and one line when it cannot start."""
     try:
         settings = worker_settings.load()
-        _set_up_logs(settings)
+        RunPodLogger().set_level(
+            settings.runpod_log_level
+        )  # its own default would log every job's input and every chunk
         serving = start(settings, on_death=job_api.ask_to_stop, boot=BOOT or boot.begin())
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
@@ -118,12 +120,6 @@ def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
             raise RuntimeError("the model does not answer a question about a picture")
 
     return a_picture_is_answered
-
-
-def _set_up_logs(settings: Settings) -> None:
-    """Our lines go to standard error. The SDK's own default level would log every job's input and every chunk."""
-    logs.set_up(settings.log_level, as_json=settings.is_on_platform)
-    RunPodLogger().set_level(settings.runpod_log_level)
 
 
 def start_options(handler: Handler, settings: Settings, arguments: list[str]) -> dict[str, Any]:

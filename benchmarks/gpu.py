@@ -258,6 +258,7 @@ def loaded(card: Card, runner: NativeRunner) -> LoadedModel:
         max_model_len=32_768,
         vocabulary_size=151_936,
         tokens_per_second=2.0,
+        shallow=None,
         device=card.device,
         dtype=torch.bfloat16,
     )

@@ -20,6 +20,7 @@ FLOORS = {
     "worker.errors": 1,
     "worker.logs": 1,
     "worker.timeline": 1,
+    "worker.imports": 1,
     "worker.safe_json": 1,
     "worker.contract": 2,
     "worker.settings": 2,

@@ -28,32 +28,45 @@ def test_phases_add_up_to_the_total() -> None:
     assert report["beside: reading"] == 1.5
 
 
+def in_a_process_of_its_own(code: str) -> list[str]:
+    """What it prints, word by word."""
+    done = subprocess.run(
+        ["env", "DEVICE=cpu", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:
     code = (
         "import gc, sys; from worker import boot; began = boot.begin('runpod'); assert not gc.isenabled();"
-        "assert 'runpod' in sys.modules and 'torch' in sys.modules and began.weights.reading is not None;"
-        "began.weights.reading.tensors(); boot.settle(); print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+        "assert 'runpod' in sys.modules and 'torch' in sys.modules and began.made.reading is not None;"
+        "began.made.wait(began.timeline); began.made.close(); boot.settle();"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
+    assert in_a_process_of_its_own(code) == ["True", "True"]
     assert gc.isenabled()
 
 
-def test_what_the_sdk_imports_after_its_question_nothing_else_imports() -> None:
-    """Else two threads could wait for each other's half-made modules."""
+def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> None:
     code = (
-        "import sys, json\n"
-        "class Seen:\n"
-        "    names = []\n"
-        "    def find_spec(self, name, *_): self.names.append(name)\n"
-        "seen = Seen(); sys.meta_path.insert(0, seen)\n"
-        "import asyncio, concurrent.futures, multiprocessing, ctypes, runpod\n"
-        "late = {name.partition('.')[0] for name in seen.names[seen.names.index('cpuinfo'):]}\n"
-        "seen.names.clear(); import torch\n"
-        "print(json.dumps(sorted(late)))"
+        "import sys; from worker import boot, imports; began = boot.begin('runpod'); began.made.close()\n"
+        "print(*[name for name in (*imports.UNUSED, imports.PROBE) if name in sys.modules], 'none')\n"
+        "from runpod.cli.groups.ssh import functions\n"
+        "from runpod.serverless.utils import rp_debugger\n"
+        "print(functions.paramiko.RSAKey.__module__, len(rp_debugger.PROCESSOR) > 0)\n"
+        "import cpuinfo, paramiko\n"
+        "print(cpuinfo.__spec__ is not None, paramiko.RSAKey is functions.paramiko.RSAKey)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(json.loads(done.stdout)) <= {"cpuinfo", "runpod", "aiohttp_retry"}
+    assert in_a_process_of_its_own(code) == ["none", "paramiko.rsakey", "True", "True", "True"]
+
+
+def test_the_sdk_is_told_the_name_that_it_would_find_itself() -> None:
+    code = (
+        "import cpuinfo; from worker import imports; own = cpuinfo.get_cpu_info()['brand_raw']\n"
+        "print(own == imports.processor())"
+    )
+    assert in_a_process_of_its_own(code) == ["True"]
 
 
 def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:

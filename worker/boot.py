@@ -1,68 +1,79 @@
-"""What a start does before the slow imports, so that nothing waits for what could run beside it.
+"""What a start does before the slow imports. Python runs one thread at a time: a start is as long as all that is
+imported, and whatever is no Python has to run beside it.
 
-- Nothing is collected while modules are imported: their objects live for ever, and going through them again and again
-  takes a quarter of the time. `settle` turns collection on, with all that is there then left out of it.
-- The platform's SDK asks a child process for the processor's name while it is imported, which is a second of waiting:
-  it is imported first, on a thread, and once it asks, everything else is imported beside it. After that question it
-  imports nothing that anything else does, so no two threads wait for each other's half-made modules.
-- The weights are read by native code while Python imports the model's code.
+- Nothing is collected while modules are imported (they live for ever), until `settle`.
+- torch's native libraries are linked while Python imports and reads what links nothing.
+- Weights are read by native code while Python imports the model's code.
+- The platform's SDK, and all that the model does not need, is imported while the model answers its first question.
 """
 
-import asyncio  # noqa: F401  what both imports need of the standard library comes before they run beside each other
-import concurrent.futures  # noqa: F401
 import gc
 import importlib
 import multiprocessing
 import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from worker import settings as worker_settings
-from worker.settings import SettingError
+from worker import imports, logs
 from worker.timeline import Timeline
 
-PROBE = "cpuinfo"  # the module with which the SDK asks
+# Of what comes before torch: while its libraries are linked, nothing else can be.
+_NATIVE = ("asyncio", "_hashlib", "_decimal", "_uuid", "numpy", "pydantic_core", "tokenizers")
 
 
 @dataclass
 class Boot:
-    """A start under way. weights: what `engine.weights.begin` returned."""
+    """A start under way. made: what `engine.making.make` returned. on_death: called when the engine ended by itself."""
 
     timeline: Timeline
-    weights: Any = None
+    made: Any = None
+    on_death: Callable[[], None] = lambda: None
+
+    def died(self) -> None:
+        self.on_death()
 
 
-def begin(*sdk: str) -> Boot:
-    """Import what is slow in the order that waits least, and begin to read the weights. `sdk` is imported beside torch.
+def begin(*others: str) -> Boot:
+    """A model on its way, with the modules `others` imported while it answers its first question.
 
     Raises SystemExit with the reason where the start cannot be.
     """
     boot = Boot(Timeline())
-    boot.timeline.end("interpreter")
     gc.disable()
+    for name in _NATIVE:
+        importlib.import_module(name)
+    boot.timeline.end("interpreter")
+    linking = imports.link_torch()
+    importlib.import_module("concurrent.futures.thread")  # what several threads need comes before they begin
+    worker_settings = importlib.import_module("worker.settings")
+    checkpoint = importlib.import_module("worker.engine.checkpoint")
     try:
         settings = worker_settings.load()
-    except SettingError as error:
+        logs.set_up(settings.log_level, as_json=settings.is_on_platform)
+        if settings.is_on_platform:
+            signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
+        found = checkpoint.find(settings)
+        tokenizer = found.tokenizer()
+        boot.timeline.end("tokenizer")
+        linking.join()
+        importlib.import_module("torch")
+        boot.timeline.end("importing torch")
+        begun = importlib.import_module("worker.engine.weights").begin(settings, found)
+        making = importlib.import_module("worker.engine.making")
+        boot.timeline.end("importing the engine")
+        boot.made = making.make(settings, boot.died, begun, boot.timeline, tokenizer)
+    except (worker_settings.SettingError, checkpoint.ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    if settings.is_on_platform:
-        signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
-    for name in sdk:
-        thread = threading.Thread(target=importlib.import_module, args=(name,), daemon=True)
-        thread.start()
-        while thread.is_alive() and PROBE not in sys.modules:
-            thread.join(0.002)
-    boot.timeline.end("importing the SDK")
-    importlib.import_module("torch")
-    boot.timeline.end("importing torch")
-    weights = importlib.import_module("worker.engine.weights")
     try:
-        boot.weights = weights.begin(settings)
-    except weights.ModelError as error:
-        sys.exit(f"worker-qwen-vl cannot start: {error}")
-    importlib.import_module("worker.start")
+        with imports.sparing():
+            for name in ("worker.start", *others):
+                importlib.import_module(name)
+    except BaseException:
+        boot.made.close()
+        raise
     boot.timeline.end("importing the rest")
     return boot
 

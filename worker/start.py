@@ -9,13 +9,12 @@ from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.engine.loading import ServedModel
 from worker.engine.making import make
-from worker.engine.warming import warm_up
 from worker.errors import WorkerError
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.metrics import Metrics
 from worker.serve import Service
-from worker.settings import Settings
+from worker.settings import MIB, Settings
 from worker.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -38,24 +37,30 @@ class Serving:
 
 
 def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot: Boot | None = None) -> Serving:
-    """Load the model and start its engine, warm. `on_death`: called when the engine ended by itself. `boot`: what was
-    begun before. Raises ModelError."""
+    """A model with its engine, warm. `on_death`: called when the engine ended by itself. `boot`: what was begun before.
+    Raises ModelError."""
     if boot is None:
         boot = Boot(Timeline())
         boot.timeline.end("before loading")
-    model, engine, eye = make(settings, on_death, boot.weights, boot.timeline)
-    opener = Opener(settings, Fetcher(settings), eye)
-    engine.start()
+    boot.on_death = on_death
     try:
-        warm_up(engine, with_video=model.code != "generate")
+        made = boot.made or make(settings, boot.died, None, boot.timeline)
     except WorkerError as error:
-        engine.close()
-        raise ModelError(f"the model does not answer a question about a picture or video: {error.message}") from None
+        raise _mute(error) from None
+    engine = made.engine
+    try:
+        opener = Opener(settings, Fetcher(settings), made.eye)
+        made.wait(boot.timeline)
+    except WorkerError as error:
+        made.close()
+        raise _mute(error) from None
     except BaseException:
-        engine.close()
+        made.close()
         raise
     boot.timeline.end("warming up")
     service = Service(engine, opener, settings, timeline=boot.timeline)
+    num_bytes, num_tokens = engine.room
+    log.info("keys and values: %d MiB for %d tokens", num_bytes // MIB, num_tokens)
     log.info("ready", extra={"seconds": boot.timeline.report})
     service.metrics.gauge("answers_running", "Answers being decoded", lambda: engine.num_live)
     service.metrics.gauge("requests_waiting", "Requests of which nothing is computed yet", lambda: engine.num_waiting)
@@ -64,7 +69,11 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
         _show_reuse(service.metrics, engine, name)
     service.metrics.gauge("device_memory_bytes", "Memory of the device that is held", lambda: engine.device_bytes)
     service.metrics.gauge("kv_cache_bytes", "Keys and values of what is being decoded", lambda: engine.cache_bytes)
-    return Serving(model, engine, opener, service)
+    return Serving(made.model, engine, opener, service)
+
+
+def _mute(error: WorkerError) -> ModelError:
+    return ModelError(f"the model does not answer a question about a picture or video: {error.message}")
 
 
 def _show_reuse(metrics: Metrics, engine: Engine, name: str) -> None:

@@ -134,7 +134,7 @@ def test_tensors_that_are_one_projection_lie_behind_each_other_and_are_the_same(
     for names, tensors in ((("q", "k", "v"), "self_attn"), (("gate", "up"), "mlp")):
         parts = [by_name[f"model.language_model.layers.2.{tensors}.{name}_proj.weight"] for name in names]
         assert all(one.end == other.begin for one, other in pairwise(parts))
-    read = Tensors(mapped(list(headers(file)), torch.device("cpu"), torch.float16))
+    read = Tensors(mapped(list(headers(file)), torch.device("cpu"), torch.float16)[1])
     rows = [by_name[f"model.language_model.layers.2.mlp.{name}_proj.weight"].shape[0] for name in ("gate", "up")]
     joined = read.joined("model.language_model.layers.2.mlp.", ("gate_proj", "up_proj"), ".weight", rows, 256)
     with file.open("rb") as whole:

@@ -88,7 +88,6 @@ class Engine:
         self._prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if can_cut and settings.prefix_cache_mib else None
         max_bytes = _cache_bytes(settings, model.device)
         self._admission = Admission(settings.max_num_seqs, max_bytes, self._cache, self._runner.bytes_per_token)
-        log.info("keys and values: %d MiB for %d tokens", max_bytes // MIB, max_bytes // self._runner.bytes_per_token)
         self._incoming: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._beginning: list[Entry] = []
         self._live: list[Sequence] = []
@@ -128,6 +127,12 @@ class Engine:
             "features": (self._features.num_hits, self._features.num_bytes),
             "prefixes": (self._prefixes.num_hits, self._prefixes.num_bytes) if self._prefixes else (0, 0),
         }
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """For the keys and values of what is being decoded: bytes, and the tokens that they hold."""
+        max_bytes = self._admission.max_bytes
+        return max_bytes, max_bytes // self._runner.bytes_per_token
 
     @property
     def device_bytes(self) -> int:

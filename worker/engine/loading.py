@@ -45,16 +45,23 @@ class ServedModel:
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel(ServedModel):
     """A model of a known family on its device and its checkpoint's rules. tokens_per_second: positions of a second of
-    video, where it is one span."""
+    video, where it is one span. shallow: a runner of its first layers alone, to warm up with; None where there is
+    none."""
 
     runner: Runner
     family: Family
     template: Template
     pixels: PixelRules
     tokens_per_second: float
+    shallow: Runner | None
 
 
-def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | None = None) -> LoadedModel:
+def load(
+    settings: Settings,
+    begun: Begun | None = None,
+    timeline: Timeline | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> LoadedModel:
     """The model that the settings name, else the embedded tiny one. Raises ModelError."""
     timeline = timeline or Timeline()
     begun = begun or begin(settings)
@@ -65,17 +72,20 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
     if kind not in FAMILIES:
         raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(FAMILIES))}")
     text, vision = shapes.parts(config)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if tokenizer is None:
+        tokenizer = found.tokenizer()
+        timeline.end("tokenizer")
     pixels = read_rules(folder)
-    timeline.end("tokenizer")
     code = _code(settings, begun, config)
+    runner: Runner
+    shallow: Runner | None
     if code == "native":
-        runner: Runner = _native(settings, begun, config, pixels, timeline)
+        runner, shallow = _native(settings, begun, config, pixels, timeline)
     else:
         # Imported when it is needed: it takes longer than everything else of a start.
         library = importlib.import_module("worker.engine.library.loading")
         timeline.end("importing transformers")
-        runner = library.load(settings, begun, pixels, timeline)
+        runner, shallow = library.load(settings, begun, pixels, timeline), None
     timeline.end("model")
     generation = read_json(folder / "generation_config.json")
     name = settings.model_name or found.name
@@ -98,6 +108,7 @@ def load(settings: Settings, begun: Begun | None = None, timeline: Timeline | No
         tokens_per_second=float(vision.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND)),
         device=device,
         dtype=dtype,
+        shallow=shallow,
     )
 
 
@@ -120,13 +131,13 @@ def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["
 
 def _native(
     settings: Settings, begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline
-) -> NativeRunner:
+) -> tuple[NativeRunner, NativeRunner]:
     assert begun.reading is not None
     tensors = begun.reading.tensors()
     timeline.end("waiting for weights")
-    timeline.ran_beside("reading weights", begun.reading.seconds)
     try:
-        return NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device))
+        shallow = NativeRunner(*shapes.shallow(config, tensors), pixels, begun.device)
+        return NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device)), shallow
     except ModelError as error:
         raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None
 

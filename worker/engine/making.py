@@ -1,31 +1,77 @@
-"""Which engine serves the model that the settings name, and how large it sees pictures."""
+"""Which engine serves the model that the settings name, how large it sees pictures, and its first answer."""
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from worker.engine.engine import Engine
 from worker.engine.families import FAMILIES
-from worker.engine.loading import ServedModel, load
+from worker.engine.loading import LoadedModel, ServedModel, load
 from worker.engine.pixels import Eye
 from worker.engine.rules import read_json
-from worker.engine.weights import Begun, begin
+from worker.engine.warming import WarmUp
+from worker.engine.weights import Begun, Reading, begin
 from worker.settings import Settings
 from worker.timeline import Timeline
 
 
+@dataclass(frozen=True)
+class Made:
+    """A model, its engine, started and at its first question, and its eye (see `media.opener.Sees`)."""
+
+    model: ServedModel
+    engine: Engine
+    eye: Any
+    warm_up: WarmUp
+    reading: Reading | None
+
+    def wait(self, timeline: Timeline) -> None:
+        """Until the first question is answered and all weights are read. Raises WorkerError."""
+        self.warm_up.wait()
+        if self.reading is not None:
+            timeline.ran_beside("reading weights", self.reading.finish())
+
+    def close(self) -> None:
+        self.warm_up.close()
+        self.engine.close()
+
+
 def make(
-    settings: Settings, on_death: Callable[[], None], begun: Begun | None, timeline: Timeline
-) -> tuple[ServedModel, Engine, Any]:
-    """The model, its engine, not started, and its eye (see `media.opener.Sees`). Raises ModelError."""
+    settings: Settings,
+    on_death: Callable[[], None],
+    begun: Begun | None,
+    timeline: Timeline,
+    tokenizer: Tokenizer | None = None,
+) -> Made:
+    """Whoever takes it waits for its `warm_up` and closes its engine. Raises ModelError."""
     begun = begun or begin(settings)
     kind = read_json(begun.found.folder / "config.json").get("model_type")
     if kind in FAMILIES or settings.model_code == "native":
-        model = load(settings, begun, timeline)
-        return model, Engine(model, settings, on_death), Eye(model.pixels, settings, model.max_model_len)
-    # Imported when they are needed: they bring the library with them.
-    foreign = importlib.import_module("worker.engine.library.foreign")
-    windows = importlib.import_module("worker.engine.library.windows")
-    timeline.end("importing transformers")
-    other = foreign.load(settings, begun, timeline)
-    return other, windows.WindowEngine(other, settings, on_death), foreign.ForeignEye(settings, other.max_model_len)
+        known = load(settings, begun, timeline, tokenizer)
+        model: ServedModel = known
+        engine, eye = Engine(known, settings, on_death), Eye(known.pixels, settings, known.max_model_len)
+    else:
+        # Imported when they are needed: they bring the library with them.
+        foreign = importlib.import_module("worker.engine.library.foreign")
+        windows = importlib.import_module("worker.engine.library.windows")
+        timeline.end("importing transformers")
+        model = foreign.load(settings, begun, timeline)
+        engine, eye = windows.WindowEngine(model, settings, on_death), foreign.ForeignEye(settings, model.max_model_len)
+    engine.start()
+    try:
+        return Made(model, engine, eye, _warm_up(model, engine, settings), begun.reading)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _warm_up(model: ServedModel, engine: Engine, settings: Settings) -> WarmUp:
+    """By an engine of its own, of the model's first layers, where there is one: nothing it leaves can be met later."""
+    if not isinstance(model, LoadedModel) or model.shallow is None:
+        return WarmUp(engine, with_video=model.code != "generate")
+    shallow = Engine(replace(model, runner=model.shallow), settings)
+    shallow.start()
+    return WarmUp(shallow, ends=True)

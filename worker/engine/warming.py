@@ -4,7 +4,21 @@ import queue
 
 import numpy as np
 
-from worker.contract import ChatRequest, Clip, Done, Event, Kind, Media, Message, Opened, Picture, Sampling, Text, Url
+from worker.contract import (
+    RGB,
+    ChatRequest,
+    Clip,
+    Done,
+    Event,
+    Kind,
+    Media,
+    Message,
+    Opened,
+    Picture,
+    Sampling,
+    Text,
+    Url,
+)
 from worker.engine.engine import Engine
 from worker.errors import WorkerError
 
@@ -13,21 +27,38 @@ NUM_FRAMES = 4
 _SAMPLING = Sampling(temperature=0.0, max_tokens=2, ignore_eos=True)
 
 
-def warm_up(engine: Engine, *, with_video: bool = True) -> None:
-    """Returns when a question about both (or about a picture) is answered. Raises WorkerError where it cannot be."""
-    noise = np.random.default_rng(0).integers
-    picture = noise(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-    frames = tuple(noise(0, 255, (NUM_FRAMES, SIDE // 2, SIDE // 2, 3), dtype=np.uint8))
-    shown: list[tuple[Kind, Opened]] = [("image", Picture(picture))]
-    if with_video:
-        shown.append(("video", Clip(frames, 2.0)))
-    ended: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
-    media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
-    request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
-    engine.submit(engine.builder.build(request, [opened for _, opened in shown]), _SAMPLING, ended.put)
-    while True:
-        event = ended.get()
-        if isinstance(event, WorkerError):
-            raise event
-        if isinstance(event, Done):
-            return
+class WarmUp:
+    """A question about both (or about a picture), on its way from here on. ends: the engine is for this alone, and is
+    closed with its answer. Raises WorkerError where it cannot be."""
+
+    def __init__(self, engine: Engine, *, with_video: bool = True, ends: bool = False) -> None:
+        shown: list[tuple[Kind, Opened]] = [("image", Picture(_stripes(SIDE)))]
+        if with_video:
+            shown.append(("video", Clip((_stripes(SIDE // 2),) * NUM_FRAMES, 2.0)))
+        self._engine, self._ends = engine, ends
+        self._events: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
+        media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
+        request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
+        try:
+            engine.submit(engine.builder.build(request, [opened for _, opened in shown]), _SAMPLING, self._events.put)
+        except BaseException:
+            self.close()
+            raise
+
+    def wait(self) -> None:
+        """Until it is answered. Raises WorkerError."""
+        try:
+            while not isinstance(event := self._events.get(), Done):
+                if isinstance(event, WorkerError):
+                    raise event
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nobody waits for the answer."""
+        if self._ends:
+            self._engine.close()
+
+
+def _stripes(side: int) -> RGB:
+    return np.arange(side * side * 3, dtype=np.uint8).reshape(side, side, 3)

@@ -58,9 +58,9 @@ class Begun:
     reading: "Reading | None"
 
 
-def begin(settings: Settings) -> Begun:
-    """Find the model and begin to read its weights. Raises ModelError."""
-    found = checkpoint.find(settings)
+def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
+    """Begin to read the weights of the model that was found, or is now. Raises ModelError."""
+    found = found or checkpoint.find(settings)
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device, found.folder)
     if _is_quantised(settings, found.folder, device):
@@ -85,7 +85,8 @@ def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> boo
 
 
 class Reading:
-    """Reads all tensors of a folder on a thread of its own, from `start` on."""
+    """Reads all tensors of a folder on a thread of its own, from `start` on. On the CPU the tensors are there before
+    all of their pages are."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.folder = folder
@@ -94,6 +95,7 @@ class Reading:
         self.seconds = 0.0
         self._tensors: dict[str, torch.Tensor] = {}
         self._failure: ModelError | None = None
+        self._are_there = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weights")
 
     def start(self) -> "Reading":
@@ -102,24 +104,35 @@ class Reading:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """By their names in the files, on the device, floating ones in the dtype; once. Raises ModelError."""
-        self._thread.join()
+        self._are_there.wait()
         if self._failure is not None:
             raise self._failure
         tensors, self._tensors = self._tensors, {}
         return tensors
+
+    def finish(self) -> float:
+        """Wait until all is read; the seconds that it took."""
+        self._thread.join()
+        return self.seconds
 
     def _run(self) -> None:
         began = time.monotonic()
         try:
             stored = [tensor for file in shards(self.folder) for tensor in headers(self.folder / file)]
             check_room(num_bytes(stored, self.dtype), self.device)
-            read = mapped if self.device.type == "cpu" else copied
-            self._tensors = read(stored, self.device, self.dtype)
+            if self.device.type == "cpu":
+                files, self._tensors = mapped(stored, self.device, self.dtype)
+                self._are_there.set()
+                for file in files:
+                    file[::_PAGE].max()
+            else:
+                self._tensors = copied(stored, self.device, self.dtype)
         except ModelError as error:
             self._failure = error
         except (OSError, torch.OutOfMemoryError, RuntimeError) as error:
             self._failure = ModelError(f"the weights in {self.folder} could not be read: {error}")
         self.seconds = time.monotonic() - began
+        self._are_there.set()
 
 
 def headers(file: Path) -> Iterator[Stored]:
@@ -207,10 +220,14 @@ def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     return wanted if stored in DTYPES.values() else stored
 
 
-def mapped(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors that are the files' own pages, touched once; a copy where another dtype is wanted. Those of a file share
-    one storage, so that neighbours can be seen as one tensor."""
-    tensors, files = {}, {}
+def mapped(
+    stored: Sequence[Stored], device: torch.device, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors that are the files' own pages, not yet read; copies where another dtype is wanted. Those of a file share
+    one storage, so that neighbours can be seen as one tensor. First the files of which something is not a copy."""
+    tensors: dict[str, torch.Tensor] = {}
+    files: dict[Path, torch.Tensor] = {}
+    shared: dict[Path, torch.Tensor] = {}
     for one in stored:
         if one.file not in files:
             size = one.file.stat().st_size
@@ -218,10 +235,10 @@ def mapped(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -
         raw = files[one.file][one.begin : one.end]
         raw = raw.clone() if one.begin % one.dtype.itemsize else raw
         target = _target(one.dtype, dtype)
-        if one.dtype == target and len(raw):
-            raw[::_PAGE].max()
+        if one.dtype == target:
+            shared[one.file] = files[one.file]
         tensors[one.name] = raw.view(one.dtype).view(one.shape).to(device, target)
-    return tensors
+    return list(shared.values()), tensors
 
 
 def copied(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

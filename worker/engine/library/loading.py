@@ -37,7 +37,6 @@ def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
     if begun.reading is not None:
         tensors = begun.reading.tensors()
         timeline.end("waiting for weights")
-        timeline.ran_beside("reading weights", begun.reading.seconds)
         module, info = made.from_pretrained(None, state_dict=tensors, **options)
     else:
         more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}

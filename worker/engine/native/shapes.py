@@ -1,12 +1,19 @@
 """What a checkpoint's config says about its model's shape, and whether our own code knows such a model."""
 
+import copy
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.engine.checkpoint import ModelError
 
 MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
 ROPE_TYPES = (None, "default", "mrope")
+SHALLOW = 2  # one layer of each kind that there is
+_NUMBERED = re.compile(r"\.(layers|blocks|deepstack_merger_list)\.(\d+)\.")
+
+AnyTensor = TypeVar("AnyTensor")
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,23 @@ def why_not(config: dict[str, Any]) -> str | None:
 def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config of the text model and of the vision tower; older checkpoints have the first at the top."""
     return config.get("text_config") or config, config.get("vision_config") or {}
+
+
+def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, Any], dict[str, AnyTensor]]:
+    """The config and the tensors of the model's first layers alone: whatever is made at a first use is made by them.
+    Its answers mean nothing."""
+    config = copy.deepcopy(config)
+    text, vision = parts(config)
+    text["num_hidden_layers"] = min(SHALLOW, text["num_hidden_layers"])
+    vision["depth"] = min(SHALLOW, vision["depth"])
+    vision["deepstack_visual_indexes"], vision["fullatt_block_indexes"] = [0], [vision["depth"] - 1]
+    kept = {"layers": text["num_hidden_layers"], "blocks": vision["depth"], "deepstack_merger_list": 1}
+
+    def is_kept(name: str) -> bool:
+        found = _NUMBERED.search(f".{name}")
+        return found is None or int(found[2]) < kept[found[1]]
+
+    return config, {name: tensor for name, tensor in tensors.items() if is_kept(name)}
 
 
 def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
