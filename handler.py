@@ -27,9 +27,10 @@ from runpod.serverless.modules.rp_logger import RunPodLogger
 from worker import job_api
 from worker import settings as worker_settings
 from worker.engine.checkpoint import ModelError
-from worker.serve import Service
+from worker.errors import WorkerError
+from worker.serve import Service, refusal
 from worker.settings import SettingError, Settings
-from worker.start import start
+from worker.start import Door, Serving, start
 
 log = logging.getLogger("handler")
 LATE_JOBS_GRACE_S = 10.0  # to deliver what the late jobs' own limit has ended
@@ -44,8 +45,8 @@ FITNESS_PICTURE = (  # a red circle on white
 class Handler:
     """The shapes of one handler: the SDK does not iterate generators in its local mode."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
-        self._service = service
+    def __init__(self, door: Door, settings: Settings) -> None:
+        self._door = door
         self._settings = settings
 
     async def on_platform(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -65,7 +66,14 @@ class Handler:
         self, job: dict[str, Any], tell: Callable[[str], None] = lambda _: None
     ) -> AsyncGenerator[Any, None]:
         """One safe JSON value for each chunk."""
-        answer = self._service.answer(job.get("input"), str(job["id"]), job_api.max_seconds(job), tell, is_bounded=True)
+        body = job.get("input")
+        try:
+            service = (await self._door.serving()).service
+        except WorkerError as error:
+            for value in refusal(body, error):
+                yield value
+            return
+        answer = service.answer(body, str(job["id"]), job_api.max_seconds(job), tell, is_bounded=True)
         async with aclosing(answer) as values:
             async for value in values:
                 yield value
@@ -81,32 +89,39 @@ class Handler:
 
 def main() -> None:
     """Load, warm up, serve until told to stop. Ends with status 1 and one line when it cannot start."""
+
+    def load() -> Serving:
+        return start(settings, on_death=job_api.ask_to_stop, boot=BOOT or boot.begin())
+
     try:
         settings = worker_settings.load()
-        RunPodLogger().set_level(
-            settings.runpod_log_level
-        )  # its own default would log every job's input and every chunk
-        serving = start(settings, on_death=job_api.ask_to_stop, boot=BOOT or boot.begin())
+        # The SDK's own default would log every job's input and every chunk.
+        RunPodLogger().set_level(settings.runpod_log_level)
+        door = Door(load, on_failure=job_api.ask_to_stop if settings.is_on_platform else lambda: None)
+        serving = None if settings.lazy_load else door.load()
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    service = serving.service
-    options = start_options(Handler(service, settings), settings, sys.argv)
+    options = start_options(Handler(door, settings), settings, sys.argv)
     boot.settle()
     try:
         if settings.is_on_platform:
             # The SDK gives running jobs all the time there is.
-            job_api.on_stop(lambda: service.stop_by(time.monotonic() + settings.drain_s))
+            job_api.on_stop(lambda: door.stop_by(time.monotonic() + settings.drain_s))
             job_api.insist_on_delivery()
-            runpod.serverless.register_fitness_check(fitness_check(Service(serving.engine, serving.opener, settings)))
+            if serving is not None:
+                checked = Service(serving.engine, serving.opener, settings)
+                runpod.serverless.register_fitness_check(fitness_check(checked))
         runpod.serverless.start(options)
         if settings.is_on_platform:
-            service.stop_by(time.monotonic() + settings.late_jobs_s)
+            door.stop_by(time.monotonic() + settings.late_jobs_s)
             job_api.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
-        serving.close()
-    if serving.engine.is_dead:
+        door.shut()
+    if door.failure is not None:
+        sys.exit(f"worker-qwen-vl cannot start: {door.failure}")
+    if door.here is not None and door.here.engine.is_dead:
         print("worker-qwen-vl: the engine has ended, this worker must be replaced", file=sys.stderr, flush=True)
-        boot.leave(1, at_once=serving.engine.is_stuck)
+        boot.leave(1, at_once=door.here.engine.is_stuck)
 
 
 def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:

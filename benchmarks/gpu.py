@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.report import environment, save
@@ -35,6 +34,7 @@ from worker.engine.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
 from worker.engine.native.runner import NativeRunner
 from worker.engine.pixels import Patches
 from worker.engine.template import Template
+from worker.engine.tokens import read_tokens
 from worker.errors import WorkerError
 from worker.settings import EMBEDDED_MODEL
 from worker.settings import load as settings
@@ -251,7 +251,7 @@ def loaded(card: Card, runner: NativeRunner) -> LoadedModel:
         runner=runner,
         family=FAMILIES["qwen3_vl"],
         template=Template(EMBEDDED_MODEL),
-        tokenizer=Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json")),
+        tokens=read_tokens(EMBEDDED_MODEL),
         pixels=RULES,
         generation={},
         eos_ids=frozenset(),

@@ -68,7 +68,7 @@ def write(folder: Path) -> int:
 def write_real_size(folder: Path) -> int:
     """The same with the family's own vocabulary and half a billion parameters in bfloat16."""
     _begin(folder)
-    first_special = _real_tokenizer(folder / "tokenizer.json")
+    first_special = real_tokenizer(folder / "tokenizer.json")
     return _weights(folder, HALF_A_BILLION, 151_936, first_special, torch.bfloat16)
 
 
@@ -80,7 +80,7 @@ def _begin(folder: Path) -> None:
         (folder / name).write_text(json.dumps(rules), encoding="utf-8")
 
 
-def _real_tokenizer(file: Path) -> int:
+def real_tokenizer(file: Path) -> int:
     """The family's 151,643 byte pairs, from the package that carries them; the id of the first control token."""
     lines = (importlib.resources.files("dashscope") / "resources" / "qwen.tiktoken").read_text(encoding="ascii")
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines.splitlines())}

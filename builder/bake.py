@@ -15,9 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from builder.verify import CHUNK_BYTES, verify
+from builder.vocabulary import lay_out
 from worker.engine.checkpoint import MANIFEST, ModelError, sha256, shards
 from worker.engine.native.layers import JOINED
 from worker.engine.rules import read_json
+from worker.engine.tokens import VOCABULARY
 from worker.engine.weights import Stored, headers
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -25,12 +27,20 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 def bake(folder: Path) -> dict[str, object]:
     """The manifest, which lies in the folder then. Raises ModelError."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, VOCABULARY):
+        (folder / name).unlink(missing_ok=True)
     hashes = verify(folder)
     source = read_json(folder / "source.json")
     (folder / "source.json").unlink(missing_ok=True)
     quicken_tokenizer(folder / "tokenizer.json")
-    changed = ["tokenizer.json", *(name for name in shards(folder) if arrange(folder / name))]
+    why = lay_out(folder)
+    if why is not None:
+        print(f"the vocabulary is read from tokenizer.json at every start: {why}", file=sys.stderr)
+    changed = [
+        "tokenizer.json",
+        *([VOCABULARY] if why is None else []),
+        *(name for name in shards(folder) if arrange(folder / name)),
+    ]
     hashes |= {name: sha256(folder / name) for name in changed}
     manifest: dict[str, object] = {
         "model": source.get("model", folder.name),

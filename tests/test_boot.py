@@ -92,6 +92,21 @@ def test_the_first_answer_tells_where_the_time_went(tmp_path: Path) -> None:
     assert "ready" in done.stderr
 
 
+def test_with_lazy_load_the_model_comes_with_the_first_request(tmp_path: Path) -> None:
+    done = started(tmp_path, LAZY_LOAD="1")
+    assert done.returncode == 0, done.stderr
+    phases = json.loads(done.stdout[done.stdout.index("{\n") : done.stdout.index("\n}\n") + 2])["cold_start"]
+    order = list(phases)
+    assert order.index("importing the rest") < order.index("before loading") < order.index("model")
+
+
+def test_a_lazy_model_that_cannot_be_loaded_fails_the_request_and_the_process(tmp_path: Path) -> None:
+    done = started(tmp_path, LAZY_LOAD="1", MODEL_PATH="/no/such/folder")
+    assert done.returncode == 1
+    assert "ENGINE_STOPPED" in done.stdout
+    assert "the model could not be loaded: MODEL_PATH: /no/such/folder is no whole checkpoint" in done.stderr
+
+
 BAD_DAYS = {
     "no such folder": ({"MODEL_PATH": "/no/such/folder"}, "is no whole checkpoint"),
     "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device: DEVICE=cpu, or a machine with a GPU"),

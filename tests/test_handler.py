@@ -12,7 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -128,12 +129,21 @@ def test_the_trial_server_goes_on_after_bad_input(trial_server: str) -> None:
     assert "vision model" in json.dumps(post(f"{trial_server}/runsync", {"input": {"prompt": "Who are you?"}}))
 
 
+def opened(service: Any) -> Any:
+    """A door with the model behind it."""
+    from worker.start import Door
+
+    door = Door(lambda: cast(Any, SimpleNamespace(service=service)))
+    door.load()
+    return door
+
+
 def test_the_options_are_what_the_platform_needs() -> None:
     import handler
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener(), load({})), load({}))
+    ours = handler.Handler(opened(Service(FakeEngine(), FakeOpener(), load({}))), load({}))
     local = handler.start_options(ours, load({}), ["handler.py"])
     assert asyncio.iscoroutinefunction(local["handler"])
     for settings, arguments in ((load({"RUNPOD_WEBHOOK_GET_JOB": "http://x"}), []), (load({}), ["--rp_serve_api"])):
@@ -148,7 +158,7 @@ def test_every_chunk_is_safe_json() -> None:
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener(), load({})), load({}))
+    ours = handler.Handler(opened(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener(), load({}))), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream({"id": "j", "input": {"prompt": "x"}})]
@@ -163,7 +173,7 @@ def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> Non
     from worker.serve import Service
     from worker.settings import load
 
-    ours = handler.Handler(Service(FakeEngine(), FakeOpener(), load({})), load({}))
+    ours = handler.Handler(opened(Service(FakeEngine(), FakeOpener(), load({}))), load({}))
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream(job)]
@@ -199,7 +209,7 @@ def bounded(engine: FakeEngine, given: dict[str, Any]) -> list[Any]:
     from worker.settings import load
 
     limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "700"})
-    ours = handler.Handler(Service(engine, FakeOpener(), limits), limits)
+    ours = handler.Handler(opened(Service(engine, FakeOpener(), limits)), limits)
 
     async def drain() -> list[Any]:
         return [chunk async for chunk in ours.stream({"id": "j", "input": given})]

@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -31,14 +31,13 @@ from worker import logs
 from worker import settings as worker_settings
 from worker.boot import leave
 from worker.dialects import JSON, bot_group, bot_private, chat_vl, openai_chat, openai_models, recognize
-from worker.engine.checkpoint import ModelError
 from worker.engine.loading import facts
-from worker.errors import EngineStopped, InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
+from worker.errors import InputInvalid, InputNotObject, InternalError, RouteUnknown, WorkerError
 from worker.gate import PLAYGROUND, Gate, retry_after
 from worker.openapi import ROUTES, describe
 from worker.serve import Service
 from worker.settings import SettingError, Settings
-from worker.start import Serving, start
+from worker.start import Door, Serving, start
 
 log = logging.getLogger(__name__)
 MAX_FIELDS = 16
@@ -54,47 +53,6 @@ _PAGE_HEADERS = {
 _PLAIN_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 _UPLOADS = {chat_vl.ROUTE: "file", recognize.ROUTE: "image"}
 _MEDIA_TYPES = {openai_chat.ROUTE: "text/event-stream", chat_vl.ROUTE: "text/plain; charset=utf-8"}
-
-
-class Door:
-    """The model behind the door: on its way, here, or gone."""
-
-    def __init__(self, load: Callable[[], Serving]) -> None:
-        self._load = load
-        self._loading: asyncio.Task[Serving] | None = None
-
-    @property
-    def state(self) -> Literal["loading", "ready", "dead"]:
-        if self._loading is None or not self._loading.done():
-            return "loading"
-        if self._loading.cancelled() or self._loading.exception() is not None:
-            return "dead"
-        return "ready" if self._loading.result().engine.is_healthy else "dead"
-
-    def open(self) -> None:
-        """Begin to load; again does nothing."""
-        if self._loading is None:
-            self._loading = asyncio.create_task(asyncio.to_thread(self._load))
-            self._loading.add_done_callback(_say_why)
-
-    async def serving(self) -> Serving:
-        """What serves, as soon as it does. Raises EngineStopped where it never will."""
-        self.open()
-        assert self._loading is not None
-        try:
-            return await asyncio.shield(self._loading)
-        except ModelError:
-            raise EngineStopped(detail="the model could not be loaded") from None
-
-    async def close(self) -> None:
-        if self._loading is not None:
-            with contextlib.suppress(ModelError):
-                await asyncio.to_thread((await self._loading).close)
-
-
-def _say_why(loading: asyncio.Task[Serving]) -> None:
-    if not loading.cancelled() and (error := loading.exception()) is not None:
-        log.error("the model could not be loaded: %s", error)
 
 
 class Outputs:

@@ -20,8 +20,12 @@ from typing import Any
 from worker import imports, logs
 from worker.timeline import Timeline
 
-# Of what comes before torch: while its libraries are linked, nothing else can be.
-_NATIVE = ("asyncio", "_hashlib", "_decimal", "_uuid", "numpy", "pydantic_core", "tokenizers")
+# While torch's libraries are linked no other can be, and one that was never called yet waits too: these come before,
+_BEFORE = (
+    *("asyncio", "concurrent.futures.thread", "csv", "decimal", "hashlib", "random", "shutil", "uuid", "zoneinfo"),
+    *("numpy", "pydantic.types", "tokenizers", "markupsafe"),
+)
+_BESIDE = ("worker.dialects", "worker.metrics", "jinja2")  # and these, which link nothing, beside
 
 
 @dataclass
@@ -37,42 +41,51 @@ class Boot:
 
 
 def begin(*others: str) -> Boot:
-    """A model on its way, with the modules `others` imported while it answers its first question.
+    """A model on its way, with the modules `others` imported while it answers its first question. With LAZY_LOAD only
+    what it takes to load one.
 
     Raises SystemExit with the reason where the start cannot be.
     """
     boot = Boot(Timeline())
     gc.disable()
-    for name in _NATIVE:
+    for name in _BEFORE:
         importlib.import_module(name)
     boot.timeline.end("interpreter")
-    linking = imports.link_torch()
-    importlib.import_module("concurrent.futures.thread")  # what several threads need comes before they begin
-    worker_settings = importlib.import_module("worker.settings")
-    checkpoint = importlib.import_module("worker.engine.checkpoint")
+    with imports.linking_torch():
+        worker_settings = importlib.import_module("worker.settings")
+        checkpoint = importlib.import_module("worker.engine.checkpoint")
+        try:
+            settings = worker_settings.load()
+            logs.set_up(settings.log_level, as_json=settings.is_on_platform)
+            if settings.is_on_platform:
+                signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
+            for name in _BESIDE:
+                importlib.import_module(name)
+            boot.timeline.end("importing beside torch's linking")
+            if not settings.lazy_load:
+                found = checkpoint.find(settings)
+                tokens = importlib.import_module("worker.engine.tokens").read_tokens(found.folder)
+                boot.timeline.end("tokenizer")
+        except (worker_settings.SettingError, checkpoint.ModelError) as error:
+            sys.exit(f"worker-qwen-vl cannot start: {error}")
+    importlib.import_module("torch")
+    boot.timeline.end("importing torch")
+    weights = importlib.import_module("worker.engine.weights")
     try:
-        settings = worker_settings.load()
-        logs.set_up(settings.log_level, as_json=settings.is_on_platform)
-        if settings.is_on_platform:
-            signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
-        found = checkpoint.find(settings)
-        tokenizer = found.tokenizer()
-        boot.timeline.end("tokenizer")
-        linking.join()
-        importlib.import_module("torch")
-        boot.timeline.end("importing torch")
-        begun = importlib.import_module("worker.engine.weights").begin(settings, found)
+        begun = None if settings.lazy_load else weights.begin(settings, found)
         making = importlib.import_module("worker.engine.making")
         boot.timeline.end("importing the engine")
-        boot.made = making.make(settings, boot.died, begun, boot.timeline, tokenizer)
-    except (worker_settings.SettingError, checkpoint.ModelError) as error:
+        if begun is not None:
+            boot.made = making.make(settings, boot.died, begun, boot.timeline, tokens)
+    except checkpoint.ModelError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     try:
         with imports.sparing():
             for name in ("worker.start", *others):
                 importlib.import_module(name)
     except BaseException:
-        boot.made.close()
+        if boot.made is not None:
+            boot.made.close()
         raise
     boot.timeline.end("importing the rest")
     return boot

@@ -17,9 +17,10 @@ PROBE = "cpuinfo"  # the module with which the SDK asks for the processor's name
 _TORCH = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", os.RTLD_LOCAL))  # as torch itself begins
 
 
-def link_torch() -> threading.Thread:
-    """Have torch's libraries linked by a thread, without the interpreter's lock, as foreign functions are called. Until
-    it ends no other native module can be imported. What fails here is found again, and told, by torch."""
+@contextlib.contextmanager
+def linking_torch() -> Iterator[None]:
+    """In here torch's libraries are linked by a thread, without the interpreter's lock, as foreign functions run.
+    Until it ends no other native module can be imported. What fails here is found again, and told, by torch."""
 
     def link() -> None:
         for name, scope in _TORCH:
@@ -32,7 +33,10 @@ def link_torch() -> threading.Thread:
     opened.restype = ctypes.c_void_p
     thread = threading.Thread(target=link, name="linking", daemon=True)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        thread.join()  # a process that ends in the middle of it crashes
 
 
 class _StandIn(ModuleType):

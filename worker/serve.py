@@ -4,6 +4,7 @@ Streaming is the only path: a plain answer is the stream, gathered.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -79,6 +80,15 @@ Ended = TypeVar("Ended", Answer, Done)
 
 def _tell_nobody(phase: str) -> None:
     pass
+
+
+def refusal(body: object, error: WorkerError) -> list[Any]:
+    """What the client receives where nothing serves."""
+    dialect: Dialect = native
+    shown: dict[str, Any] = {}
+    with contextlib.suppress(WorkerError):
+        dialect, shown = choose(body)
+    return list(dialect.refusal(error, shown))
 
 
 class Service:

@@ -228,7 +228,7 @@ class Settings(BaseModel):
         512, description="Requests that the HTTP door works on at once; more are refused with QUEUE_FULL"
     )
     playground: bool = Field(True, description="Serves a page to try the worker, `/playground`, at the HTTP door")
-    lazy_load: bool = Field(False, description="The HTTP door loads the model at the first request, not at the start")
+    lazy_load: bool = Field(False, description="Loads the model with the first request, not at the start")
 
     history_url: Annotated[str, StringConstraints(pattern=r"^(memory://|sqlite:///.+|rediss?://.+)$")] = Field(
         "memory://",

@@ -1,15 +1,19 @@
 """Everything that serves, made from the settings: model, engine, opener, service. Both doors start here."""
 
+import asyncio
+import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from worker.boot import Boot
 from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.engine.loading import ServedModel
 from worker.engine.making import make
-from worker.errors import WorkerError
+from worker.errors import EngineStopped, WorkerError
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.metrics import Metrics
@@ -36,11 +40,78 @@ class Serving:
         self.service.history.close()
 
 
+class Door:
+    """The model behind a door: on its way, here, or gone. on_failure: called where it could not be loaded."""
+
+    def __init__(self, load: Callable[[], Serving], on_failure: Callable[[], None] = lambda: None) -> None:
+        self._load = load
+        self._on_failure = on_failure
+        self._loading: asyncio.Task[Serving] | None = None
+        self._stop_at = math.inf
+        self.here: Serving | None = None
+        self.failure: BaseException | None = None
+
+    @property
+    def state(self) -> Literal["loading", "ready", "dead"]:
+        if self.here is not None:
+            return "ready" if self.here.engine.is_healthy else "dead"
+        return "loading" if self.failure is None else "dead"
+
+    def load(self) -> Serving:
+        """What serves, now. Raises ModelError."""
+        try:
+            self.here = self._load()
+        except BaseException as error:
+            self.failure = error
+            raise
+        self.here.service.stop_by(self._stop_at)
+        return self.here
+
+    def open(self) -> None:
+        """Begin to load; again does nothing."""
+        if self.here is None and self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(self.load))
+            self._loading.add_done_callback(self._loaded)
+
+    def _loaded(self, loading: asyncio.Task[Serving]) -> None:
+        if not loading.cancelled() and (error := loading.exception()) is not None:
+            log.error("the model could not be loaded: %s", error)
+            self._on_failure()
+
+    async def serving(self) -> Serving:
+        """What serves, as soon as it does. Raises EngineStopped where it never will."""
+        if self.here is not None:
+            return self.here
+        self.open()
+        assert self._loading is not None
+        try:
+            return await asyncio.shield(self._loading)
+        except ModelError:
+            raise EngineStopped(detail="the model could not be loaded") from None
+
+    def stop_by(self, at: float) -> None:
+        """See `Service.stop_by`; of a model on its way too."""
+        self._stop_at = at
+        if self.here is not None:
+            self.here.service.stop_by(at)
+
+    async def close(self) -> None:
+        if self._loading is not None:
+            with contextlib.suppress(ModelError):
+                await self._loading
+        await asyncio.to_thread(self.shut)
+
+    def shut(self) -> None:
+        """`close` where no loop runs any more."""
+        if self.here is not None:
+            self.here.close()
+
+
 def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot: Boot | None = None) -> Serving:
     """A model with its engine, warm. `on_death`: called when the engine ended by itself. `boot`: what was begun before.
     Raises ModelError."""
-    if boot is None:
-        boot = Boot(Timeline())
+    boot = boot or Boot(Timeline())
+    if boot.made is None:
         boot.timeline.end("before loading")
     boot.on_death = on_death
     try:

@@ -167,7 +167,7 @@ def _message(shown: tuple[Opened, ...], ask: skills.Ask) -> Message:
 def generate(model: LoadedModel, prompt: Prompt) -> str:
     """The greedy answer of transformers' own `generate`."""
     ids = generate_ids(model, prompt, _MAX_NEW_TOKENS)
-    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
+    return model.tokens.decode(ids)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ def expected(library: LoadedModel) -> list[str]:
 def reference(library: LoadedModel, shown: Shown) -> str:
     prompt = PromptBuilder(library, Settings()).build(shown.request, shown.media)
     tokens = generate_ids(library, prompt, shown.request.sampling.max_tokens or 512)
-    return str(library.tokenizer.decode(tokens, skip_special_tokens=True))
+    return library.tokens.decode(tokens)
 
 
 async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -> str:

@@ -19,7 +19,6 @@ from worker.engine.engine import Engine
 from worker.engine.loading import LoadedModel, load
 from worker.engine.native.shapes import MODEL_TYPES
 from worker.engine.prompt import PromptBuilder
-from worker.engine.streaming import Vocabulary
 from worker.settings import Settings
 
 Tokens = tuple[bytes, ...]
@@ -89,8 +88,7 @@ def reference(model: LoadedModel, shown: Shown) -> Tokens:
     more = {}
     if not model.family.is_video_timed and prompt.videos:
         more["second_per_grid_ts"] = [2 / (one.fps or 2.0) for one in shown.media if isinstance(one, Clip)]
-    vocabulary = Vocabulary(model.tokenizer)
-    return tuple(vocabulary.likely(token, 0).bytes for token in generate_ids(model, prompt, 12, **more))
+    return tuple(model.tokens.bytes_of(token) for token in generate_ids(model, prompt, 12, **more))
 
 
 async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -> Tokens:

@@ -52,14 +52,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(folder: Path, **more: Any) -> tuple[ServedModel, Engine, Any]:
     settings = Settings(device="cpu", model_path=folder, **more)
-    return make(settings, lambda: None, None, Timeline())
+    one = make(settings, lambda: None, None, Timeline())
+    one.wait(Timeline())
+    return one.model, one.engine, one.eye
 
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Engine]:
     torch.set_num_threads(2)
     _, engine, _ = made(folder)
-    engine.start()
     yield engine
     engine.close()
 
@@ -117,6 +118,7 @@ def test_together_they_say_the_same(engine: Engine, expected: list[str]) -> None
 
 def test_it_says_so(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, engine, _ = made(folder)
+    engine.close()
     assert isinstance(engine, WindowEngine)
     assert model.code == engine.model_code == "generate"
     assert "unknown type llava" in caplog.text
@@ -182,7 +184,6 @@ def test_one_at_fault_fails_alone(folder: Path, expected: list[str], monkeypatch
         run_batch(prompts, *rest)
 
     monkeypatch.setattr(engine, "_generate_by", spoiled)
-    engine.start()
 
     async def run() -> list[Any]:
         work = [text_of(engine, one) for one in (ASKED[0], ask("fault", max_tokens=5), ASKED[3])]
@@ -244,6 +245,7 @@ def test_what_the_template_refuses_is_the_caller_s_fault(folder: Path, tmp_path:
     template = "{{ raise_exception('roles must alternate') if messages | length > 1 }}" + foreign_models.TEMPLATE
     (copy / "chat_template.jinja").write_text(template)
     _, engine, _ = made(copy)
+    engine.close()
     turn = Message(role="user", parts=(Text(text="One."),))
     engine.builder.build(ChatRequest(messages=(turn,)), [])
     with pytest.raises(InputInvalid):
@@ -258,7 +260,6 @@ def test_a_tokenizer_without_a_pad_token_is_padded_all_the_same(
     config.pop("pad_token")
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     _, engine, _ = made(copy)
-    engine.start()
     assert answered(engine, ASKED) == expected
     engine.close()
 
@@ -283,7 +284,6 @@ def test_a_batch_is_as_large_as_its_padding(folder: Path, expected: list[str], m
         run_batch(prompts, most, *rest)
 
     monkeypatch.setattr(engine, "_generate_by", watched)
-    engine.start()
     long = ask("word " * 250, max_tokens=3)
     assert answered(engine, [ASKED[0], long, *ASKED[3:4] * 9])[0] == expected[0]
     engine.close()

@@ -20,7 +20,7 @@ def builder(tiny: LoadedModel) -> PromptBuilder:
 
 def spelled(tiny: LoadedModel, ids: tuple[int, ...]) -> str:
     """The prompt as text, each run of pads as one pad with its length."""
-    text = tiny.tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = tiny.tokens.decode(ids, with_special=True)
     for pad in ("<|image_pad|>", "<|video_pad|>"):
         for count in range(80, 0, -1):
             text = text.replace(pad * count, f"[{pad[2:7]} {count}]")

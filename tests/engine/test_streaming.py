@@ -4,21 +4,21 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer
 
 from worker.engine.streaming import TextStream
+from worker.engine.tokens import Tokens, read_tokens
 from worker.settings import EMBEDDED_MODEL
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
+def tokens() -> Tokens:
+    return read_tokens(EMBEDDED_MODEL)
 
 
-def stream(tokenizer: Tokenizer, text: str, stops: Sequence[str] = ()) -> tuple[list[str], bool]:
+def stream(tokens: Tokens, text: str, stops: Sequence[str] = ()) -> tuple[list[str], bool]:
     """The pieces sent for this text, fed byte by byte so that characters are split among tokens."""
-    byte_ids = [tokenizer.token_to_id(_BYTES[byte]) for byte in text.encode()]
-    streaming = TextStream(tokenizer, stops)
+    byte_ids = [tokens.id_of(_BYTES[byte]) for byte in text.encode()]
+    streaming = TextStream(tokens, stops)
     pieces = []
     for token in byte_ids:
         pieces.append(streaming.push(token))
@@ -39,16 +39,16 @@ _BYTES = _byte_alphabet()
 
 
 @pytest.mark.parametrize("text", ["plain", "左上有一个红色圆形。", "smile 😀😀 👩‍👩‍👧", "mixed é文a\n\t😀"])
-def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
-    pieces, is_stopped = stream(tokenizer, text)
+def test_pieces_are_whole_characters_and_join_to_the_text(tokens: Tokens, text: str) -> None:
+    pieces, is_stopped = stream(tokens, text)
     assert "".join(pieces) == text
     assert not is_stopped
     assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: Tokenizer) -> None:
-    streaming = TextStream(tokenizer, ())
-    assert streaming.push(tokenizer.token_to_id(_BYTES[0xE5])) == ""
+def test_bytes_that_never_become_a_character_come_at_the_end(tokens: Tokens) -> None:
+    streaming = TextStream(tokens, ())
+    assert streaming.push(tokens.id_of(_BYTES[0xE5])) == ""
     assert streaming.finish() == "\ufffd"
 
 
@@ -65,13 +65,13 @@ def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: Tokenize
     ],
 )
 def test_a_stop_string_is_cut_off_and_never_sent_in_part(
-    tokenizer: Tokenizer, text: str, stops: list[str], expected: str
+    tokens: Tokens, text: str, stops: list[str], expected: str
 ) -> None:
-    pieces, is_stopped = stream(tokenizer, text, stops)
+    pieces, is_stopped = stream(tokens, text, stops)
     assert "".join(pieces) == expected
     assert is_stopped == (expected != text)
 
 
-def test_text_flows_while_a_stop_is_possible(tokenizer: Tokenizer) -> None:
-    pieces, _ = stream(tokenizer, "hello", ["xyz"])
+def test_text_flows_while_a_stop_is_possible(tokens: Tokens) -> None:
+    pieces, _ = stream(tokens, "hello", ["xyz"])
     assert pieces[:5] == list("hello")

@@ -171,8 +171,8 @@ def their_video(pair: Both, frames: list[np.ndarray], indices: list[int], rate: 
 
 def without_outer_span(pair: Both, ids: list[int]) -> list[int]:
     """Their prompt without the pair of vision marks that the library keeps around a video's timed spans."""
-    tokenizer = pair.model.tokenizer
-    start, end = tokenizer.token_to_id("<|vision_start|>"), tokenizer.token_to_id("<|vision_end|>")
+    tokens = pair.model.tokens
+    start, end = tokens.id_of("<|vision_start|>"), tokens.id_of("<|vision_end|>")
     last = len(ids) - 1 - ids[::-1].index(end)
     first = ids.index(start)
     return [*ids[:first], *ids[first + 1 : last], *ids[last + 1 :]]

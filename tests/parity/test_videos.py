@@ -97,7 +97,7 @@ def test_ids_grids_and_pixels_are_the_processors(pair: Both, files: dict[str, by
 
 def told(pair: Both, ids: Sequence[int]) -> list[float]:
     """The seconds that a prompt names."""
-    text = pair.model.tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = pair.model.tokens.decode(ids, with_special=True)
     return [float(at) for at in re.findall(r"<(\d+\.\d) seconds>", text)]
 
 

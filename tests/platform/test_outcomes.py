@@ -225,6 +225,21 @@ def test_the_log_has_one_json_line_a_job_and_none_of_its_words() -> None:
     assert job.progress == [{"phase": "reading the prompt"}]
 
 
+def test_with_lazy_load_the_first_job_brings_the_model() -> None:
+    with Platform() as platform, worker(platform, LAZY_LOAD="1"):
+        jobs = [platform.submit(QUESTION) for _ in range(3)]
+        assert {ended(job).status for job in jobs} == {"COMPLETED"}
+
+
+def test_a_lazy_model_that_cannot_be_loaded_fails_its_jobs_and_ends_the_worker() -> None:
+    with Platform() as platform, worker(platform, LAZY_LOAD="1", MODEL_PATH="/no/such/folder") as process:
+        job = ended(platform.submit(QUESTION))
+        assert json.loads(job.error)["code"] == "ENGINE_STOPPED"
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert output.strip().splitlines()[-1].startswith("worker-qwen-vl cannot start: MODEL_PATH")
+
+
 def test_a_stop_while_loading_ends_at_once_and_takes_nothing() -> None:
     with Platform() as platform, worker(platform, "-c", _STOPPED_WHILE_LOADING) as process:
         assert process.wait(60) == 143

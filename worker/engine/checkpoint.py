@@ -12,8 +12,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from worker.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
@@ -37,13 +35,6 @@ class Checkpoint:
     folder: Path
     name: str
     origin: str
-
-    def tokenizer(self) -> Tokenizer:
-        """Raises ModelError."""
-        try:
-            return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # the library has no class of its own for it
-            raise ModelError(f"{self.folder / 'tokenizer.json'} cannot be read: {error}") from None
 
 
 def find(settings: Settings) -> Checkpoint:

@@ -30,7 +30,7 @@ from worker.engine.prompt import PromptBuilder
 from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
 from worker.engine.sampling import Chooser, Row, resolve, rows
 from worker.engine.sequence import Emit, Request, Sequence
-from worker.engine.streaming import TextStream, Vocabulary
+from worker.engine.streaming import TextStream
 from worker.errors import (
     EngineStopped,
     InputInvalid,
@@ -80,7 +80,6 @@ class Engine:
             assert isinstance(model, LoadedModel)
             builder = PromptBuilder(model, settings)
         self._builder = builder
-        self._vocabulary = Vocabulary(model.tokenizer)
         self._runner: Runner = model.runner
         self._cache: SlotCache = self._runner.slots()
         self._features = FeatureCache(settings.feature_cache_mib * MIB)
@@ -279,9 +278,9 @@ class Engine:
                     request=request,
                     index=index,
                     chooser=Chooser(choice, prompt.ids, ending, index),
-                    stream=TextStream(self._model.tokenizer, sampling.stop),
+                    stream=TextStream(self._model.tokens, sampling.stop),
                     ending=ending,
-                    vocabulary=self._vocabulary,
+                    vocabulary=self._model.tokens,
                     num_likely=sampling.logprobs,
                 )
                 for index in range(sampling.n)

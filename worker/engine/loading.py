@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer
 
 from worker.engine.checkpoint import ModelError
 from worker.engine.face import Runner
@@ -16,6 +15,7 @@ from worker.engine.native.graphs import CudaRecorder, Recorder
 from worker.engine.native.runner import NativeRunner
 from worker.engine.rules import PixelRules, read_json, read_rules
 from worker.engine.template import Template
+from worker.engine.tokens import Tokens, read_tokens
 from worker.engine.weights import Begun, begin
 from worker.settings import EMBEDDED_MODEL, Settings
 from worker.timeline import Timeline
@@ -33,7 +33,7 @@ class ServedModel:
     name: str
     code: Literal["native", "transformers", "generate"]
     runner: Any
-    tokenizer: Tokenizer
+    tokens: Tokens
     generation: dict[str, Any]
     eos_ids: frozenset[int]
     max_model_len: int
@@ -60,7 +60,7 @@ def load(
     settings: Settings,
     begun: Begun | None = None,
     timeline: Timeline | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokens: Tokens | None = None,
 ) -> LoadedModel:
     """The model that the settings name, else the embedded tiny one. Raises ModelError."""
     timeline = timeline or Timeline()
@@ -72,8 +72,8 @@ def load(
     if kind not in FAMILIES:
         raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(FAMILIES))}")
     text, vision = shapes.parts(config)
-    if tokenizer is None:
-        tokenizer = found.tokenizer()
+    if tokens is None:
+        tokens = read_tokens(folder)
         timeline.end("tokenizer")
     pixels = read_rules(folder)
     code = _code(settings, begun, config)
@@ -99,7 +99,7 @@ def load(
         runner=runner,
         family=FAMILIES[kind],
         template=Template(folder),
-        tokenizer=tokenizer,
+        tokens=tokens,
         pixels=pixels,
         generation=generation,
         eos_ids=_eos_ids(generation, config),

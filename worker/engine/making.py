@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from worker.engine.engine import Engine
 from worker.engine.families import FAMILIES
 from worker.engine.loading import LoadedModel, ServedModel, load
 from worker.engine.pixels import Eye
 from worker.engine.rules import read_json
+from worker.engine.tokens import Tokens
 from worker.engine.warming import WarmUp
 from worker.engine.weights import Begun, Reading, begin
 from worker.settings import Settings
@@ -44,13 +43,13 @@ def make(
     on_death: Callable[[], None],
     begun: Begun | None,
     timeline: Timeline,
-    tokenizer: Tokenizer | None = None,
+    tokens: Tokens | None = None,
 ) -> Made:
     """Whoever takes it waits for its `warm_up` and closes its engine. Raises ModelError."""
     begun = begun or begin(settings)
     kind = read_json(begun.found.folder / "config.json").get("model_type")
     if kind in FAMILIES or settings.model_code == "native":
-        known = load(settings, begun, timeline, tokenizer)
+        known = load(settings, begun, timeline, tokens)
         model: ServedModel = known
         engine, eye = Engine(known, settings, on_death), Eye(known.pixels, settings, known.max_model_len)
     else:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from worker.contract import ChatRequest, Clip, Kind, Media, Opened, Picture, Seen, Text
 from worker.engine import pixels
@@ -20,6 +19,7 @@ from worker.engine.loading import LoadedModel
 from worker.engine.pixels import Patches
 from worker.engine.positions import IMAGE, TEXT, VIDEO, positions
 from worker.engine.sizes import Size, image_size, video_size
+from worker.engine.tokens import Tokens
 from worker.errors import PromptTooLong
 from worker.settings import Settings
 
@@ -33,12 +33,10 @@ class PromptBuilder:
     def __init__(self, model: LoadedModel, settings: Settings) -> None:
         self._model = model
         self._settings = settings
-        self._image_pad = _id_of(model.tokenizer, model.family.image_pad)
-        self._video_pad = _id_of(model.tokenizer, model.family.video_pad)
-        added = model.tokenizer.get_added_tokens_decoder().values()
-        self._specials = re.compile(
-            "|".join(re.escape(token.content) for token in added if token.special) + "|[\ue000\ue001]"
-        )
+        self._image_pad = _id_of(model.tokens, model.family.image_pad)
+        self._video_pad = _id_of(model.tokens, model.family.video_pad)
+        specials = [re.escape(token.content) for token in model.tokens.added.values() if token.is_special]
+        self._specials = re.compile("|".join([*specials, "[\ue000\ue001]"]))
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
         """Raises PromptTooLong. `media` are the request's, in order."""
@@ -144,9 +142,9 @@ class PromptBuilder:
         for index, piece in enumerate(_STAND_INS.split(rendered)):
             is_taken = index % 2 == 1
             if is_taken:
-                ids += _as_text(self._model.tokenizer, taken[int(piece)])
+                ids += self._model.tokens.encode_letters(taken[int(piece)])
             else:
-                ids += self._model.tokenizer.encode(piece, add_special_tokens=False).ids
+                ids += self._model.tokens.encode(piece)
         return ids
 
     def _positions(
@@ -175,20 +173,11 @@ def grids(patches: Sequence[Patches]) -> torch.Tensor | None:
     return torch.tensor([one.grid for one in patches]) if patches else None
 
 
-def _id_of(tokenizer: Tokenizer, token: str) -> int:
-    identity = tokenizer.token_to_id(token)
+def _id_of(tokens: Tokens, token: str) -> int:
+    identity = tokens.id_of(token)
     if identity is None:
         raise ModelError(f"the tokenizer has no {token}")
-    return int(identity)
-
-
-def _as_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a control token's letters. A second tokenizer that knows no control tokens would take as long to
-    make as the first."""
-    if tokenizer.normalizer is not None:
-        text = tokenizer.normalizer.normalize_str(text)
-    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
-    return [token.id for word in words for token in tokenizer.model.tokenize(word)]
+    return identity
 
 
 def _block(part: Text | Media, specials: re.Pattern[str], stand_in: Any) -> dict[str, str]:

@@ -8,7 +8,8 @@ from worker.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usag
 from worker.deadline import Deadline
 from worker.engine.face import Prompt
 from worker.engine.sampling import Chooser, Row, likeliest
-from worker.engine.streaming import TextStream, Vocabulary
+from worker.engine.streaming import TextStream, likely
+from worker.engine.tokens import Tokens
 from worker.errors import DeadlineExceeded, InternalError, WorkerError
 
 Emit = Callable[[Event | WorkerError], None]
@@ -81,7 +82,7 @@ class Sequence:
     chooser: Chooser
     stream: TextStream
     ending: frozenset[int]
-    vocabulary: Vocabulary
+    vocabulary: Tokens
     num_likely: int | None = None
     tokens: list[int] = field(default_factory=list)
     is_finished: bool = False
@@ -126,9 +127,8 @@ class Sequence:
 
     def _logprob(self, row: Row, token: int, count: int) -> TokenLogprob:
         logprob, top = likeliest(row, token, count)
-        return TokenLogprob(
-            self.vocabulary.likely(token, logprob), tuple(self.vocabulary.likely(one, value) for one, value in top)
-        )
+        known = self.vocabulary
+        return TokenLogprob(likely(known, token, logprob), tuple(likely(known, one, value) for one, value in top))
 
     def _end(self, reason: FinishReason) -> None:
         self._emit(self.stream.finish(), is_last=True)

@@ -25,6 +25,7 @@ from worker.engine.face import Prompt
 from worker.engine.library.loading import module_for
 from worker.engine.loading import ServedModel, ending_ids, model_len
 from worker.engine.rules import read_json
+from worker.engine.tokens import Tokens
 from worker.engine.weights import Begun
 from worker.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.settings import Settings
@@ -258,7 +259,7 @@ def load(settings: Settings, begun: Begun, timeline: Timeline) -> ServedModel:
         name=name,
         code="generate",
         runner=runner,
-        tokenizer=tokenizer,
+        tokens=Tokens(tokenizer),
         generation=generation,
         eos_ids=eos_ids,
         max_model_len=max_model_len,
