@@ -59,11 +59,13 @@ def begin(*others: str) -> Boot:
             logs.set_up(settings.log_level, as_json=settings.is_on_platform)
             if settings.is_on_platform:
                 signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
+            found = None if settings.lazy_load else checkpoint.find(settings)
+            if found is not None:
+                checkpoint.read_ahead(found.folder)
             for name in _BESIDE:
                 importlib.import_module(name)
             boot.timeline.end("importing beside torch's linking")
-            if not settings.lazy_load:
-                found = checkpoint.find(settings)
+            if found is not None:
                 tokens = importlib.import_module("worker.engine.tokens").read_tokens(found.folder)
                 boot.timeline.end("tokenizer")
         except (worker_settings.SettingError, checkpoint.ModelError) as error:
@@ -72,7 +74,7 @@ def begin(*others: str) -> Boot:
     boot.timeline.end("importing torch")
     weights = importlib.import_module("worker.engine.weights")
     try:
-        begun = None if settings.lazy_load else weights.begin(settings, found)
+        begun = None if found is None else weights.begin(settings, found)
         making = importlib.import_module("worker.engine.making")
         boot.timeline.end("importing the engine")
         if begun is not None:

@@ -56,7 +56,11 @@ class Settings(BaseModel):
     model_name: str | None = Field(
         None, description="Name in answers and for the OpenAI route; unset takes the folder's"
     )
-    device: Device = Field("auto", description="`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`")
+    device: Device = Field(
+        "auto",
+        description="`auto` (CUDA where there is one; all GPUs where the model is larger than one, the slow way), "
+        "`cpu`, `cuda` or `cuda:N`",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
     )

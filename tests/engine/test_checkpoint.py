@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,26 @@ def test_a_disk_that_takes_nothing_is_told_with_the_remedy(
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match="HUB_CACHE must be a folder that can be written and has room"):
         find(load({**places, "ALLOW_DOWNLOAD": "1"}))
+
+
+def test_weights_are_fetched_ahead_to_their_last_byte_and_what_is_missing_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{index}.safetensors" for index in range(6)]
+    folder = written(tmp_path / "model", *names)
+    for size, name in enumerate(names):
+        (folder / name).write_bytes(bytes(size * 1000))
+    (folder / names[1]).unlink()
+    read: list[int] = []
+
+    def send(nowhere: int, file: int, at: int, most: int, send: Any = os.sendfile) -> int:
+        read.append(send(nowhere, file, at, most))
+        return read[-1]
+
+    monkeypatch.setattr(os, "sendfile", send)
+    monkeypatch.setattr(checkpoint, "_AT_ONCE", 700)
+    checkpoint.read_ahead(folder)
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join()
+    assert sum(read) == 2000 + 3000 + 4000 + 5000

@@ -101,6 +101,24 @@ def test_too_little_memory_is_told_with_numbers_before_loading(file: Path, monke
         Reading(file.parent, CPU, torch.float32).start().tensors()
 
 
+@pytest.mark.parametrize(
+    ("free", "expected"), [([10**6], 1), ([10**6, 0], 1), ([60_000, 60_000], 2), ([20_000, 60_000, 60_000], 3)]
+)
+def test_what_no_gpu_holds_alone_is_spread_over_all(
+    file: Path, monkeypatch: pytest.MonkeyPatch, free: list[int], expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(weights, "free_bytes", lambda device: free[device.index])
+    assert weights.devices_for(file.parent, torch.float32) == expected
+
+
+def test_what_all_gpus_do_not_hold_is_told_with_numbers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(weights, "free_bytes", lambda _: 1000)
+    with pytest.raises(ModelError, match=r"2 GPUs have 0\.0 GiB free: a smaller model"):
+        weights.devices_for(file.parent, torch.float32)
+
+
 def test_what_is_free_is_within_the_containers_limit() -> None:
     assert 0 < weights.free_bytes(CPU) < 2**50
 

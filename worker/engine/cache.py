@@ -73,7 +73,8 @@ class _Pool:
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """A pool's part in the step under way. span: its rows in the step; columns: where each of them writes."""
+    """A pool's part in the step under way. span: its rows in the step; columns: where each of them writes. Layers
+    may lie on other devices than the step's: `on` has what they need there."""
 
     pool: _Pool
     span: slice
@@ -81,6 +82,15 @@ class _Group:
     columns: torch.Tensor
     width: int
     mask: torch.Tensor
+    elsewhere: "dict[torch.device, _Group]" = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "_Group":
+        if device == self.mask.device:
+            return self
+        if device not in self.elsewhere:
+            rows, columns, mask = (one.to(device) for one in (self.rows, self.columns, self.mask))
+            self.elsewhere[device] = _Group(self.pool, self.span, rows, columns, self.width, mask)
+        return self.elsewhere[device]
 
 
 class SlotCache:
@@ -283,7 +293,7 @@ class SlotCache:
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, (rows, kv_heads, 1, head_dim), where each row's next token belongs."""
         at = self._attending[layer]
-        for group in self._groups:
+        for group in (group.on(keys.device) for group in self._groups):
             for store, fresh in ((group.pool.keys[at], keys), (group.pool.values[at], values)):
                 store[group.rows, :, group.columns] = fresh[group.span, :, 0]
 
@@ -291,7 +301,7 @@ class SlotCache:
         """(rows, 1, heads, head_dim) for the step's queries, (rows, heads, 1, head_dim)."""
         at = self._attending[layer]
         mixed = []
-        for group in self._groups:
+        for group in (group.on(query.device) for group in self._groups):
             rows = len(group.rows)
             keys, values = (s[at][:rows, :, : group.width] for s in (group.pool.keys, group.pool.values))
             mixed.append(grouped(query[group.span], keys, values, group.mask, scale))

@@ -4,11 +4,14 @@ The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` ho
 files.
 """
 
+import contextlib
 import errno
 import hashlib
 import importlib
 import json
 import logging
+import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from worker.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+READERS = 4  # files that are fetched at a time
+_AT_ONCE = 2**30
 _INSTEAD = {"preprocessor_config.json": "processor_config.json"}  # as newer checkpoints have it
 MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
@@ -102,6 +107,21 @@ def missing_file(folder: Path) -> str | None:
     lacking = [name for name, other in either if not ((folder / name).is_file() or (folder / other).is_file())]
     lacking += [shard for shard in shards(folder) if not (folder / shard).is_file()]
     return lacking[0] if lacking else None
+
+
+def read_ahead(folder: Path) -> None:
+    """Have the weights fetched from the disk, by threads in the kernel, a second before torch can ask for them."""
+
+    def fetch(names: list[str]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError), (folder / name).open("rb") as file, open(os.devnull, "wb") as nowhere:
+                at = 0
+                while sent := os.sendfile(nowhere.fileno(), file.fileno(), at, _AT_ONCE):
+                    at += sent
+
+    for first in range(READERS):
+        names = shards(folder)[first::READERS]
+        threading.Thread(target=fetch, args=(names,), name="read-ahead", daemon=True).start()
 
 
 def shards(folder: Path) -> list[str]:

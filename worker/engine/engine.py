@@ -85,7 +85,7 @@ class Engine:
         self._features = FeatureCache(settings.feature_cache_mib * MIB)
         self._can_pad = can_cut = not self._cache.has_states
         self._prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if can_cut and settings.prefix_cache_mib else None
-        max_bytes = _cache_bytes(settings, model.device)
+        max_bytes = _cache_bytes(settings, model.device, model.num_devices)
         self._admission = Admission(settings.max_num_seqs, max_bytes, self._cache, self._runner.bytes_per_token)
         self._incoming: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._beginning: list[Entry] = []
@@ -652,11 +652,14 @@ def _joined(first: Piece, second: Piece) -> Piece:
     return Piece(text=first.text + second.text, index=first.index, logprobs=first.logprobs + second.logprobs)
 
 
-def _cache_bytes(settings: Settings, device: torch.device) -> int:
-    """The memory for keys and values: as set, or from what is free now that the weights are loaded."""
+def _cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:
+    """The memory for keys and values: as set, or from what is free now that the weights are loaded. Each of several
+    devices has those of its layers: the fullest one is the limit."""
     if settings.kv_cache_mib is not None:
         return settings.kv_cache_mib * MIB
     if device.type == "cuda":
         reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
-        return max(0, torch.cuda.mem_get_info(device)[0] - reserve * MIB)
+        devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
+        free = min(int(torch.cuda.mem_get_info(one)[0]) for one in devices)
+        return max(0, free - reserve * MIB) * num_devices
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 4

@@ -28,7 +28,7 @@ DEFAULT_TOKENS_PER_SECOND = 4
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """What an engine needs of any model. code: whose model code `runner` runs, `generate` where it is the library's
-    whole loop."""
+    whole loop. num_devices: over how many its layers are spread, `device` being the first."""
 
     name: str
     code: Literal["native", "transformers", "generate"]
@@ -40,6 +40,7 @@ class ServedModel:
     vocabulary_size: int
     device: torch.device
     dtype: torch.dtype
+    num_devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ def load(
         tokens_per_second=float(vision.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND)),
         device=device,
         dtype=dtype,
+        num_devices=begun.num_devices,
         shallow=shallow,
     )
 
@@ -117,7 +119,9 @@ def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["
     if settings.model_code == "transformers":
         return "transformers"
     why = shapes.why_not(config)
-    if begun.reading is None:
+    if begun.num_devices > 1:
+        why = f"its layers are spread over {begun.num_devices} GPUs, the slow way: each waits for the one before"
+    elif begun.reading is None:
         why = "its weights are quantised"
     elif settings.attention not in ("auto", "sdpa"):
         why = f"ATTENTION is {settings.attention}"

@@ -50,12 +50,13 @@ class Stored:
 @dataclass(frozen=True)
 class Begun:
     """A model that was found. reading: its weights on their way; None where the library has to read them itself,
-    because they are quantised or are to be."""
+    because they are quantised or are to be, or go to several devices. num_devices: how many."""
 
     found: Checkpoint
     device: torch.device
     dtype: torch.dtype
     reading: "Reading | None"
+    num_devices: int = 1
 
 
 def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
@@ -65,7 +66,24 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
     dtype = dtype_of(settings.dtype, device, found.folder)
     if _is_quantised(settings, found.folder, device):
         return Begun(found, device, dtype, None)
+    num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
+    if num_devices > 1:
+        return Begun(found, device, dtype, None, num_devices)
     return Begun(found, device, dtype, Reading(found.folder, device, dtype).start())
+
+
+def devices_for(folder: Path, dtype: torch.dtype) -> int:
+    """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
+    free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    needed = num_bytes([one for shard in shards(folder) for one in headers(folder / shard)], dtype)
+    if len(free) == 1 or needed <= free[0]:
+        return 1
+    if needed > sum(free):
+        raise ModelError(
+            f"the weights need {needed / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
+            "a smaller model, a smaller DTYPE or a larger machine"
+        )
+    return len(free)
 
 
 def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> bool:

@@ -266,6 +266,7 @@ def load(settings: Settings, begun: Begun, timeline: Timeline) -> ServedModel:
         vocabulary_size=int(text.vocab_size),
         device=begun.device,
         dtype=begun.dtype,
+        num_devices=begun.num_devices,
     )
 
 

@@ -32,7 +32,7 @@ def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
     attention = _attention(settings.attention, device)
     options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
     if device.type == "cuda":
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": device} if begun.num_devices == 1 else "auto"
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     if begun.reading is not None:
         tensors = begun.reading.tensors()
@@ -43,7 +43,8 @@ def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
         try:
             module, info = made.from_pretrained(folder, **options, **more)
         except (ImportError, ValueError, RuntimeError, OSError) as error:
-            raise ModelError(f"{folder} could not be loaded quantised: {error}") from None
+            how = "over several GPUs" if begun.num_devices > 1 else "quantised"
+            raise ModelError(f"{folder} could not be loaded {how}: {error}") from None
     lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
     if lost:
         raise ModelError(

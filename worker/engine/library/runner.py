@@ -116,7 +116,7 @@ class LibraryRunner:
         if found is None:
             return {}
         spots, features, deep = found
-        embeds[0, spots] = features
+        embeds[0, spots] = features.to(embeds.device)
         if not deep:
             return {}
         mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
