@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -111,12 +113,20 @@ def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedM
             assert one.keys.is_contiguous()
 
 
-REAL = {  # the 2B and the 7B model, cut to few layers and a small vocabulary
+REAL = {  # the 2B, the 30B with experts and the 7B model, cut to few layers and experts and a small vocabulary
     "qwen3_vl": (
         {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 8}
         | {"head_dim": 128, "num_hidden_layers": 2, "rope_theta": 5e6}
         | {"rope_parameters": {**checkpoints._INTERLEAVED, "rope_theta": 5e6, "mrope_section": [24, 20, 20]}},
         {"hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "depth": 2, "out_hidden_size": 2048}
+        | {"num_position_embeddings": 2304, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen3_vl_moe": (
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 32, "num_key_value_heads": 4}
+        | {"head_dim": 128, "num_hidden_layers": 2, "rope_theta": 5e6}
+        | {"num_experts": 16, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        | {"rope_parameters": {**checkpoints._INTERLEAVED, "rope_theta": 5e6, "mrope_section": [24, 20, 20]}},
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "depth": 2, "out_hidden_size": 2048}
         | {"num_position_embeddings": 2304, "deepstack_visual_indexes": [0]},
     ),
     "qwen2_5_vl": (
@@ -155,19 +165,22 @@ def divergence(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
 def test_in_bfloat16_it_is_as_near_as_the_librarys_own_attentions_are_to_each_other(
     folders: dict[str, Path | None], family: str
 ) -> None:
-    """And as near to float32 as they are."""
+    """And as near to float32 as they are. In the middle of all prompts where there are experts: a token that goes to
+    another one is a jump, which either may make."""
     folder = folders[family]
+    of_all = median if "moe" in family else sum
     models = {
         "exact": loaded(folder, "transformers"),
         "own": loaded(folder, "native", dtype="bfloat16"),
         "sdpa": loaded(folder, "transformers", dtype="bfloat16"),
         "eager": loaded(folder, "transformers", dtype="bfloat16", attention="eager"),
     }
-    far: dict[tuple[str, str], float] = {}
+    each: dict[tuple[str, str], list[float]] = defaultdict(list)
     for shown in ASKED.values():
         last = {name: steps(model, shown)[-4:] for name, model in models.items()}
         for pair in (("sdpa", "own"), ("sdpa", "eager"), ("exact", "own"), ("exact", "sdpa"), ("exact", "eager")):
-            far[pair] = far.get(pair, 0.0) + divergence(last[pair[0]], last[pair[1]])
+            each[pair].append(divergence(last[pair[0]], last[pair[1]]))
+    far = {pair: float(of_all(found)) for pair, found in each.items()}
     assert far["sdpa", "own"] <= far["sdpa", "eager"] + 1e-5
     assert far["exact", "own"] <= max(far["exact", "sdpa"], far["exact", "eager"]) + 1e-5
 
@@ -233,6 +246,19 @@ def test_windows_matter_where_there_are_some(folders: dict[str, Path | None]) ->
     assert distance(steps(model, shown), right) > NEAR
 
 
+def test_experts_lie_either_way_in_a_checkpoint(folders: dict[str, Path | None], tmp_path: Path) -> None:
+    folder = folders["qwen3_vl_moe"]
+    assert folder is not None
+
+    def turn(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if ".experts." in name:
+                tensors[name] = tensors[name].transpose(1, 2).contiguous()
+
+    turned = loaded(changed(folder, tmp_path / "turned", turn), "native")
+    assert distance(steps(turned, ASKED["image"]), steps(loaded(folder, "native"), ASKED["image"])) < NEAR
+
+
 # Tensors by name.
 
 
@@ -276,7 +302,8 @@ def test_a_tied_head_is_the_embedding_and_needs_no_memory(tiny: LoadedModel) -> 
     ("config", "why"),
     [
         ({"model_type": "qwen3_vl"}, None),
-        ({"model_type": "qwen3_vl_moe"}, "not among"),
+        ({"model_type": "qwen3_vl_moe"}, None),
+        ({"model_type": "qwen3_5"}, "not among"),
         ({"model_type": "qwen3_vl", "text_config": {"rope_scaling": {"rope_type": "yarn"}}}, "positions are scaled"),
         ({"model_type": "qwen2_5_vl", "rope_scaling": {"type": "mrope"}}, None),
         ({"model_type": "qwen2_5_vl", "use_sliding_window": True}, "sliding window"),
@@ -297,7 +324,7 @@ def test_model_code_is_chosen_by_what_is_there_and_by_the_setting(
     assert "by native model code" in caplog.text
     assert loaded(folders["qwen3_vl"], "auto", attention="eager").code == "transformers"
     assert "transformers runs this model: ATTENTION is eager" in caplog.text
-    other = checkpoints.write("qwen3_vl_moe", tmp_path / "moe")
+    other = checkpoints.write("qwen3_5", tmp_path / "other")
     assert loaded(other, "auto").code == "transformers"
     with pytest.raises(ModelError, match="MODEL_CODE is native, which cannot run this model: the model type"):
         loaded(other, "native")
@@ -351,7 +378,7 @@ def test_positions_are_the_librarys(folders: dict[str, Path | None], family: str
 
     config = AutoConfig.from_pretrained(folders[family])
     kinds, images, videos, intervals = [0] * number(0, 3), [], [], []
-    is_timed = family == "qwen3_vl"
+    is_timed = family != "qwen2_5_vl"
     for _ in range(number(1, 5)):
         t, h, w = number(1, 4), 2 * number(1, 6), 2 * number(1, 6)
         if number(0, 1):

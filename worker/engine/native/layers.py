@@ -42,6 +42,10 @@ class Tensors:
             raise ModelError(f"the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a tensor that was not taken; empty where it is not there."""
+        return tuple(self._left[name].shape) if name in self._left else ()
+
     def joined(self, prefix: str, names: Sequence[str], suffix: str, rows: Sequence[int], *rest: int) -> Tensor:
         """Several tensors as one, one behind the other. Where they lie so in memory, as `builder.bake` lays them, it is
         that memory; else a copy, and theirs goes."""

@@ -17,7 +17,7 @@ from worker.engine.native.text import Attend, TextModel
 from worker.engine.pixels import normalised
 from worker.engine.rules import PixelRules
 
-_TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.Tower}
+_TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen3_vl_moe": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.Tower}
 
 
 class NativeRunner:

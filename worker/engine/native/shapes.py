@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from worker.engine.checkpoint import ModelError
 
-MODEL_TYPES = ("qwen3_vl", "qwen2_5_vl")
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
 ROPE_TYPES = (None, "default", "mrope")
 SHALLOW = 2  # one layer of each kind that there is
 _NUMBERED = re.compile(r"\.(layers|blocks|deepstack_merger_list)\.(\d+)\.")
@@ -20,7 +20,8 @@ AnyTensor = TypeVar("AnyTensor")
 class TextShape:
     """The text model. sections: how many rotary frequencies turn by time, height and width; is_interleaved: they take
     turns, else they lie in blocks. has_qk_norm: queries and keys are normalised head by head; has_bias: their
-    projections have biases. is_tied: logits come from the embedding."""
+    projections have biases. is_tied: logits come from the embedding. sparse: layers whose MLP is `experts`, of which
+    each token goes to `per_token`."""
 
     vocabulary: int
     hidden: int
@@ -36,6 +37,10 @@ class TextShape:
     has_qk_norm: bool
     has_bias: bool
     is_tied: bool
+    experts: int
+    per_token: int
+    expert_intermediate: int
+    sparse: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,9 @@ def why_not(config: dict[str, Any]) -> str | None:
         return "its positions are scaled"
     if text.get("use_sliding_window"):
         return "its attention has a sliding window"
-    if text.get("hidden_act", "silu") != "silu" or (kind == "qwen3_vl" and text.get("attention_bias")):
+    if text.get("hidden_act", "silu") != "silu" or (kind != "qwen2_5_vl" and text.get("attention_bias")):
         return "its layers are not those of its family"
-    activation = "gelu_pytorch_tanh" if kind == "qwen3_vl" else "silu"
+    activation = "silu" if kind == "qwen2_5_vl" else "gelu_pytorch_tanh"
     return None if vision.get("hidden_act", activation) == activation else "its vision tower is not its family's"
 
 
@@ -105,7 +110,8 @@ def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[d
 def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
     """The shapes of a model that our own code knows. Raises ModelError where the config does not say them."""
     text, vision = parts(config)
-    is_qwen3 = config["model_type"] == "qwen3_vl"
+    is_qwen3 = config["model_type"] != "qwen2_5_vl"
+    is_moe = config["model_type"] == "qwen3_vl_moe"
     rope = _rope(text)
     try:
         time, height, width = rope.get("mrope_section") or ((24, 20, 20) if is_qwen3 else (16, 24, 24))
@@ -125,6 +131,10 @@ def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
                 has_qk_norm=is_qwen3,
                 has_bias=not is_qwen3,
                 is_tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+                experts=(text.get("num_experts") or text["num_local_experts"]) if is_moe else 0,
+                per_token=text["num_experts_per_tok"] if is_moe else 0,
+                expert_intermediate=text["moe_intermediate_size"] if is_moe else 0,
+                sparse=_sparse(text) if is_moe else frozenset(),
             ),
             VisionShape(
                 depth=vision["depth"],
@@ -144,6 +154,14 @@ def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
         )
     except KeyError as error:
         raise ModelError(f"the checkpoint's config.json does not say {error}") from None
+
+
+def _sparse(text: dict[str, Any]) -> frozenset[int]:
+    """The layers with experts."""
+    dense, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step", 1)
+    return frozenset(
+        layer for layer in range(text["num_hidden_layers"]) if layer not in dense and (layer + 1) % step == 0
+    )
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:

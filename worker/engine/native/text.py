@@ -1,4 +1,4 @@
-"""The text model of both families: they differ in norms, biases and in which frequency turns by which axis.
+"""The text model of all families: they differ in norms, biases and in which frequency turns by which axis.
 
 Tokens of one or many sequences lie behind each other in one tensor, (tokens, hidden); only attention knows to whom
 they belong. Queries, keys and values are one projection, gate and up another.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.engine.native.experts import Experts, experts
 from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, product, rotate, turns
 from worker.engine.native.shapes import TextShape
 
@@ -27,8 +28,17 @@ class Layer:
     qk_norm: RMSNorm | None
     out: Affine
     before_mlp: RMSNorm
+    mlp: "Dense | Experts"
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
     gate_up: Affine
     down: Affine
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down.onto(residual, product(functional.silu(gate), up))
 
 
 class TextModel:
@@ -38,7 +48,9 @@ class TextModel:
         root = "model.language_model"
         self.shape = shape
         self.embedding = tensors.take(f"{root}.embed_tokens.weight", shape.vocabulary, shape.hidden)
-        self._layers = [_layer(tensors, f"{root}.layers.{index}", shape) for index in range(shape.layers)]
+        self._layers = [
+            _layer(tensors, f"{root}.layers.{index}", shape, index in shape.sparse) for index in range(shape.layers)
+        ]
         self._norm = RMSNorm(tensors.take(f"{root}.norm.weight", shape.hidden), shape.eps)
         if shape.is_tied:
             tensors.drop("lm_head.weight")
@@ -75,8 +87,7 @@ class TextModel:
                 turning = layer.qk_norm(turning)
             turning = rotate(turning, *cos_sin)
             hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
-            gate, up = layer.gate_up(layer.before_mlp(hidden)).chunk(2, -1)
-            hidden = layer.down.onto(hidden, product(functional.silu(gate), up))
+            hidden = layer.mlp.onto(hidden, layer.before_mlp(hidden))
             if index < len(deep) and spots is not None:
                 hidden.index_add_(0, spots, deep[index])
         return hidden
@@ -86,26 +97,30 @@ class TextModel:
         return self.head(self._norm(hidden)).contiguous()
 
 
-def _layer(tensors: Tensors, name: str, shape: TextShape) -> Layer:
+def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> Layer:
     hidden, dim = shape.hidden, shape.head_dim
     rows = [shape.heads * dim, shape.kv_heads * dim, shape.kv_heads * dim]
-    names, mlp = JOINED
+    names, _ = JOINED
     attention = f"{name}.self_attn"
     bias = tensors.joined(f"{attention}.", names, ".bias", rows) if shape.has_bias else None
     norms = None
     if shape.has_qk_norm:
         query, key = (tensors.take(f"{attention}.{which}_norm.weight", dim) for which in "qk")
         norms = RMSNorm(torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)]), shape.eps)
-    gate_up = tensors.joined(f"{name}.mlp.", mlp, ".weight", [shape.intermediate] * 2, hidden)
     return Layer(
         before_attention=RMSNorm(tensors.take(f"{name}.input_layernorm.weight", hidden), shape.eps),
         qkv=Affine(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
         qk_norm=norms,
         out=affine(tensors, f"{attention}.o_proj", hidden, shape.heads * dim, bias=False),
         before_mlp=RMSNorm(tensors.take(f"{name}.post_attention_layernorm.weight", hidden), shape.eps),
-        gate_up=Affine(gate_up),
-        down=affine(tensors, f"{name}.mlp.down_proj", hidden, shape.intermediate, bias=False),
+        mlp=experts(tensors, f"{name}.mlp", shape) if is_sparse else _dense(tensors, f"{name}.mlp", shape),
     )
+
+
+def _dense(tensors: Tensors, name: str, shape: TextShape) -> Dense:
+    _, parts = JOINED
+    gate_up = tensors.joined(f"{name}.", parts, ".weight", [shape.intermediate] * 2, shape.hidden)
+    return Dense(Affine(gate_up), affine(tensors, f"{name}.down_proj", shape.hidden, shape.intermediate, bias=False))
 
 
 def _axes(shape: TextShape) -> Tensor:
