@@ -33,6 +33,8 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
+    """A layer's MLP, all of it for every token."""
+
     gate_up: Affine
     down: Affine
 
