@@ -34,6 +34,7 @@ from builder.bake import bake
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 600
 QUESTION = "What is in the picture?"
+PAINT = (*(f"C{number}" for number in range(10)), "black", "gold", "navy", "pink")
 WAYS = (
     "import torch",
     "import torch, weights read",
@@ -184,16 +185,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], axis: Any) -> None:
     """The worker's phases, one bar for each kind of start, beside the totals of the others."""
-    names = [f"{row['way']}\n{row['weights']}" for row in rows]
+    colours: dict[str, str] = {}
     for index, row in enumerate(rows):
         left = 0.0
-        phases = {name: took for name, took in row["phases"].items() if name != "total" and "beside" not in name}
+        phases = {name: took for name, took in row["phases"].items() if name != "total" and "beside: " not in name}
         if not phases:
             axis.barh(index, row["seconds"], color="lightgrey")
-        for place, (phase, took) in enumerate(phases.items()):
-            axis.barh(index, took, left=left, color=f"C{place}", label=phase if row["way"] == WAYS[-1] else None)
+        for phase, took in phases.items():
+            label = None if phase in colours else phase
+            axis.barh(index, took, left=left, color=colours.setdefault(phase, PAINT[len(colours)]), label=label)
             left += took
-    axis.set_yticks(range(len(rows)), names)
+    axis.set_yticks(range(len(rows)), [f"{row['way']}, {row['weights']}" for row in rows], fontsize=7)
     axis.invert_yaxis()
     axis.set(xlabel="seconds")
     axis.legend(fontsize=7)
