@@ -48,6 +48,16 @@ def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> No
     assert gc.isenabled()
 
 
+def test_what_warms_up_is_gone_with_its_answer() -> None:
+    code = (
+        "import gc; from worker import boot; began = boot.begin(); began.made.wait(began.timeline)\n"
+        "gc.collect(); from worker.engine.engine import Engine; import threading\n"
+        "print(sum(isinstance(one, Engine) for one in gc.get_objects()), began.made.model.shallow)\n"
+        "print([one.name for one in threading.enumerate() if one.name == 'engine']); began.made.close()"
+    )
+    assert in_a_process_of_its_own(code) == ["1", "None", "['engine']"]
+
+
 def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> None:
     code = (
         "import sys; from worker import boot, imports; began = boot.begin('runpod'); began.made.close()\n"

@@ -135,12 +135,14 @@ def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["
 
 def _native(
     settings: Settings, begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline
-) -> tuple[NativeRunner, NativeRunner]:
+) -> tuple[NativeRunner, NativeRunner | None]:
     assert begun.reading is not None
     tensors = begun.reading.tensors()
     timeline.end("waiting for weights")
     try:
-        shallow = NativeRunner(*shapes.shallow(config, tensors), pixels, begun.device)
+        shallow = None
+        if begun.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time
+            shallow = NativeRunner(*shapes.shallow(config, tensors), pixels, begun.device)
         return NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device)), shallow
     except ModelError as error:
         raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None

@@ -49,7 +49,8 @@ def make(
     begun = begun or begin(settings)
     kind = read_json(begun.found.folder / "config.json").get("model_type")
     if kind in FAMILIES or settings.model_code == "native":
-        known = load(settings, begun, timeline, tokens)
+        loaded = load(settings, begun, timeline, tokens)
+        shallow, known = loaded.shallow, replace(loaded, shallow=None)
         model: ServedModel = known
         engine, eye = Engine(known, settings, on_death), Eye(known.pixels, settings, known.max_model_len)
     else:
@@ -57,20 +58,23 @@ def make(
         foreign = importlib.import_module("worker.engine.library.foreign")
         windows = importlib.import_module("worker.engine.library.windows")
         timeline.end("importing transformers")
-        model = foreign.load(settings, begun, timeline)
+        model, shallow = foreign.load(settings, begun, timeline), None
         engine, eye = windows.WindowEngine(model, settings, on_death), foreign.ForeignEye(settings, model.max_model_len)
     engine.start()
     try:
-        return Made(model, engine, eye, _warm_up(model, engine, settings), begun.reading)
+        if isinstance(model, LoadedModel) and shallow is not None:
+            warm_up = _shallow(replace(model, runner=shallow), settings)
+        else:
+            warm_up = WarmUp(engine, with_video=model.code != "generate")
+        return Made(model, engine, eye, warm_up, begun.reading)
     except BaseException:
         engine.close()
         raise
 
 
-def _warm_up(model: ServedModel, engine: Engine, settings: Settings) -> WarmUp:
-    """By an engine of its own, of the model's first layers, where there is one: nothing it leaves can be met later."""
-    if not isinstance(model, LoadedModel) or model.shallow is None:
-        return WarmUp(engine, with_video=model.code != "generate")
-    shallow = Engine(replace(model, runner=model.shallow), settings)
-    shallow.start()
-    return WarmUp(shallow, ends=True)
+def _shallow(model: LoadedModel, settings: Settings) -> WarmUp:
+    """By an engine of its own, of the model's first layers: nothing that it leaves can be met later, and it is gone
+    with its answer."""
+    engine = Engine(model, settings)
+    engine.start()
+    return WarmUp(engine, ends=True)

@@ -35,7 +35,7 @@ class WarmUp:
         shown: list[tuple[Kind, Opened]] = [("image", Picture(_stripes(SIDE)))]
         if with_video:
             shown.append(("video", Clip((_stripes(SIDE // 2),) * NUM_FRAMES, 2.0)))
-        self._engine, self._ends = engine, ends
+        self._ending = engine if ends else None
         self._events: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
         media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
         request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
@@ -56,8 +56,9 @@ class WarmUp:
 
     def close(self) -> None:
         """Nobody waits for the answer."""
-        if self._ends:
-            self._engine.close()
+        engine, self._ending = self._ending, None
+        if engine is not None:
+            engine.close()
 
 
 def _stripes(side: int) -> RGB:
