@@ -206,13 +206,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="also with the weights out of the page cache")
     parser.add_argument("--model", type=Path, help="a checkpoint folder instead of the random one")
+    parser.add_argument("--layers", type=int, help="of the random model's text part, instead of 20; 120 are 4.8 GB")
     parser.add_argument("--save", action="store_true", help="write JSON, table and picture into benchmarks/results/")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or Path(temporary) / "half-a-billion"
         if options.model is None:
-            models.write_real_size(folder)
+            models.write_real_size(folder, options.layers)
         baked = Path(temporary) / "baked"
         shutil.copytree(folder, baked)
         bake(baked)

@@ -65,11 +65,14 @@ def write(folder: Path) -> int:
     return _weights(folder, SHAPE, VOCABULARY, recipe.special_id("<|endoftext|>"), torch.float32)
 
 
-def write_real_size(folder: Path) -> int:
-    """The same with the family's own vocabulary and half a billion parameters in bfloat16."""
+def write_real_size(folder: Path, layers: int | None = None) -> int:
+    """The same with the family's own vocabulary and half a billion parameters in bfloat16, or with more layers."""
     _begin(folder)
     first_special = real_tokenizer(folder / "tokenizer.json")
-    return _weights(folder, HALF_A_BILLION, 151_936, first_special, torch.bfloat16)
+    shape = HALF_A_BILLION
+    if layers is not None:
+        shape = {**shape, "text_config": {**shape["text_config"], "num_hidden_layers": layers}}
+    return _weights(folder, shape, 151_936, first_special, torch.bfloat16)
 
 
 def _begin(folder: Path) -> None:
