@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="also with the weights out of the page cache")
     parser.add_argument("--model", type=Path, help="a checkpoint folder instead of the random one")
-    parser.add_argument("--layers", type=int, help="of the random model's text part, instead of 20; 120 are 4.8 GB")
+    parser.add_argument("--layers", type=int, help="of the random model's text part, instead of 20; 120 are 4.2 GB")
     parser.add_argument("--save", action="store_true", help="write JSON, table and picture into benchmarks/results/")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
