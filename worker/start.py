@@ -13,7 +13,7 @@ from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.engine.loading import ServedModel
 from worker.engine.making import make
-from worker.errors import EngineStopped, WorkerError
+from worker.errors import EngineStopped
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.metrics import Metrics
@@ -114,17 +114,11 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     if boot.made is None:
         boot.timeline.end("before loading")
     boot.on_death = on_death
-    try:
-        made = boot.made or make(settings, boot.died, None, boot.timeline)
-    except WorkerError as error:
-        raise _mute(error) from None
+    made = boot.made or make(settings, boot.died, None, boot.timeline)
     engine = made.engine
     try:
         opener = Opener(settings, Fetcher(settings), made.eye)
         made.wait(boot.timeline)
-    except WorkerError as error:
-        made.close()
-        raise _mute(error) from None
     except BaseException:
         made.close()
         raise
@@ -141,10 +135,6 @@ def start(settings: Settings, on_death: Callable[[], None] = lambda: None, boot:
     service.metrics.gauge("device_memory_bytes", "Memory of the device that is held", lambda: engine.device_bytes)
     service.metrics.gauge("kv_cache_bytes", "Keys and values of what is being decoded", lambda: engine.cache_bytes)
     return Serving(made.model, engine, opener, service)
-
-
-def _mute(error: WorkerError) -> ModelError:
-    return ModelError(f"the model does not answer a question about a picture or video: {error.message}")
 
 
 def _show_reuse(metrics: Metrics, engine: Engine, name: str) -> None:

@@ -148,6 +148,16 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
         load(Settings(model_path=folder, device="cpu", model_code="transformers"))
 
 
+@pytest.mark.parametrize(("part", "name"), [("text_config", "num_hidden_layers"), ("vision_config", "depth")])
+def test_a_config_that_does_not_say_a_shape_is_refused_by_its_name(tmp_path: Path, part: str, name: str) -> None:
+    folder = checkpoints.write("qwen3_vl", tmp_path / "model")
+    body = json.loads((folder / "config.json").read_text())
+    body[part].pop(name)
+    (folder / "config.json").write_text(json.dumps(body))
+    with pytest.raises(ModelError, match=f"does not say '{name}'"):
+        load(Settings(model_path=folder, device="cpu", model_code="native"))
+
+
 def test_an_unknown_model_type_is_refused_by_name(tmp_path: Path) -> None:
     folder = checkpoints.write("qwen3_vl", tmp_path / "model")
     body = json.loads((folder / "config.json").read_text())

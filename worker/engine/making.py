@@ -1,10 +1,12 @@
 """Which engine serves the model that the settings name, how large it sees pictures, and its first answer."""
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from worker.engine.checkpoint import ModelError
 from worker.engine.engine import Engine
 from worker.engine.families import FAMILIES
 from worker.engine.loading import LoadedModel, ServedModel, load
@@ -13,6 +15,7 @@ from worker.engine.rules import read_json
 from worker.engine.tokens import Tokens
 from worker.engine.warming import WarmUp
 from worker.engine.weights import Begun, Reading, begin
+from worker.errors import WorkerError
 from worker.settings import Settings
 from worker.timeline import Timeline
 
@@ -28,8 +31,9 @@ class Made:
     reading: Reading | None
 
     def wait(self, timeline: Timeline) -> None:
-        """Until the first question is answered and all weights are read. Raises WorkerError."""
-        self.warm_up.wait()
+        """Until the first question is answered and all weights are read. Raises ModelError."""
+        with _answering():
+            self.warm_up.wait()
         if self.reading is not None:
             timeline.ran_beside("reading weights", self.reading.finish())
 
@@ -62,14 +66,25 @@ def make(
         engine, eye = windows.WindowEngine(model, settings, on_death), foreign.ForeignEye(settings, model.max_model_len)
     engine.start()
     try:
-        if isinstance(model, LoadedModel) and shallow is not None:
-            warm_up = _shallow(replace(model, runner=shallow), settings)
-        else:
-            warm_up = WarmUp(engine, with_video=model.code != "generate")
+        with _answering():
+            if isinstance(model, LoadedModel) and shallow is not None:
+                warm_up = _shallow(replace(model, runner=shallow), settings)
+            else:
+                warm_up = WarmUp(engine, with_video=model.code != "generate")
         return Made(model, engine, eye, warm_up, begun.reading)
     except BaseException:
         engine.close()
         raise
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """A model that does not answer its first question cannot be served. Raises ModelError."""
+    try:
+        yield
+    except WorkerError as error:
+        told = f"the model does not answer a question about a picture or video: {error.message}"
+        raise ModelError(told) from None
 
 
 def _shallow(model: LoadedModel, settings: Settings) -> WarmUp:

@@ -92,11 +92,12 @@ def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, Any], dict[str, AnyTensor]]:
     """The config and the tensors of the model's first layers alone: whatever is made at a first use is made by them.
-    Its answers mean nothing."""
+    Its answers mean nothing. Raises ModelError where the config does not say how many there are."""
+    whole, tower = read(config)
     config = copy.deepcopy(config)
     text, vision = parts(config)
-    text["num_hidden_layers"] = min(SHALLOW, text["num_hidden_layers"])
-    vision["depth"] = min(SHALLOW, vision["depth"])
+    text["num_hidden_layers"] = min(SHALLOW, whole.layers)
+    vision["depth"] = min(SHALLOW, tower.depth)
     vision["deepstack_visual_indexes"], vision["fullatt_block_indexes"] = [0], [vision["depth"] - 1]
     kept = {"layers": text["num_hidden_layers"], "blocks": vision["depth"], "deepstack_merger_list": 1}
 
