@@ -17,11 +17,11 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from worker.engine.checkpoint import ModelError, missing_file, shards
+from worker.engine.checkpoint import ModelError, missing_file
 from worker.engine.families import FAMILIES
 from worker.engine.rules import read_json, read_rules
 from worker.engine.template import Template
-from worker.engine.weights import Stored, headers
+from worker.engine.weights import Stored, stored_in
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -31,7 +31,7 @@ def verify(folder: Path) -> dict[str, str]:
     lacking = missing_file(folder)
     if lacking is not None:
         raise ModelError(f"{lacking} is missing")
-    stored = [one for shard in shards(folder) for one in headers(folder / shard)]
+    stored = stored_in(folder)
     _check_index(folder, stored)
     hashes = _check_hashes(folder)
     config = _config(folder)

@@ -119,9 +119,9 @@ def read_ahead(folder: Path) -> None:
                 while sent := os.sendfile(nowhere.fileno(), file.fileno(), at, _AT_ONCE):
                     at += sent
 
-    for first in range(READERS):
-        names = shards(folder)[first::READERS]
-        threading.Thread(target=fetch, args=(names,), name="read-ahead", daemon=True).start()
+    names = shards(folder)
+    for first in range(min(READERS, len(names))):
+        threading.Thread(target=fetch, args=(names[first::READERS],), name="read-ahead", daemon=True).start()
 
 
 def shards(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from worker.engine import checkpoint
-from worker.engine.checkpoint import Checkpoint, ModelError, shards
+from worker.engine.checkpoint import READERS, Checkpoint, ModelError, shards
 from worker.engine.rules import read_json
 from worker.settings import Settings
 
@@ -30,7 +30,6 @@ _STORED = {
 }  # fmt: skip
 _PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
 BUFFER_BYTES = 32 * 2**20
-READERS = 4
 MAX_HEADER_BYTES = 100 * 2**20
 _PAGE = 4096
 
@@ -75,7 +74,7 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
 def devices_for(folder: Path, dtype: torch.dtype) -> int:
     """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
     free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    needed = num_bytes([one for shard in shards(folder) for one in headers(folder / shard)], dtype)
+    needed = num_bytes(stored_in(folder), dtype)
     if len(free) == 1 or needed <= free[0]:
         return 1
     if needed > sum(free):
@@ -136,7 +135,7 @@ class Reading:
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            stored = [tensor for file in shards(self.folder) for tensor in headers(self.folder / file)]
+            stored = stored_in(self.folder)
             check_room(num_bytes(stored, self.dtype), self.device)
             if self.device.type == "cpu":
                 files, self._tensors = mapped(stored, self.device, self.dtype)
@@ -181,6 +180,11 @@ def headers(file: Path) -> Iterator[Stored]:
     if size != first + ends:
         raise ModelError(f"{file} has {size} bytes, its header says {first + ends}: fetch it again")
     yield from found
+
+
+def stored_in(folder: Path) -> list[Stored]:
+    """The tensors of all of a checkpoint's files. Raises ModelError."""
+    return [one for shard in shards(folder) for one in headers(folder / shard)]
 
 
 def num_bytes(stored: Sequence[Stored], dtype: torch.dtype) -> int:
