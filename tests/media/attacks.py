@@ -292,9 +292,9 @@ def _is_whole(opened: Opened) -> bool:
     return bool(arrays) and all(array.ndim == 3 and array.shape[2] == 3 for array in arrays)
 
 
-def _opener() -> Opener:
+def _opener(settings: Settings = SETTINGS) -> Opener:
     resolver: Callable[[], AbstractResolver] = Names
-    return Opener(SETTINGS, Fetcher(SETTINGS, resolver), Eye(QWEN3_VL, SETTINGS))
+    return Opener(settings, Fetcher(settings, resolver), Eye(QWEN3_VL, settings))
 
 
 async def _code_of(made: Media | dict[str, Any], stage: Stage, opener: Opener) -> str:
@@ -372,10 +372,11 @@ def a_thousand_failures() -> dict[str, dict[str, int]]:
     made = [each.make() for each in quick if each.name not in skipped and each.group != "video"]
 
     async def run() -> dict[str, dict[str, int]]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # resolves names; grows on its own
+        # Pools of one thread: a larger one grows to its size whenever two jobs happen to overlap, at any time.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         async with Stage() as stage:
             with _playing(stage):
-                opener = _opener()
+                opener = _opener(SETTINGS.model_copy(update={"prepare_threads": 1}))
                 before: dict[str, int] = {}
                 for number in range(100 + NUM_FAILURES):
                     if number == 100:
