@@ -138,6 +138,7 @@ def engine(model: LoadedModel, work: list[Job]) -> Rate:
         served.close()
 
 
+KERNELS = ("aten::", "mkldnn::")  # whose operations compute
 VIEWS = {  # what only says how memory is seen
     *("view", "reshape", "transpose", "t", "expand", "slice", "select", "unsqueeze", "squeeze", "as_strided"),
     *("chunk", "split", "narrow", "detach", "alias", "empty", "empty_like", "empty_strided", "unflatten", "flatten"),
@@ -159,9 +160,9 @@ def layer_operations(model: LoadedModel, rows: int) -> list[str]:
     for _ in range(2):  # the first makes what later ones have
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             runner.decode([5] * rows, [40] * rows, slots)
-    leaves = [event for event in seen.events() if event.name.startswith("aten::") and not _computing(event)]
+    leaves = [event for event in seen.events() if event.name.startswith(KERNELS) and not _computing(event)]
     leaves.sort(key=lambda event: event.time_range.start)
-    names = [event.name.removeprefix("aten::") for event in leaves]
+    names = [_name(event) for event in leaves]
     names = [name for name in names if name not in VIEWS]
     attentions = [index for index, name in enumerate(names) if "scaled_dot_product" in name]
     layer = names[attentions[1] : attentions[2]]
@@ -184,10 +185,14 @@ def operations_table(native: LoadedModel, library: LoadedModel, counts: Sequence
     return "\n".join(lines) + "\n"
 
 
+def _name(event: Any) -> str:
+    return str(event.name).rpartition("::")[2]
+
+
 def _computing(event: Any) -> bool:
     """Whether it consists of operations that compute."""
     return any(
-        child.name.startswith("aten::") and (child.name.removeprefix("aten::") not in VIEWS or _computing(child))
+        child.name.startswith(KERNELS) and (_name(child) not in VIEWS or _computing(child))
         for child in event.cpu_children
     )
 

@@ -25,7 +25,8 @@ from worker.contract import Controls
 from worker.engine.checkpoint import ModelError
 from worker.engine.face import Runner
 from worker.engine.loading import LoadedModel, load
-from worker.engine.native.layers import Tensors
+from worker.engine.native import layers
+from worker.engine.native.layers import Affine, Tensors
 from worker.engine.native.shapes import MODEL_TYPES, why_not
 from worker.engine.positions import positions
 from worker.engine.prompt import PromptBuilder
@@ -274,6 +275,35 @@ def test_names_of_older_checkpoints_are_known(folders: dict[str, Path | None], f
 
     old = loaded(changed(folder, tmp_path / "old", rename), "native")
     assert distance(steps(old, ASKED["image"]), steps(loaded(folder, "native"), ASKED["image"])) < NEAR
+
+
+@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 16, 33, 130])
+def test_products_are_torchs_with_either_library(
+    rows: int, dtype: torch.dtype, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert layers._HAS_ONEDNN, "torch's builds for the CPU have it"
+    monkeypatch.setattr(layers, "_HAS_ONEDNN", has_onednn)
+    torch.manual_seed(rows)
+    weight, bias = torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype)
+    residual, wide = torch.randn(rows, 48).to(dtype), torch.randn(rows, 96).to(dtype)
+    near = 1e-5 if dtype == torch.float32 else 0.15
+    for x in (wide[:, 16:80], wide[:, 16:80].contiguous()):  # the first lies in memory with gaps
+        for own in (None, bias):
+            affine, expected = Affine(weight, own), torch.nn.functional.linear(x, weight, own)
+            assert affine._by_onednn == (has_onednn and dtype == torch.float32)
+            torch.testing.assert_close(affine(x), expected, atol=near, rtol=near)
+            torch.testing.assert_close(affine.onto(residual, x), residual + expected, atol=near, rtol=near)
+
+
+def test_products_are_of_few_numbers_of_rows() -> None:
+    """Each keeps memory, for each shape of a weight."""
+    sizes = {rows: rows + layers.padding(rows) for rows in range(1, 4097)}
+    assert len(set(sizes.values())) == 32
+    assert all(rows <= size < 2 * rows or rows == 1 for rows, size in sizes.items())
+    assert all(size <= rows * 5 / 4 for rows, size in sizes.items() if rows > 128)
+    assert all(layers.padding(size) == 0 for size in sizes.values())
 
 
 def test_what_is_missing_left_over_or_of_another_shape_is_named() -> None:

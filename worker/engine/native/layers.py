@@ -66,59 +66,53 @@ class Tensors:
             raise ModelError(f"{len(self._left)} tensors have no place in the model, as {min(self._left)}")
 
 
-# Measured with the CPU's library (docs/log.md): it multiplies a weight with up to four columns at the memory's full
-# speed, with one at half of it, and with more than four it first copies the weight, which only many make up for.
-FEW_ROWS = 32
-SKINNY = 4
-SEVERAL = 12  # up to so many rows are faster as several times four, where the weight's rows are short
-SHORT = 2048
+# torch's `linear` hands float32 to MKL, which on some processors is a third as fast as oneDNN (docs/log.md). These are
+# the operations that `torch.compile` puts in its place; they take the weight as it lies.
+_HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Affine:
-    """weight: (out, in); bias: (out,) or None. Few rows in float32 on the CPU are multiplied as columns with the
-    weight, which is up to four times as fast if the rows lie behind each other."""
+    """weight: (out, in); bias: (out,) or None. On the CPU float32 goes to oneDNN, where torch was built with it.
+
+    oneDNN makes and keeps code for each number of rows, 0.6 MiB a weight's shape, so on the CPU there are few numbers:
+    zeros are added up to the next.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
-        self._has_columns = weight.device.type == "cpu" and weight.dtype == torch.float32
-
-    def _step(self, rows: int) -> int:
-        """How many rows are multiplied at once as columns; 0 where they stay rows."""
-        if not self._has_columns or not 1 < rows <= FEW_ROWS:
-            return 0
-        if rows <= SKINNY or rows > SEVERAL:
-            return rows
-        return SKINNY if self.weight.shape[1] <= SHORT else 0
+        self._pads = _HAS_ONEDNN and weight.device.type == "cpu"
+        self._by_onednn = self._pads and weight.dtype == torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(tokens, in) to (tokens, out), which need not be contiguous."""
-        step = self._step(len(x))
-        if not step:
-            return functional.linear(x, self.weight, self.bias)
-        columns = self._columns(x.contiguous(), step)
-        if self.bias is not None:
-            columns += self.bias[:, None]
-        return columns.t()
+        """(tokens, in) to (tokens, out)."""
+        more = padding(len(x)) if self._pads else 0
+        product = self._of(functional.pad(x, (0, 0, 0, more)) if more else x)
+        return product[: len(x)] if more else product
 
-    def _columns(self, x: Tensor, step: int) -> Tensor:
-        """(out, tokens)."""
-        if step == len(x):
-            return torch.mm(self.weight, x.t())
-        columns = torch.empty(len(self.weight), len(x))
-        for at in range(0, len(x), step):
-            torch.mm(self.weight, x[at : at + step].t(), out=columns[:, at : at + step])
-        return columns
+    def _of(self, x: Tensor) -> Tensor:
+        if self._by_onednn:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
+            return product
+        return functional.linear(x, self.weight, self.bias)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual` plus what `x` becomes; in one operation where there is no bias."""
+        """`residual` plus what `x` becomes; in one operation where there can be one."""
+        if self._pads and padding(len(x)):
+            return residual + self(x)
+        if self._by_onednn:
+            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return total
         if self.bias is not None:
             return residual + self(x)
-        step = self._step(len(x))
-        if not step:
-            return torch.addmm(residual, x, self.weight.t())
-        if step < len(x):
-            return residual + self._columns(x.contiguous(), step).t()
-        return torch.addmm(residual.t(), self.weight, x.contiguous().t()).t()
+        return torch.addmm(residual, x, self.weight.t())
+
+
+def padding(rows: int) -> int:
+    """How many rows of zeros are added: up to a power of two, from 16 on to a multiple of 16, and of an eighth to a
+    quarter of them from 128 on."""
+    if rows <= 16:
+        return (1 << (rows - 1).bit_length()) - rows
+    return -rows % max(16, 1 << (rows - 1).bit_length() - 3)
 
 
 def affine(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Affine:
@@ -143,23 +137,17 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._has_kernel:
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-            return product(x / torch.hypot(length, self._least), self._scaled).to(x.dtype)
+            wide = x.float()
+            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            return (wide / torch.hypot(length, self._least)).mul_(self._scaled).to(x.dtype)
         if self._weight.ndim == 1:
             return functional.rms_norm(x, x.shape[-1:], self._weight, self._eps)
         return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """`a * b` behind each other in memory, whatever lay across in `a`: what comes next wants it so."""
-    return torch.mul(a, b, out=torch.empty(a.shape, dtype=a.dtype, device=a.device))
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim), behind each other in memory; `sin` has its sign
-    already."""
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=turned)
+    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -42,8 +42,6 @@ class NativeRunner:
         left.close()
         self._dtype = self._text.embedding.dtype
         self._scale = shape.head_dim**-0.5
-        # A CPU reads weights twice as fast for two rows as for one, so one is computed twice.
-        self._doubles = device.type == "cpu" and self._dtype == torch.float32
         self._graphs = StepGraphs(self._step, device, record) if record is not None else None
 
     @property
@@ -132,16 +130,12 @@ class NativeRunner:
         """(rows, vocabulary) from each row's token, position and length, (3, rows). Nothing in it waits for the device
         or depends on a number that is there."""
         ids, positions, columns = fed
-        rows = len(ids)
         slots.lay_out(columns, is_whole=is_whole)
-        if rows == 1 and self._doubles:
-            ids, positions = ids.expand(2), positions.expand(2)
         hidden = self._text.embed(ids)
         turned = self._text.turns(positions.expand(3, -1))
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            slots.write(layer, keys[:rows].unsqueeze(2), values[:rows].unsqueeze(2))
-            mixed = slots.attend(layer, query[:rows].unsqueeze(2), self._scale).flatten(1)
-            return mixed if rows == len(ids) else mixed.expand(len(ids), -1)
+            slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))
+            return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
 
-        return self._text.logits(self._text.forward(hidden, turned, attend))[:rows]
+        return self._text.logits(self._text.forward(hidden, turned, attend))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.engine.native.experts import Experts, experts
-from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, product, rotate, turns
+from worker.engine.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, rotate, turns
 from worker.engine.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -40,7 +40,7 @@ class Dense:
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down.onto(residual, product(functional.silu(gate), up))
+        return self.down.onto(residual, functional.silu(gate) * up)
 
 
 class TextModel:
@@ -96,7 +96,7 @@ class TextModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) of what `forward` gave."""
-        return self.head(self._norm(hidden)).contiguous()
+        return self.head(self._norm(hidden))
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> Layer:
