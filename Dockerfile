@@ -9,9 +9,11 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 # What the worker needs to run, with its bytecode. torch's pin is the CUDA build unless the index has another.
 FROM ${BASE_IMAGE} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ARG BITSANDBYTES=""
 RUN python3 -m venv /opt/venv
-COPY requirements.txt /src/
+COPY requirements.txt requirements-bitsandbytes.txt /src/
 RUN /opt/venv/bin/pip install --no-cache-dir --no-compile -r /src/requirements.txt \
+         ${BITSANDBYTES:+-r /src/requirements-bitsandbytes.txt} \
     && /opt/venv/bin/pip freeze > /opt/venv/packages.txt \
     && { /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
          || echo "files for other versions of Python have no bytecode"; }

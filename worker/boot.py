@@ -22,7 +22,18 @@ from worker.timeline import Timeline
 
 # While torch's libraries are linked no other can be, and one that was never called yet waits too: these come before,
 _BEFORE = (
-    *("asyncio", "concurrent.futures.thread", "csv", "decimal", "hashlib", "mmap", "random", "shutil", "uuid", "zoneinfo"),
+    *(
+        "asyncio",
+        "concurrent.futures.thread",
+        "csv",
+        "decimal",
+        "hashlib",
+        "mmap",
+        "random",
+        "shutil",
+        "uuid",
+        "zoneinfo",
+    ),
     *("numpy", "pydantic.types", "tokenizers", "markupsafe"),
 )
 _BESIDE = ("worker.dialects", "worker.metrics", "jinja2")  # and these, which link nothing, beside

@@ -65,7 +65,7 @@ class Settings(BaseModel):
         "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
     )
     quantization: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="Weights in 8 or 4 bit by bitsandbytes, for small cards; CUDA only"
+        "none", description="Weights in 8 or 4 bit by bitsandbytes, for small cards (docs/image.md)"
     )
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
         "auto",

@@ -169,7 +169,7 @@ def test_an_unknown_model_type_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "wanted", "told"),
     [
-        (None, "8bit", "bitsandbytes need a CUDA device"),
+        ("gptq", "none", "gptq need a CUDA device"),
         ("awq", "none", "awq need a CUDA device"),
         ("fp8", "4bit", "QUANTIZATION is 4bit, but the checkpoint is quantised by fp8"),
     ],

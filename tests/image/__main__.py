@@ -1,12 +1,14 @@
 """Builds the Dockerfile for real, without a Docker engine, and asks the image a question with the network off.
 
-python -m tests.image
+python -m tests.image [--bitsandbytes]
 
 buildah builds on a base that debootstrap makes, with the tiny model fetched from a hub on the loopback. It checks that
 the answer is true, that a token given as a secret is nowhere in the image, and that a byte changed on the way ends the
-build. Needs root on Debian, or buildah and debootstrap there already.
+build. With --bitsandbytes that is inside, and the answer is asked for again with weights in 4 bit. Needs root on
+Debian, or buildah and debootstrap there already.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -69,29 +71,29 @@ def fetch_packages() -> None:
     wheels = WORK / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     download = (sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels)
-    run(*download, "-r", ROOT / "requirements.txt")
+    run(*download, "-r", ROOT / "requirements.txt", "-r", ROOT / "requirements-bitsandbytes.txt")
     run(*download, "async-timeout>=4.0.3")  # of redis, on a Python as old as the base's
     (WORK / "pip.conf").write_text("[global]\nno-index = true\nfind-links = /wheels\n", encoding="utf-8")
 
 
-def build(hub: Hub, name: str) -> subprocess.CompletedProcess[str]:
+def build(hub: Hub, name: str, *more: str) -> subprocess.CompletedProcess[str]:
     (WORK / "token").write_text(TOKEN, encoding="utf-8")
     options = ["--network", "host", "--secret", f"id=hf_token,src={WORK / 'token'}", "--tag", name]
     options += ["-v", f"{WORK / 'wheels'}:/wheels:ro", "-v", f"{WORK / 'pip.conf'}:/etc/pip.conf:ro"]
-    for argument in (f"BASE_IMAGE=localhost/{BASE}", f"MODEL_ID={hub.model}", f"HF_ENDPOINT={hub.url}"):
+    for argument in (f"BASE_IMAGE=localhost/{BASE}", f"MODEL_ID={hub.model}", f"HF_ENDPOINT={hub.url}", *more):
         options += ["--build-arg", argument]
     command = [*BUILDAH, "build", "--layers", *options, "."]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def check_answer(container: str, command: list[str]) -> None:
+def check_answer(container: str, command: list[str], *settings: str) -> None:
     """The image's own command answers a question about a picture, with no network but the loopback."""
     given = json.loads((ROOT / "test_input.json").read_text(encoding="utf-8"))
     began = time.monotonic()
-    asked = [*command, "--test_input", json.dumps(given)]
+    asked = [*(["env", *settings] if settings else []), *command, "--test_input", json.dumps(given)]
     output = run("unshare", "--net", *BUILDAH, "run", container, "--", *asked).stdout
     answer = json.loads(output[output.index("{\n") : output.index("\n}\n") + 2])
-    say(f"answered in {time.monotonic() - began:.1f} s: {answer['text']}")
+    say(f"answered in {time.monotonic() - began:.1f} s: {' '.join([*settings, answer['text']])}")
     if answer["model"] != "tiny-qwen3-vl" or not answer["usage"]["image_tokens"] or "orange" not in answer["text"]:
         sys.exit(f"image-test: that is no true answer: {answer}")
 
@@ -118,6 +120,9 @@ def check_contents(container: str, inspected: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bitsandbytes", action="store_true")
+    more = ["BITSANDBYTES=1"] if parser.parse_args().bitsandbytes else []
     os.umask(0o022)
     WORK.mkdir(parents=True, exist_ok=True)
     install_tools()
@@ -125,14 +130,14 @@ def main() -> None:
     fetch_packages()
     with Hub(EMBEDDED_MODEL) as hub:
         say("building")
-        built = build(hub, IMAGE)
+        built = build(hub, IMAGE, *more)
         if built.returncode:
             sys.exit(f"image-test: the build failed\n{built.stdout[-3000:]}\n{built.stderr[-3000:]}")
         if hub.tokens != {f"Bearer {TOKEN}"}:
             sys.exit("image-test: the hub has not seen the secret")
         hub.trouble["model.safetensors"] = "changed"
         hub.model = "tiny/changed"
-        refused = build(hub, "worker-changed")
+        refused = build(hub, "worker-changed", *more)
         said = refused.stdout + refused.stderr
         if refused.returncode == 0 or "model.safetensors is not the file" not in said:
             sys.exit(f"image-test: a changed byte was baked\n{said[-3000:]}")
@@ -143,6 +148,8 @@ def main() -> None:
     try:
         check_contents(container, inspected)
         check_answer(container, command)
+        if more:
+            check_answer(container, command, "QUANTIZATION=4bit")
     finally:
         run(*BUILDAH, "rm", container)
     say("passed")

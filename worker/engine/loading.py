@@ -92,8 +92,9 @@ def load(
     name = settings.model_name or found.name
     if folder == EMBEDDED_MODEL:
         log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", name)
-    shown = (name, found.origin, device, str(dtype).removeprefix("torch."), code)
-    log.info("serving %s from %s on %s in %s, by %s model code", *shown)
+    how = "" if settings.quantization == "none" else f", weights in {settings.quantization}"
+    shown = (name, found.origin, device, str(dtype).removeprefix("torch."), how, code)
+    log.info("serving %s from %s on %s in %s%s, by %s model code", *shown)
     return LoadedModel(
         name=name,
         code=code,

@@ -64,6 +64,8 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device, found.folder)
     if _is_quantised(settings, found.folder, device):
+        bits = {"8bit": 8, "4bit": 4}.get(settings.quantization)
+        check_room(num_bytes(stored_in(found.folder), dtype, bits), device)
         return Begun(found, device, dtype, None)
     num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
     if num_devices > 1:
@@ -93,11 +95,13 @@ def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> boo
     if own is not None and settings.quantization != "none":
         raise ModelError(f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {own}: unset it")
     method = own or "bitsandbytes"
-    if device.type != "cuda":
+    if device.type != "cuda" and method != "bitsandbytes":
         raise ModelError(f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights")
     package = _PACKAGES.get(method)
     if package is not None and importlib.util.find_spec(package) is None:
-        raise ModelError(f"weights quantised by {method} need the package {package}, which is not in this image")
+        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else "install it there"
+        told = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
+        raise ModelError(told)
     return True
 
 
@@ -187,9 +191,15 @@ def stored_in(folder: Path) -> list[Stored]:
     return [one for shard in shards(folder) for one in headers(folder / shard)]
 
 
-def num_bytes(stored: Sequence[Stored], dtype: torch.dtype) -> int:
-    """Of all tensors in the dtype they will have."""
-    return sum(torch.Size(one.shape).numel() * _target(one.dtype, dtype).itemsize for one in stored)
+def num_bytes(stored: Sequence[Stored], dtype: torch.dtype, bits: int | None = None) -> int:
+    """Of all tensors in the dtype they will have; with `bits`, of the matrices with so many bits a number. Embeddings
+    and the head stay as they are."""
+
+    def of(one: Stored) -> int:
+        is_small = bits is not None and len(one.shape) == 2 and "embed" not in one.name and "lm_head" not in one.name
+        return torch.Size(one.shape).numel() * (bits or 0 if is_small else 8 * _target(one.dtype, dtype).itemsize) // 8
+
+    return sum(of(one) for one in stored)
 
 
 def check_room(needed: int, device: torch.device) -> None:

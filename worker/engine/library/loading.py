@@ -1,5 +1,6 @@
 """A checkpoint as one of transformers' models."""
 
+import logging
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
         timeline.end("waiting for weights")
         module, info = made.from_pretrained(None, state_dict=tensors, **options)
     else:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product in 8 bit
         more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
         try:
             module, info = made.from_pretrained(folder, **options, **more)
