@@ -1,0 +1,129 @@
+"""Memory at the most, while a model is loaded and while it serves, by our model code, the library's, and `generate`.
+
+python -m benchmarks.memory [--jobs 16] [--save]
+
+Half a billion random parameters in bfloat16, baked as an image carries them (1 GB). Each way has a process of its own,
+whose peak (`VmHWM`) is set back between the parts: loading with the warm-up, then each kind of work of
+`benchmarks.throughput`, all jobs at once. Mapped weights count as memory once they are touched; beside them is a
+process that imports torch and reads the weights, and one that gives the same jobs to `generate` one after the other.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import models
+from benchmarks.cold_start import READ
+from benchmarks.report import environment, save
+from benchmarks.throughput import KINDS, Job, jobs, one_at_a_time
+from builder.bake import bake
+from worker.contract import Done
+from worker.engine.loading import load
+from worker.settings import Settings
+from worker.settings import load as settings
+from worker.start import start
+
+MIB = 2**20
+WAYS = ("`generate`, one at a time", "engine on transformers", "engine")
+
+
+def peak() -> int:
+    """MiB of this process at the most since the last call, or since it began."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def child(way: str, folder: str, count: int) -> None:
+    """Prints the peaks of one way as JSON."""
+    torch.set_num_threads(2)
+    code = "native" if way == "engine" else "transformers"
+    told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": folder, "MODEL_CODE": code})
+    work, close = _alone(told) if way == WAYS[0] else _served(told, count)
+    found = {"loading": peak()}
+    for kind in KINDS:
+        work(jobs(kind, count))
+        found[kind] = peak()
+    print(json.dumps(found))
+    close()
+
+
+def _alone(told: Settings) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
+    model = load(told)
+    return lambda work: one_at_a_time(model, work), lambda: None
+
+
+def _served(told: Settings, count: int) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
+    serving = start(told.model_copy(update={"max_num_seqs": count}))
+
+    async def answer(job: Job) -> None:
+        async for event in serving.engine.generate(job.request, job.media):
+            if isinstance(event, Done):
+                return
+
+    async def all_jobs(work: list[Job]) -> None:
+        await asyncio.gather(*(answer(job) for job in work))
+
+    return lambda work: asyncio.run(all_jobs(work)), serving.close
+
+
+def measure(folder: Path, count: int) -> list[dict[str, Any]]:
+    """A row for each way, MiB."""
+    command = [sys.executable, "-c", READ + PEAK, str(folder), "cpu"]
+    read = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read) // 1024}]
+    for way in WAYS:
+        command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(folder), "--jobs", str(count)]
+        lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        rows.append({"way": way, **json.loads(lines[-1])})
+        print(rows[-1], flush=True)
+    return rows
+
+
+PEAK = "\nprint(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+
+
+def table(rows: list[dict[str, Any]], weights: int) -> str:
+    lines = [
+        f"| weights of {weights} MiB, by | loading, MiB | " + " | ".join(f"{kind}, MiB" for kind in KINDS) + " |",
+        "|---|---|" + "---|" * len(KINDS),
+    ]
+    for row in rows:
+        lines.append(f"| {row['way']} | " + " | ".join(str(row.get(part, "")) for part in ("loading", *KINDS)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--way", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--save", action="store_true", help="write JSON and the table into benchmarks/results/")
+    options = parser.parse_args()
+    if options.way:
+        return child(*options.way, options.jobs)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, baked = Path(temporary) / "model", Path(temporary) / "baked"
+        models.write_real_size(folder)
+        shutil.copytree(folder, baked)
+        bake(baked)
+        weights = (baked / "model.safetensors").stat().st_size // MIB
+        rows = measure(baked, options.jobs)
+    shown = table(rows, weights)
+    print(shown)
+    if options.save:
+        command = f"python -m benchmarks.memory --jobs {options.jobs}"
+        save("memory-cpu", environment(command, weights_mib=weights, rows=rows), shown)
+    return None
+
+
+if __name__ == "__main__":
+    main()
