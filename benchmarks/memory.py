@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write JSON and the table into benchmarks/results/")
     options = parser.parse_args()
     if options.way:
-        return child(*options.way, options.jobs)
+        way, where = options.way
+        child(way, where, options.jobs)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder, baked = Path(temporary) / "model", Path(temporary) / "baked"
         models.write_real_size(folder)
@@ -122,7 +124,6 @@ def main() -> None:
     if options.save:
         command = f"python -m benchmarks.memory --jobs {options.jobs}"
         save("memory-cpu", environment(command, weights_mib=weights, rows=rows), shown)
-    return None
 
 
 if __name__ == "__main__":
