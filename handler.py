@@ -102,7 +102,7 @@ def main() -> None:
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     options = start_options(Handler(door, settings), settings, sys.argv)
-    importing = boot.settle()
+    boot.settle()
     try:
         if settings.is_on_platform:
             # The SDK gives running jobs all the time there is.
@@ -116,7 +116,6 @@ def main() -> None:
             door.stop_by(time.monotonic() + settings.late_jobs_s)
             job_api.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
-        importing.cancel()
         door.shut()
     if door.failure is not None:
         sys.exit(f"worker-qwen-vl cannot start: {door.failure}")

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,21 @@ from worker.timeline import Timeline
 
 # While torch's libraries are linked no other can be, and one that was never called yet waits too: these come before,
 _BEFORE = (
-    *("asyncio", "concurrent.futures.thread", "csv", "decimal", "hashlib", "mmap", "random", "shutil", "uuid"),
-    *("zoneinfo", "numpy", "pydantic.types", "tokenizers", "markupsafe"),
+    *(
+        "asyncio",
+        "concurrent.futures.thread",
+        "csv",
+        "decimal",
+        "hashlib",
+        "mmap",
+        "random",
+        "shutil",
+        "uuid",
+        "zoneinfo",
+    ),
+    *("numpy", "pydantic.types", "tokenizers", "markupsafe"),
 )
 _BESIDE = ("worker.dialects", "worker.metrics", "jinja2")  # and these, which link nothing, beside
-VIDEO = "worker.media.video"  # its libraries are many, and the first job may have none
 
 
 @dataclass
@@ -110,11 +119,7 @@ def leave(status: int, *, at_once: bool) -> None:
     sys.exit(status)
 
 
-def settle(later_s: float = 2.0) -> threading.Timer:
-    """The start is over: collect from now on, but not what the start has left. What only videos need is imported later,
-    out of the first job's way, by what is returned; whoever leaves cancels it."""
+def settle() -> None:
+    """The start is over: collect from now on, but not what the start has left."""
     gc.freeze()
     gc.enable()
-    importing = threading.Timer(later_s, importlib.import_module, (VIDEO,))
-    importing.start()
-    return importing

@@ -21,9 +21,9 @@ from worker.errors import (
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
-from worker.media.frames import Shrink
 from worker.media.picture import BROKEN, as_rgb, bounded, check_size
 from worker.media.sniff import Found
+from worker.media.video import Shrink
 from worker.media.weigh import refuse_costly
 from worker.settings import Settings
 

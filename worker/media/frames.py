@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.contract import RGB, Controls
+from worker.contract import Controls
 from worker.errors import MediaParamInvalid, MediaVideoNoFrames
 
 DEFAULT_FPS = 2.0
 MIN_FRAMES = 4
 EVEN = 2
-Shrink = Callable[[RGB, int], RGB]  # a frame at the model's size, by the number of frames
 STEADY_S = 0.002  # how far times may lie from those of a steady rate: Matroska rounds them to a millisecond
 
 

@@ -6,11 +6,10 @@ being decoded is counted over all requests.
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Upload, Url
 from worker.errors import (
@@ -22,17 +21,13 @@ from worker.errors import (
     MediaTooManyItems,
     MediaUnsupportedType,
 )
-from worker.media import animation, frames, inline, local, picture
+from worker.media import animation, frames, inline, local, picture, video
 from worker.media.budget import Budget
 from worker.media.isolate import Children
 from worker.media.sniff import sniff
 from worker.settings import Settings
 
-if TYPE_CHECKING:
-    from worker.media import video
-
 T = TypeVar("T")
-VIDEO = "worker.media.video"  # comes with the first of them, or after the start: its libraries are many
 KEPT_BYTES = 128 * 2**20  # of the frames of a video at the model's size
 
 
@@ -68,7 +63,7 @@ class Opener:
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="media")
         self._children: Children | None = None
         if settings.media_isolate == "process":
-            modules = [__name__, VIDEO, type(eye).__module__]
+            modules = [__name__, type(eye).__module__]
             self._children = Children(settings.prepare_threads, settings.decode_memory_bytes, modules)
 
     def close(self) -> None:
@@ -144,9 +139,9 @@ class Opener:
         try:
             times: video.Packets | animation.Times
             if found.video is not None:
-                by = await asyncio.to_thread(importlib.import_module, VIDEO)
-                times = await self._apart(1, where, by.read_packets, data, found.video, settings, timeout_s=timeout)
-                work: tuple[Any, ...] = (by.decode, data, found.video, times)
+                read, make = video.read_packets, video.decode
+                times = await self._apart(1, where, read, data, found.video, settings, timeout_s=timeout)
+                work: tuple[Any, ...] = (make, data, found.video, times)
             elif found.picture in animation.MOVING:
                 header = await self._apart(1, where, picture.read_header, data, settings)
                 self._check_memory(header.decode_bytes)

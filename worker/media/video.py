@@ -8,7 +8,7 @@ ones named here.
 import io
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,6 @@ from worker.errors import (
     MediaVideoNoFrames,
     MediaVideoTooLong,
 )
-from worker.media.frames import Shrink
 from worker.media.sniff import VideoFormat
 from worker.settings import Settings
 
@@ -33,6 +32,7 @@ DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1
 WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the one being converted
 BYTES_PER_PIXEL = 3
 _MAX_STREAMS = 32
+Shrink = Callable[[RGB, int], RGB]
 
 
 @dataclass(frozen=True)
