@@ -11,7 +11,6 @@ process that imports torch and reads the weights, and one that gives the same jo
 import argparse
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.cold_start import READ
+from benchmarks.cold_start import READ, run
 from benchmarks.report import environment, save
-from benchmarks.throughput import KINDS, Job, jobs, one_at_a_time
+from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
-from worker.contract import Done
 from worker.engine.loading import load
 from worker.settings import Settings
 from worker.settings import load as settings
@@ -64,32 +62,19 @@ def _alone(told: Settings) -> tuple[Callable[[list[Job]], object], Callable[[], 
 
 def _served(told: Settings, count: int) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
     serving = start(told.model_copy(update={"max_num_seqs": count}))
-
-    async def answer(job: Job) -> None:
-        async for event in serving.engine.generate(job.request, job.media):
-            if isinstance(event, Done):
-                return
-
-    async def all_jobs(work: list[Job]) -> None:
-        await asyncio.gather(*(answer(job) for job in work))
-
-    return lambda work: asyncio.run(all_jobs(work)), serving.close
+    return lambda work: asyncio.run(all_at_once(serving.engine, work)), serving.close
 
 
 def measure(folder: Path, count: int) -> list[dict[str, Any]]:
     """A row for each way, MiB."""
-    command = [sys.executable, "-c", READ + PEAK, str(folder), "cpu"]
-    read = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
-    rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read) // 1024}]
+    _, read, _ = run([sys.executable, "-c", READ, str(folder), "cpu"])
+    rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read)}]
     for way in WAYS:
         command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(folder), "--jobs", str(count)]
         lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
         rows.append({"way": way, **json.loads(lines[-1])})
         print(rows[-1], flush=True)
     return rows
-
-
-PEAK = "\nprint(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
 
 
 def table(rows: list[dict[str, Any]], weights: int) -> str:
@@ -113,12 +98,11 @@ def main() -> None:
         child(way, where, options.jobs)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder, baked = Path(temporary) / "model", Path(temporary) / "baked"
+        folder = Path(temporary) / "model"
         models.write_real_size(folder)
-        shutil.copytree(folder, baked)
-        bake(baked)
-        weights = (baked / "model.safetensors").stat().st_size // MIB
-        rows = measure(baked, options.jobs)
+        bake(folder)
+        weights = (folder / "model.safetensors").stat().st_size // MIB
+        rows = measure(folder, options.jobs)
     shown = table(rows, weights)
     print(shown)
     if options.save:

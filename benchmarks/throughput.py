@@ -119,9 +119,8 @@ def bound(model: LoadedModel, work: list[Job]) -> Rate:
     return timed(run)
 
 
-def engine(model: LoadedModel, work: list[Job]) -> Rate:
-    served = Engine(model, settings({"DEVICE": "cpu", "MAX_NUM_SEQS": str(len(work))}))
-    served.start()
+async def all_at_once(served: Engine, work: list[Job]) -> int:
+    """The tokens of all answers."""
 
     async def answer(job: Job) -> int:
         async for event in served.generate(job.request, job.media):
@@ -129,11 +128,14 @@ def engine(model: LoadedModel, work: list[Job]) -> Rate:
                 return event.usage.completion_tokens
         raise AssertionError("no end")
 
-    async def all_jobs() -> int:
-        return sum(await asyncio.gather(*(answer(job) for job in work)))
+    return sum(await asyncio.gather(*(answer(job) for job in work)))
 
+
+def engine(model: LoadedModel, work: list[Job]) -> Rate:
+    served = Engine(model, settings({"DEVICE": "cpu", "MAX_NUM_SEQS": str(len(work))}))
+    served.start()
     try:
-        return timed(lambda: asyncio.run(all_jobs()))
+        return timed(lambda: asyncio.run(all_at_once(served, work)))
     finally:
         served.close()
 

@@ -97,12 +97,11 @@ class Affine:
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` plus what `x` becomes; in one operation where there can be one."""
-        if self._pads and padding(len(x)):
-            return residual + self(x)
-        if self._by_onednn:
+        is_padded = self._pads and padding(len(x)) > 0
+        if self._by_onednn and not is_padded:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return total
-        if self.bias is not None:
+        if is_padded or self.bias is not None:
             return residual + self(x)
         return torch.addmm(residual, x, self.weight.t())
 
