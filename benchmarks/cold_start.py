@@ -198,7 +198,7 @@ def draw(rows: list[dict[str, Any]], axis: Any) -> None:
     axis.set_yticks(range(len(rows)), [f"{row['way']}, {row['weights']}" for row in rows], fontsize=7)
     axis.invert_yaxis()
     axis.set(xlabel="seconds")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main() -> None:

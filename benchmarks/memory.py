@@ -5,7 +5,8 @@ python -m benchmarks.memory [--jobs 16] [--save]
 Half a billion random parameters in bfloat16, baked as an image carries them (1 GB). Each way has a process of its own,
 whose peak (`VmHWM`) is set back between the parts: loading with the warm-up, then each kind of work of
 `benchmarks.throughput`, all jobs at once. Mapped weights count as memory once they are touched; beside them is a
-process that imports torch and reads the weights, and one that gives the same jobs to `generate` one after the other.
+process that imports torch and reads the weights, one that gives the same jobs to `generate` one after the other, and
+the engine with the tiny model: what this process takes whatever its weights are.
 """
 
 import argparse
@@ -26,12 +27,13 @@ from benchmarks.report import environment, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
 from worker.engine.loading import load
-from worker.settings import Settings
+from worker.settings import EMBEDDED_MODEL, Settings
 from worker.settings import load as settings
 from worker.start import start
 
 MIB = 2**20
 WAYS = ("`generate`, one at a time", "engine on transformers", "engine")
+TINY = "engine, with the tiny model instead"  # only loaded: its work is not that of the others
 
 
 def peak() -> int:
@@ -44,11 +46,11 @@ def peak() -> int:
 def child(way: str, folder: str, count: int) -> None:
     """Prints the peaks of one way as JSON."""
     torch.set_num_threads(2)
-    code = "native" if way == "engine" else "transformers"
+    code = "native" if way in (WAYS[2], TINY) else "transformers"
     told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": folder, "MODEL_CODE": code})
     work, close = _alone(told) if way == WAYS[0] else _served(told, count)
     found = {"loading": peak()}
-    for kind in KINDS:
+    for kind in KINDS if way != TINY else ():
         work(jobs(kind, count))
         found[kind] = peak()
     print(json.dumps(found))
@@ -69,8 +71,9 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
     """A row for each way, MiB."""
     _, read, _ = run([sys.executable, "-c", READ, str(folder), "cpu"])
     rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read)}]
-    for way in WAYS:
-        command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(folder), "--jobs", str(count)]
+    for way in (*WAYS, TINY):
+        model = EMBEDDED_MODEL if way == TINY else folder
+        command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(model), "--jobs", str(count)]
         lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
         rows.append({"way": way, **json.loads(lines[-1])})
         print(rows[-1], flush=True)
