@@ -24,11 +24,13 @@ ARG MODEL_ID=""
 ARG MODEL_REVISION=main
 ARG MODEL_SOURCE=huggingface
 ARG HF_ENDPOINT=https://huggingface.co
+ARG MODELSCOPE_ENDPOINT=""
 WORKDIR /src
+COPY requirements-modelscope.txt ./
 COPY builder/__init__.py builder/download.py builder/
 RUN --mount=type=secret,id=hf_token mkdir -p /models \
     && if [ "${MODEL_SOURCE}" = modelscope ]; then \
-         /opt/venv/bin/pip install --no-cache-dir --target /opt/modelscope "modelscope-hub>=0.1,<1"; fi \
+         /opt/venv/bin/pip install --no-cache-dir --target /opt/modelscope -r requirements-modelscope.txt; fi \
     && if [ -n "${MODEL_ID}" ]; then \
          PYTHONPATH=/opt/modelscope /opt/venv/bin/python -m builder.download --model-id "${MODEL_ID}" \
            --revision "${MODEL_REVISION}" --source "${MODEL_SOURCE}" --token-file /run/secrets/hf_token \

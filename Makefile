@@ -36,7 +36,7 @@ clean:  ## remove the environment and everything built
 	rm -rf $(VENV) $(PARITY) build .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): requirements.txt requirements-bitsandbytes.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
+$(READY): requirements.txt requirements-bitsandbytes.txt requirements-modelscope.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

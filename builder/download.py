@@ -108,7 +108,7 @@ def _from_huggingface(
         one.rfilename: Expected(one.size or 0, one.lfs.sha256 if one.lfs else None, None if one.lfs else one.blob_id)
         for one in info.siblings or []
     }
-    wanted = {name for name in files if any(fnmatch(name, pattern) for pattern in PATTERNS) and "/" not in name}
+    wanted = {name for name in files if _is_wanted(name)}
     if not wanted:
         raise DownloadError(f"{model_id} has no file that a checkpoint is made of")
     licence = info.card_data.license if info.card_data else None
@@ -137,25 +137,36 @@ def _from_huggingface(
 
 
 def _from_modelscope(model_id: str, revision: str, staging: Path, token: str | None, endpoint: str | None) -> Source:
-    """By the hub's own client, which is installed only where it is asked for."""
+    """By the hub's own client, which is installed only where it is asked for.
+
+    That hub names no commit for a branch: `revision` stays the name asked for, and the SHA-256 of every file, from
+    the one listing that the download follows, says what was meant.
+    """
     try:
-        client = importlib.import_module("modelscope_hub.compat")
+        client = importlib.import_module("modelscope_hub")
     except ImportError:
         raise DownloadError("the source modelscope needs the package modelscope-hub") from None
     named = "master" if revision == "main" else revision
     try:
-        client.snapshot_download(
-            model_id,
-            revision=named,
-            local_dir=str(staging),
-            allow_patterns=list(PATTERNS),
-            token=token,
-            endpoint=endpoint,
-        )
-    except Exception as error:
-        raise DownloadError(f"{model_id} could not be fetched from ModelScope: {_why(error)}") from None
-    files = {path.name: Expected(path.stat().st_size) for path in sorted(staging.glob("*")) if path.is_file()}
-    return Source("modelscope", model_id, named, None, files)
+        hub = client.HubApi(endpoint=endpoint, token=token or "")
+        hub = client.HubApi(endpoint=hub.resolve_endpoint_for_read(model_id), token=token or "")  # it has two sites
+        licence = hub.get_repo(model_id, "model").license
+        listed = hub.list_repo_files(model_id, "model", revision=named, recursive=False)
+        files = {one.path: Expected(one.size, one.sha256) for one in listed if not one.is_dir and _is_wanted(one.path)}
+        rows = [{"Path": name, "Size": one.size, "Sha256": one.sha256} for name, one in sorted(files.items())]
+        hub.download_repo(model_id, "model", revision=named, local_dir=staging, file_list=rows)
+    except client.FileDownloadError as error:
+        each = "; ".join(f"{name}: {_why(why)}" for name, why in sorted(error.failed_files.items()))
+        raise DownloadError(f"{model_id} could not be fetched whole: {each}") from None
+    except (client.HubError, OSError) as error:
+        raise DownloadError(f"{model_id} at {named} could not be fetched from ModelScope: {_why(error)}") from None
+    if not files:
+        raise DownloadError(f"{model_id} has no file that a checkpoint is made of")
+    return Source("modelscope", model_id, named, licence, dict(sorted(files.items())))
+
+
+def _is_wanted(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in PATTERNS)
 
 
 def _why(error: Exception) -> str:
@@ -187,7 +198,7 @@ def main() -> None:
     except DownloadError as error:
         sys.exit(f"builder.download: {error}")
     total = sum(one.size for one in found.files.values())
-    print(f"{options.out}: {len(found.files)} files, {total / 2**30:.2f} GiB, commit {found.revision}")
+    print(f"{options.out}: {len(found.files)} files, {total / 2**30:.2f} GiB, revision {found.revision}")
 
 
 if __name__ == "__main__":

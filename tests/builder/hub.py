@@ -1,5 +1,6 @@
-"""A hub on the loopback, as the real `huggingface_hub` client asks it; with faults to order."""
+"""Two hubs on the loopback, as the real clients `huggingface_hub` and `modelscope_hub` ask them; faults to order."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 100_000  # bytes from which on a file is known by its SHA-256
@@ -47,7 +49,7 @@ class Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     def __enter__(self) -> "Hub":
         self._thread.start()
@@ -142,7 +144,8 @@ class Hub:
             request.send_header(key, value)
         request.end_headers()
         if has_body:
-            request.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # a client may leave when the headers have told it enough
+                request.wfile.write(body)
 
     def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str) -> None:
         request.send_response(status)
@@ -150,3 +153,37 @@ class Hub:
         request.send_header("X-Error-Message", code)
         request.send_header("Content-Length", "0")
         request.end_headers()
+
+
+class ModelScopeHub(Hub):
+    """The same as the other hub tells it: paths, envelopes and errors of ModelScope's API, branch `master`."""
+
+    def _answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
+        if "Authorization" in request.headers:
+            self.tokens.add(request.headers["Authorization"])
+        url = urlsplit(request.path)
+        asked = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if self.trouble.get("model") == "401":
+            self._say(request, 401, {"Code": 401, "Message": "token is invalid", "Success": False})
+        elif url.path == f"/openapi/v1/models/{self.model}":
+            self._say(request, 200, {"success": True, "data": {"id": self.model, "license": self.licence}})
+        elif self.model not in url.path or asked.get("Revision") != "master":
+            self._say(request, 404, {"Code": 10010205001, "Message": "revision not found", "Success": False})
+        elif url.path == f"/api/v1/models/{self.model}/repo/files":
+            self.calls["info"] += 1
+            self._say(request, 200, {"Code": 200, "Data": {"Files": self._rows()}, "Success": True})
+        elif self.trouble.get(name := asked["FilePath"]) == "missing" or name not in self.files:
+            self._say(request, 404, {"Code": 10010203002, "Message": f"{name} not found", "Success": False})
+        else:
+            self.calls[name] += has_body
+            self._file(request, name, has_body)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{"Type": "tree", "Path": "figures", "Name": "figures", "Size": 0, "Sha256": ""}]
+        for name, data in self.files.items():
+            told = {"Size": len(data), "Sha256": hashlib.sha256(data).hexdigest(), "IsLFS": len(data) >= LARGE}
+            rows.append({"Type": "blob", "Path": name, "Name": name, "Revision": COMMIT, **told})
+        return rows
+
+    def _say(self, request: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
+        self._send(request, json.dumps(body).encode(), {"Content-Type": "application/json"}, True, status)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from builder import download
 from builder.bake import bake
 from builder.download import DownloadError, Source, fetch
 from builder.verify import verify
-from tests.builder.hub import COMMIT, Hub
+from tests.builder.hub import COMMIT, Hub, ModelScopeHub
 from worker.engine import checkpoint
 from worker.engine.checkpoint import ModelError
 from worker.engine.native.layers import Tensors
@@ -177,41 +178,58 @@ def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
         checkpoint.find(settings_for(baked, check_hashes=True))
 
 
-class _ModelScope:
-    """In the place of the other hub's client, which is no requirement."""
-
-    def __init__(self, failure: Exception | None = None) -> None:
-        self.failure = failure
-        self.asked: dict[str, object] = {}
-
-    def snapshot_download(self, model_id: str, **options: object) -> None:
-        self.asked = {"model_id": model_id, **options}
-        if self.failure:
-            raise self.failure
-        for path in EMBEDDED_MODEL.iterdir():
-            shutil.copy(path, Path(str(options["local_dir"])) / path.name)
+@pytest.fixture
+def scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelScopeHub]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
+    with ModelScopeHub(EMBEDDED_MODEL) as started:
+        yield started
 
 
-def test_the_other_hub_is_asked_through_its_own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = _ModelScope()
-    monkeypatch.setattr(download.importlib, "import_module", lambda _: client)
-    found = fetch(MODEL, "main", tmp_path / "model", source="modelscope", token="t")
-    assert client.asked["revision"] == "master"
-    assert client.asked["token"] == "t"
-    assert client.asked["allow_patterns"] == list(download.PATTERNS)
-    monkeypatch.undo()
+def from_modelscope(scope: ModelScopeHub, out: Path, revision: str = "main", token: str | None = None) -> Source:
+    return fetch(MODEL, revision, out, source="modelscope", endpoint=scope.url, token=token)
+
+
+def test_modelscope_gives_the_same_by_its_own_client(scope: ModelScopeHub, tmp_path: Path) -> None:
+    found = from_modelscope(scope, tmp_path / "model", token="ms_secret_of_mine")
+    assert (found.source, found.revision, found.licence) == ("modelscope", "master", "apache-2.0")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {*found.files, "source.json"}
+    assert set(found.files) == {path.name for path in EMBEDDED_MODEL.iterdir()}
+    verified = verify(tmp_path / "model")
+    assert all(verified[name] == expected.sha256 for name, expected in found.files.items())
     assert bake(tmp_path / "model")["source"] == "modelscope"
-    assert found.files["config.json"].size == (EMBEDDED_MODEL / "config.json").stat().st_size
+    assert scope.calls["weights.bin"] == 0
+    assert scope.tokens == {"Bearer ms_secret_of_mine"}
+    assert not any(b"ms_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_the_other_hubs_failure_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = _ModelScope(ValueError("no such revision"))
-    monkeypatch.setattr(download.importlib, "import_module", lambda _: client)
-    with pytest.raises(DownloadError, match="could not be fetched from ModelScope: ValueError: no such revision"):
-        fetch(MODEL, "v9", tmp_path / "model", source="modelscope")
+def test_modelscope_is_gone_on_with_where_it_broke_off(scope: ModelScopeHub, tmp_path: Path) -> None:
+    scope.trouble["model.safetensors"] = "dropped"
+    from_modelscope(scope, tmp_path / "model")
+    assert any(one.startswith("model.safetensors bytes=") for one in scope.ranges)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == scope.files["model.safetensors"]
+
+
+SCOPE_FAULTS = {
+    "a wrong revision": ({}, "v9", f"{MODEL} at v9 could not be fetched from ModelScope: .*not found"),
+    "a missing shard": ({"model.safetensors": "missing"}, "main", "whole: model.safetensors: NotExistError"),
+    "a truncated file": ({"model.safetensors": "truncated"}, "main", "whole: model.safetensors: FileSizeMismatchError"),
+    "a changed byte": ({"config.json": "changed"}, "main", "whole: config.json: FileIntegrityError"),
+    "no leave to see it": ({"model": "401"}, "main", "ModelScope: AuthenticationError: .*token"),
+}
+
+
+@pytest.mark.parametrize(("trouble", "revision", "told"), SCOPE_FAULTS.values(), ids=SCOPE_FAULTS.keys())
+def test_modelscopes_fault_is_told_and_leaves_nothing_half_made(
+    scope: ModelScopeHub, tmp_path: Path, trouble: dict[str, str], revision: str, told: str
+) -> None:
+    scope.trouble.update(trouble)
+    with pytest.raises(DownloadError, match=told):
+        from_modelscope(scope, tmp_path / "model", revision)
     assert not (tmp_path / "model").exists()
 
 
-def test_without_its_client_the_other_hub_is_refused(tmp_path: Path) -> None:
+def test_modelscope_without_its_client_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(DownloadError, match="needs the package modelscope-hub"):
         fetch(MODEL, "main", tmp_path / "model", source="modelscope")
