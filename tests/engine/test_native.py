@@ -162,9 +162,10 @@ def divergence(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     return sum(float((a.exp() * (a - b)).sum()) for a, b in pairs) / len(pairs)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", MODEL_TYPES)
-def test_in_bfloat16_it_is_as_near_as_the_librarys_own_attentions_are_to_each_other(
-    folders: dict[str, Path | None], family: str
+def test_in_16_bit_it_is_as_near_as_the_librarys_own_attentions_are_to_each_other(
+    folders: dict[str, Path | None], family: str, dtype: str
 ) -> None:
     """And as near to float32 as they are. In the middle of all prompts where there are experts: a token that goes to
     another one is a jump, which either may make."""
@@ -172,9 +173,9 @@ def test_in_bfloat16_it_is_as_near_as_the_librarys_own_attentions_are_to_each_ot
     of_all = median if "moe" in family else sum
     models = {
         "exact": loaded(folder, "transformers"),
-        "own": loaded(folder, "native", dtype="bfloat16"),
-        "sdpa": loaded(folder, "transformers", dtype="bfloat16"),
-        "eager": loaded(folder, "transformers", dtype="bfloat16", attention="eager"),
+        "own": loaded(folder, "native", dtype=dtype),
+        "sdpa": loaded(folder, "transformers", dtype=dtype),
+        "eager": loaded(folder, "transformers", dtype=dtype, attention="eager"),
     }
     each: dict[tuple[str, str], list[float]] = defaultdict(list)
     for shown in ASKED.values():
