@@ -4,9 +4,9 @@ python -m benchmarks.memory [--jobs 16] [--save]
 
 Half a billion random parameters in bfloat16, baked as an image carries them (1 GB). Each way has a process of its own,
 whose peak (`VmHWM`) is set back between the parts: loading with the warm-up, then each kind of work of
-`benchmarks.throughput`, all jobs at once. Mapped weights count as memory once they are touched; beside them is a
-process that imports torch and reads the weights, one that gives the same jobs to `generate` one after the other, and
-the engine with the tiny model: what this process takes whatever its weights are.
+`benchmarks.throughput`, all jobs at once. Mapped weights count once they are touched; beside them: torch imported and
+the weights read, the same jobs by `generate` one after the other, the engine with the tiny model (what a process takes
+whatever its weights are), and the host's part of a copy to a device, here one that keeps nothing (torch's `meta`).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from benchmarks.report import environment, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
 from worker.engine.loading import load
+from worker.engine.weights import copied, headers
 from worker.settings import EMBEDDED_MODEL, Settings
 from worker.settings import load as settings
 from worker.start import start
@@ -34,6 +35,7 @@ from worker.start import start
 MIB = 2**20
 WAYS = ("`generate`, one at a time", "engine on transformers", "engine")
 TINY = "engine, with the tiny model instead"  # only loaded: its work is not that of the others
+COPIED = ("a process before it copies", "the same while it copies weights to a device")
 
 
 def peak() -> int:
@@ -46,6 +48,12 @@ def peak() -> int:
 def child(way: str, folder: str, count: int) -> None:
     """Prints the peaks of one way as JSON."""
     torch.set_num_threads(2)
+    if way in COPIED:
+        if way == COPIED[1]:
+            peak()
+            copied(list(headers(Path(folder) / "model.safetensors")), torch.device("meta"), torch.bfloat16)
+        print(json.dumps({"loading": peak()}))
+        return
     code = "native" if way in (WAYS[2], TINY) else "transformers"
     told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": folder, "MODEL_CODE": code})
     work, close = _alone(told) if way == WAYS[0] else _served(told, count)
@@ -71,7 +79,7 @@ def measure(folder: Path, count: int) -> list[dict[str, Any]]:
     """A row for each way, MiB."""
     _, read, _ = run([sys.executable, "-c", READ, str(folder), "cpu"])
     rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read)}]
-    for way in (*WAYS, TINY):
+    for way in (*WAYS, TINY, *COPIED):
         model = EMBEDDED_MODEL if way == TINY else folder
         command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(model), "--jobs", str(count)]
         lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
