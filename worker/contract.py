@@ -263,13 +263,15 @@ class Piece(Value):
 
 class Done(Value):
     """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; seen: the
-    pictures and videos, in order; first_token_s: the engine's seconds to the first token; cold_start: those of the
-    start's phases, with the worker's first answer."""
+    pictures and videos, in order; first_token_s: the engine's seconds to the first token; first_token_at: when it
+    came, on the clock of `time.monotonic`; cold_start: seconds of the start's phases, with the worker's first
+    answer."""
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
     seen: tuple[Seen, ...] = ()
     first_token_s: float | None = None
+    first_token_at: float | None = None
     cold_start: dict[str, float] | None = None
 
 
@@ -289,6 +291,7 @@ class Answer(Value):
     usage: Usage
     seen: tuple[Seen, ...] = ()
     first_token_s: float | None = None
+    first_token_at: float | None = None
     cold_start: dict[str, float] | None = None
 
 

@@ -304,7 +304,9 @@ class Service:
         timeline, self._timeline = self._timeline, None
         if timeline is None:
             return ended
-        timeline.end("first answer")
+        if ended.first_token_at is not None:
+            timeline.end("first token", ended.first_token_at)
+        timeline.end("rest of the first answer")
         log.info("first answer", extra={"request": request_id, "seconds": timeline.report})
         return ended.model_copy(update={"cold_start": timeline.report})
 
@@ -368,6 +370,11 @@ async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:
                     for index, reason in enumerate(event.reasons)
                 )
                 return Answer(
-                    meta=meta, said=said, usage=event.usage, seen=event.seen, first_token_s=event.first_token_s
+                    meta=meta,
+                    said=said,
+                    usage=event.usage,
+                    seen=event.seen,
+                    first_token_s=event.first_token_s,
+                    first_token_at=event.first_token_at,
                 )
     raise InternalError()

@@ -13,9 +13,10 @@ class Timeline:
         self._phases: dict[str, float] = {}
         self._beside: dict[str, float] = {}
 
-    def end(self, phase: str) -> None:
-        """The phase that began when the one before it ended is over. Ended again, it is as long as both times."""
-        now = time.monotonic()
+    def end(self, phase: str, at: float | None = None) -> None:
+        """The phase that began when the one before it ended is over, now or since `at` (on the clock of
+        `time.monotonic`). Ended again, it is as long as both times."""
+        now = time.monotonic() if at is None else max(at, self._last)
         self._phases[phase] = round(self._phases.get(phase, 0.0) + now - self._last, 3)
         self._last = now
 

@@ -29,7 +29,7 @@ class Request:
     num_cached: int = 0
     is_cancelled: bool = False
     came_at: float = field(default_factory=time.monotonic)
-    first_token_s: float | None = None
+    first_token_at: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -58,7 +58,8 @@ class Request:
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
                 usage=usage,
                 seen=self.prompt.seen,
-                first_token_s=self.first_token_s,
+                first_token_s=None if self.first_token_at is None else self.first_token_at - self.came_at,
+                first_token_at=self.first_token_at,
             )
         )
 
@@ -103,8 +104,8 @@ class Sequence:
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
         token = self.chooser.choose(row)
-        if self.request.first_token_s is None:
-            self.request.first_token_s = time.monotonic() - self.request.came_at
+        if self.request.first_token_at is None:
+            self.request.first_token_at = time.monotonic()
         self.tokens.append(token)
         is_end = token in self.ending
         if self.num_likely is not None:
