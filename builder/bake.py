@@ -16,9 +16,8 @@ from pathlib import Path
 
 from builder.verify import CHUNK_BYTES, verify
 from builder.vocabulary import lay_out
-from worker.engine.checkpoint import MANIFEST, ModelError, sha256, shards
+from worker.engine.checkpoint import MANIFEST, ModelError, check_manifest, read_json, sha256, shards
 from worker.engine.native.layers import JOINED
-from worker.engine.rules import read_json
 from worker.engine.tokens import VOCABULARY
 from worker.engine.weights import Stored, headers
 
@@ -27,10 +26,12 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 def bake(folder: Path) -> dict[str, object]:
     """The manifest, which lies in the folder then. Raises ModelError."""
-    for name in (MANIFEST, VOCABULARY):
-        (folder / name).unlink(missing_ok=True)
+    before = read_json(folder / MANIFEST)
+    check_manifest(folder, with_hashes=True)
+    for path in (folder / MANIFEST, folder / VOCABULARY, *folder.glob("*.partial")):
+        path.unlink(missing_ok=True)
     hashes = verify(folder)
-    source = read_json(folder / "source.json")
+    source = read_json(folder / "source.json") or before  # baked again, it comes from where it came from
     (folder / "source.json").unlink(missing_ok=True)
     quicken_tokenizer(folder / "tokenizer.json")
     why = lay_out(folder)
@@ -79,13 +80,16 @@ def arrange(file: Path) -> bool:
         text = json.dumps(arranged, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         partial = file.with_suffix(".partial")
-        with partial.open("wb") as target:
-            target.write(struct.pack("<Q", len(text)) + text)
-            for one in order.values():
-                source.seek(one.begin)
-                for first in range(one.begin, one.end, CHUNK_BYTES):
-                    target.write(source.read(min(CHUNK_BYTES, one.end - first)))
-    partial.replace(file)
+        try:
+            with partial.open("wb") as target:
+                target.write(struct.pack("<Q", len(text)) + text)
+                for one in order.values():
+                    source.seek(one.begin)
+                    for first in range(one.begin, one.end, CHUNK_BYTES):
+                        target.write(source.read(min(CHUNK_BYTES, one.end - first)))
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     return True
 
 
@@ -112,7 +116,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     try:
         manifest = bake(folder)
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         sys.exit(f"builder.bake: {folder}: {error}")
     print(json.dumps({**manifest, "files": len(dict(manifest["files"]))}))  # type: ignore[call-overload]
 

@@ -9,6 +9,7 @@ A token comes from a file (a build secret), never from an argument or a variable
 import argparse
 import importlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")
 TRIES = 5
 PAUSE_S = 5.0
-FAR_ERRORS = (HfHubHTTPError, HTTPError, OSError)
+FAR_ERRORS = (HfHubHTTPError, HTTPError, OSError, ValueError)  # the last: no name of a model, no JSON
 
 
 class DownloadError(Exception):
@@ -66,6 +67,8 @@ def fetch(
 
     Raises DownloadError.
     """
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise DownloadError("the token is no single line of letters, digits and signs")
     staging = out.with_name(out.name + ".partial")
     staging.mkdir(parents=True, exist_ok=True)
     if source == "modelscope":
@@ -76,7 +79,9 @@ def fetch(
         size = (staging / name).stat().st_size if (staging / name).is_file() else None
         if size != expected.size:
             raise DownloadError(f"{name} has {size} bytes, {model_id} says {expected.size}")
-    shutil.rmtree(staging / ".cache", ignore_errors=True)
+    for path in staging.iterdir():
+        if path.name not in found.files:  # the client's own, and what an earlier download of something else has left
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     (staging / "source.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
@@ -128,7 +133,9 @@ def _from_huggingface(
             answer = getattr(error, "response", None)
             is_final = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
             if is_final or not left:
-                raise DownloadError(f"{model_id} could not be fetched whole: {_why(error)}") from None
+                which = str(getattr(answer, "url", "")).rpartition("/")[2]
+                told = f"{which}: {_why(error)}" if which in wanted else _why(error)
+                raise DownloadError(f"{model_id} could not be fetched whole: {told}") from None
             print(f"{_why(error)}; going on, {left} tries left", file=sys.stderr)
             pause(PAUSE_S)
         else:
@@ -158,7 +165,7 @@ def _from_modelscope(model_id: str, revision: str, staging: Path, token: str | N
     except client.FileDownloadError as error:
         each = "; ".join(f"{name}: {_why(why)}" for name, why in sorted(error.failed_files.items()))
         raise DownloadError(f"{model_id} could not be fetched whole: {each}") from None
-    except (client.HubError, OSError) as error:
+    except (client.HubError, OSError, ValueError) as error:
         raise DownloadError(f"{model_id} at {named} could not be fetched from ModelScope: {_why(error)}") from None
     if not files:
         raise DownloadError(f"{model_id} has no file that a checkpoint is made of")
@@ -185,7 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     token = None
     if options.token_file is not None and options.token_file.is_file():
-        token = options.token_file.read_text(encoding="utf-8").strip() or None
+        token = options.token_file.read_text(encoding="utf-8", errors="replace").strip() or None
     try:
         found = fetch(
             options.model_id,
@@ -195,7 +202,7 @@ def main() -> None:
             token=token,
             endpoint=options.endpoint,
         )
-    except DownloadError as error:
+    except (DownloadError, OSError) as error:
         sys.exit(f"builder.download: {error}")
     total = sum(one.size for one in found.files.values())
     print(f"{options.out}: {len(found.files)} files, {total / 2**30:.2f} GiB, revision {found.revision}")

@@ -17,9 +17,12 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from worker.engine.checkpoint import ModelError, missing_file
+from worker.engine.checkpoint import ModelError, missing_file, read_json
 from worker.engine.families import FAMILIES
-from worker.engine.rules import read_json, read_rules
+from worker.engine.loading import ending_ids
+from worker.engine.native.runner import NativeRunner
+from worker.engine.native.shapes import why_not
+from worker.engine.rules import PixelRules, read_rules
 from worker.engine.template import Template
 from worker.engine.weights import Stored, stored_in
 
@@ -36,9 +39,13 @@ def verify(folder: Path) -> dict[str, str]:
     hashes = _check_hashes(folder)
     config = _config(folder)
     _check_words(folder, config)
-    read_rules(folder)
-    if "quantization_config" not in read_json(folder / "config.json"):
+    rules, own = read_rules(folder), read_json(folder / "config.json")
+    if not ending_ids(read_json(folder / "generation_config.json"), own):
+        raise ModelError("generation_config.json and config.json name no eos_token_id")
+    if "quantization_config" not in own:
         _check_model(config, stored)
+        if why_not(own) is None:
+            _check_native(own, stored, rules)
     return hashes
 
 
@@ -123,6 +130,18 @@ def _check_model(config: Any, stored: list[Stored]) -> None:
         logits = module.lm_head(hidden)
     if logits.shape[-1] != config.get_text_config().vocab_size:
         raise ModelError(f"config.json: the head has {logits.shape[-1]} tokens")
+
+
+def _check_native(config: dict[str, Any], stored: list[Stored], rules: PixelRules) -> None:
+    """The worker's own model code takes each tensor, and finds all that it needs: by the names that older checkpoints
+    have too, which the library changes as it loads."""
+    device = torch.device("meta")
+    tensors = {one.name: torch.empty(one.shape, dtype=one.dtype, device=device) for one in stored}
+    try:
+        NativeRunner(config, tensors, rules, device)
+    except ModelError as error:
+        files = ", ".join(sorted({one.file.name for one in stored}))
+        raise ModelError(f"{files}: {error}") from None
 
 
 def main() -> None:

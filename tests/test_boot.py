@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builder.hub import Hub
 from worker.settings import EMBEDDED_MODEL
 from worker.timeline import Timeline
 
@@ -35,6 +36,15 @@ def in_a_process_of_its_own(code: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+@pytest.mark.parametrize("allowed", ["0", "1"])
+def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str) -> None:
+    code = (
+        f"import os; os.environ['ALLOW_DOWNLOAD'] = '{allowed}'; from worker import boot; boot.begin().made.close()\n"
+        "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
+    )
+    assert in_a_process_of_its_own(code) == [str(allowed == "0")]
 
 
 def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:
@@ -98,7 +108,8 @@ def test_the_first_answer_tells_where_the_time_went(tmp_path: Path) -> None:
     phases = answer["cold_start"]
     steps = [took for name, took in phases.items() if name != "total" and not name.startswith("beside")]
     assert sum(steps) == pytest.approx(phases["total"], abs=0.02)
-    assert {"interpreter", "importing torch", "model", "warming up", "first answer"} <= phases.keys()
+    told = {"interpreter", "importing torch", "model", "warming up", "first token", "rest of the first answer"}
+    assert told <= phases.keys()
     assert "ready" in done.stderr
 
 
@@ -122,8 +133,8 @@ BAD_DAYS = {
     "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device: DEVICE=cpu, or a machine with a GPU"),
     "a model that is nowhere": ({"MODEL_ID": "Qwen/Nowhere"}, "ALLOW_DOWNLOAD=1 would fetch it"),
     "a setting that does not parse": ({"MAX_IMAGES": "many"}, "the environment variable MAX_IMAGES does not parse"),
-    "a cache that cannot be written": (
-        {"MODEL_ID": "Qwen/Nowhere", "ALLOW_DOWNLOAD": "1", "HUB_CACHE": "/proc/cache", "HF_ENDPOINT": "http://127.0.0.1:9"},
+    "a hub that is not there": (
+        {"MODEL_ID": "Qwen/Nowhere", "ALLOW_DOWNLOAD": "1", "HF_ENDPOINT": "http://127.0.0.1:9"},
         "could not be downloaded",
     ),
 }  # fmt: skip
@@ -139,6 +150,15 @@ def test_a_start_that_cannot_be_ends_with_status_1_and_one_line(
     assert last.startswith("worker-qwen-vl cannot start: ")
     assert told in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.network
+def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(tmp_path: Path) -> None:
+    with Hub(EMBEDDED_MODEL) as hub:
+        where = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HUB_CACHE": "/proc/cache"}
+        done = started(tmp_path, MODEL_ID=hub.model, ALLOW_DOWNLOAD="1", **where)
+    assert done.returncode == 1
+    assert "HUB_CACHE must be a folder that can be written" in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:

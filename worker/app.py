@@ -315,6 +315,7 @@ def main() -> None:
     except SettingError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     logs.set_up(settings.log_level, as_json=False)
+    worker_settings.stay_offline(settings)
     served: list[Serving] = []
 
     def load() -> Serving:

@@ -70,6 +70,7 @@ def begin(*others: str) -> Boot:
             logs.set_up(settings.log_level, as_json=settings.is_on_platform)
             if settings.is_on_platform:
                 signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
+            worker_settings.stay_offline(settings)
             found = None if settings.lazy_load else checkpoint.find(settings)
             if found is not None:
                 checkpoint.read_ahead(found.folder)

@@ -40,7 +40,9 @@ class Settings(BaseModel):
         "the platform's cache and the hub's cache",
     )
     model_revision: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = Field(
-        None, description="Branch, tag or commit of it; unset: `main`, or the newest that is there"
+        None,
+        description="Branch, tag or commit of it; unset: `main`, or the newest that is there. "
+        "A baked model is what was baked: a name of a branch or tag is not compared with it, another commit is not it",
     )
     baked_models: Path = Field(Path("/models"), description="Folder of the image whose folders are checkpoints")
     platform_cache: Path = Field(
@@ -295,6 +297,13 @@ def load_with_file(given: Mapping[str, str], file: Path = Path(".env")) -> Setti
     """What is given goes before the process's environment, and that before the lines of `file`."""
     lines = {name: value for name, value in dotenv_values(file).items() if value}
     return load({**lines, **os.environ, **given})
+
+
+def stay_offline(settings: Settings) -> None:
+    """Have the hub's libraries, where something imports them later, ask nobody, unless a download is allowed."""
+    if not settings.allow_download:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            os.environ.setdefault(name, "1")
 
 
 def table() -> str:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +82,45 @@ def test_a_fault_is_told_and_leaves_nothing_half_made(
     assert not (tmp_path / "model").exists()
 
 
+def test_a_missing_shard_is_named(hub: Hub, tmp_path: Path) -> None:
+    hub.trouble["model.safetensors"] = "missing"
+    with pytest.raises(DownloadError, match=r"whole: model\.safetensors: "):
+        fetched(hub, tmp_path / "model")
+
+
+def test_what_another_download_left_is_not_shipped(hub: Hub, tmp_path: Path) -> None:
+    left = tmp_path / "model.partial"
+    (left / "onnx").mkdir(parents=True)
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "onnx/model.onnx"):
+        (left / name).write_text("{}")
+    found = fetched(hub, tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {*found.files, "source.json"}
+
+
+@pytest.mark.parametrize("token", ["hf_secret\nanother", "hf_secret\u00e9", "hf secret"])
+def test_a_token_that_is_none_is_refused_and_not_repeated(hub: Hub, tmp_path: Path, token: str) -> None:
+    with pytest.raises(DownloadError, match="the token is no single line") as told:
+        fetched(hub, tmp_path / "model", token=token)
+    assert "secret" not in str(told.value)
+    assert not hub.tokens
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"--model-id": "https://hub/a/b"}, "the hub does not tell about https://hub/a/b: HFValidationError"),
+        ({"--out": "/proc/nowhere/model"}, "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_is_one_line_of_the_command(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], told: str
+) -> None:
+    given = {"--model-id": MODEL, "--out": str(tmp_path / "model"), "--endpoint": hub.url, **changed}
+    monkeypatch.setattr("sys.argv", ["builder.download", *(word for pair in given.items() for word in pair)])
+    with pytest.raises(SystemExit, match=f"^builder.download: .*{told}"):
+        download.main()
+
+
 def test_another_model_is_not_there(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="no other/model"):
         fetch("other/model", "main", tmp_path / "model", endpoint=hub.url, pause=lambda _: None)
@@ -142,6 +181,68 @@ def test_tensors_that_are_one_projection_lie_behind_each_other_and_are_the_same(
         assert joined.untyped_storage().nbytes() == len(whole.read())  # the file's own pages
     expected = [theirs[f"model.language_model.layers.2.mlp.{name}_proj.weight"] for name in ("gate", "up")]
     assert torch.equal(joined, torch.cat(expected))
+
+
+def damaged(folder: Path, name: str, change: Callable[[bytes], bytes]) -> Path:
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    return folder
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """The tiny model as a folder of no known source."""
+    return Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "video_preprocessor_config.json",
+    ],
+)
+def test_a_truncated_file_of_no_known_source_is_named(plain: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=name):
+        verify(damaged(plain, name, lambda data: data[: len(data) // 2]))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "a tensor by another name": (
+        "model.safetensors",
+        lambda data: data.replace(b"layers.0.mlp.up_proj", b"layers.0.mlp.UP_proj"),
+        r"model\.safetensors: the tensor .*layers\.0\.mlp\.up_proj\.weight is missing",
+    ),
+    "no size of patches": ("preprocessor_config.json", lambda d: d.replace(b"patch_size", b"other_size"), "patch_size"),
+    "a template of other letters": ("chat_template.jinja", lambda data: data + b"\xff", "chat_template.jinja"),
+    "no end": ("generation_config.json", lambda _: b"{}", "generation_config.json and config.json name no eos_token"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "told"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_what_could_not_be_served_is_not_baked(
+    plain: Path, name: str, change: Callable[[bytes], bytes], told: str
+) -> None:
+    if "no end" in told or "eos" in told:
+        config = json.loads((plain / "config.json").read_text())
+        for part in (config, config["text_config"]):
+            part.pop("eos_token_id", None)
+        (plain / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=told):
+        verify(damaged(plain, name, change))
+
+
+def test_what_is_baked_again_comes_from_where_it_came_from(hub: Hub, tmp_path: Path) -> None:
+    fetched(hub, tmp_path / "model")
+    first = bake(tmp_path / "model")
+    (tmp_path / "model" / "model.partial").write_bytes(b"of a run without room")
+    assert bake(tmp_path / "model") == first
+    assert not (tmp_path / "model" / "model.partial").exists()
+    with pytest.raises(ModelError, match="a byte differs"):
+        bake(damaged(tmp_path / "model", "model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])))
 
 
 def test_baking_twice_makes_the_same_bytes(baked: Path, tmp_path: Path) -> None:

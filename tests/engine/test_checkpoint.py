@@ -104,6 +104,54 @@ def test_nothing_is_downloaded_unless_it_is_allowed(
     assert not {"*.py", "*.bin", "*"} & set(checkpoint.PATTERNS)
 
 
+def test_a_download_that_broke_off_is_gone_on_with(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
+    (half / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        find(load(places))
+
+    def download(*_: object, **__: object) -> str:
+        (half / "tokenizer.json").write_text("{}")
+        return str(half)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find(load({**places, "ALLOW_DOWNLOAD": "1"})).origin == "a download"
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "wanted", "is_it"),
+    [
+        (MODEL, "a" * 40, "a" * 40, True),
+        (MODEL.lower(), "a" * 40, "main", True),
+        (MODEL, "a" * 40, "b" * 40, False),
+        (MODEL, "master", "b" * 40, True),
+        ("Other/Qwen3-VL-2B-Instruct", "a" * 40, "a" * 40, False),
+        ("Qwen3-VL-2B-Instruct", None, "b" * 40, True),
+    ],
+)
+def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
+    places: dict[str, str], tmp_path: Path, model: str, revision: str | None, wanted: str, is_it: bool
+) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({"model": model, "revision": revision, "files": {}}))
+    if is_it:
+        assert find(load({**places, "MODEL_REVISION": wanted})).folder == folder
+    else:
+        with pytest.raises(ModelError, match="is in none of"):
+            find(load({**places, "MODEL_REVISION": wanted}))
+
+
+@pytest.mark.parametrize("name", ["baked.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ['{"files": {', "[]", "\udcff"])
+def test_a_damaged_list_of_files_is_named(places: dict[str, str], tmp_path: Path, name: str, content: str) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ModelError, match=name):
+        find(load(places))
+
+
 @pytest.mark.parametrize("model_id", ["../x", "a/b/c", "a", "/etc/passwd", "a/..%2f"])
 def test_a_name_cannot_be_a_path(model_id: str) -> None:
     with pytest.raises(Exception, match="MODEL_ID"):

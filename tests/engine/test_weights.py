@@ -95,6 +95,20 @@ def test_a_damaged_file_is_named_before_anything_is_read(file: Path, harm: Any) 
         Reading(file.parent, CPU, torch.float32).start().tensors()
 
 
+@pytest.mark.parametrize("kind", [0, 1])
+def test_files_pages_are_no_used_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    _, most, used, cached = weights._CGROUPS[kind]
+    told = {most: "10000000", used: "7000000", "memory.stat": f"anon 1\n{cached[0]} 5000000\n{cached[1]} 1000000"}
+    for name, text in told.items():
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(weights, "_CGROUPS", ((tmp_path, most, used, cached),))
+    assert weights.free_bytes(CPU) == 9_000_000
+    (tmp_path / most).write_text("max\n")
+    assert weights.free_bytes(CPU) > 9_000_000
+
+
 def test_too_little_memory_is_told_with_numbers_before_loading(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "free_bytes", lambda _: 1000)
     with pytest.raises(ModelError, match=r"need 0\.0 GiB on cpu, and 0\.0 GiB are free: a smaller model"):

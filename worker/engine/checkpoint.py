@@ -11,9 +11,11 @@ import importlib
 import json
 import logging
 import os
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from worker.settings import EMBEDDED_MODEL, Settings
 
@@ -26,7 +28,8 @@ MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
 
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_COMMIT = re.compile("[0-9a-f]{40}")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 
 
 class ModelError(Exception):
@@ -53,7 +56,7 @@ def _find(settings: Settings) -> Checkpoint:
     if settings.model_path is not None:
         return _whole(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
     model_id = settings.model_id
-    baked = _baked(settings.baked_models, model_id)
+    baked = _baked(settings.baked_models, model_id, settings.model_revision)
     if baked is not None:
         return _whole(*baked, "the image")
     if model_id is None:
@@ -61,7 +64,8 @@ def _find(settings: Settings) -> Checkpoint:
     name = model_id.rpartition("/")[2]
     for root, origin in ((settings.platform_cache, "the platform's cache"), (settings.hub_cache, "the hub's cache")):
         folder = snapshot(root, model_id, settings.model_revision)
-        if folder is not None:
+        # A download that broke off is gone on with.
+        if folder is not None and not (settings.allow_download and missing_file(folder)):
             return _whole(folder, name, origin)
     if not settings.allow_download:
         tried = ", ".join(str(place) for place in (settings.baked_models, settings.platform_cache, settings.hub_cache))
@@ -69,17 +73,25 @@ def _find(settings: Settings) -> Checkpoint:
     return _whole(_download(model_id, settings), name, "a download")
 
 
-def _baked(root: Path, model_id: str | None) -> tuple[Path, str] | None:
-    """The folder in the image that holds this model, or the only one where none is named."""
+def _baked(root: Path, model_id: str | None, revision: str | None) -> tuple[Path, str] | None:
+    """The folder in the image that holds this model, or the only one where none is named. One whose manifest names
+    another model, or another commit than `revision`, is not it."""
     if not root.is_dir():
         return None
     folders = sorted(path for path in root.iterdir() if (path / "config.json").is_file())
     if model_id is not None:
         wanted = model_id.rpartition("/")[2].lower()
-        folders = [path for path in folders if path.name.lower() == wanted]
+        folders = [path for path in folders if path.name.lower() == wanted and _may_be(path, model_id, revision)]
     if len(folders) > 1:
         raise ModelError(f"{root} holds {len(folders)} models: MODEL_ID must say which")
     return (folders[0], folders[0].name) if folders else None
+
+
+def _may_be(folder: Path, model_id: str, revision: str | None) -> bool:
+    manifest = read_json(folder / MANIFEST)
+    model, commit = str(manifest.get("model") or ""), str(manifest.get("revision") or "")
+    is_other = "/" in model and model.lower() != model_id.lower()
+    return not is_other and not (_COMMIT.fullmatch(commit) and _COMMIT.fullmatch(revision or "") and commit != revision)
 
 
 def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
@@ -125,19 +137,32 @@ def read_ahead(folder: Path) -> None:
 
 
 def shards(folder: Path) -> list[str]:
-    """The names of the files that hold a checkpoint's weights."""
+    """The names of the files that hold a checkpoint's weights. Raises ModelError."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise ModelError(f"{index} does not say where the weights are: fetch it again")
+    return sorted(set(where.values()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object, empty where there is no such file. Raises ModelError, which names the file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of its characters too
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: fetch it again")
+    return content
 
 
 def check_manifest(folder: Path, *, with_hashes: bool) -> None:
     """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
-    if not (folder / MANIFEST).is_file():
-        return
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name, told in manifest["files"].items():
+    for name, told in read_json(folder / MANIFEST).get("files", {}).items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != told["size"]:

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from worker.engine.checkpoint import ModelError
+from worker.engine.checkpoint import ModelError, read_json
 from worker.engine.face import Runner
 from worker.engine.families import FAMILIES, Family
 from worker.engine.native import shapes
 from worker.engine.native.graphs import CudaRecorder, Recorder
 from worker.engine.native.runner import NativeRunner
-from worker.engine.rules import PixelRules, read_json, read_rules
+from worker.engine.rules import PixelRules, read_rules
 from worker.engine.template import Template
 from worker.engine.tokens import Tokens, read_tokens
 from worker.engine.weights import Begun, begin

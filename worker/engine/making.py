@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from worker.engine.checkpoint import ModelError
+from worker.engine.checkpoint import ModelError, read_json
 from worker.engine.engine import Engine
 from worker.engine.families import FAMILIES
 from worker.engine.loading import LoadedModel, ServedModel, load
 from worker.engine.pixels import Eye
-from worker.engine.rules import read_json
 from worker.engine.tokens import Tokens
 from worker.engine.warming import WarmUp
 from worker.engine.weights import Begun, Reading, begin

@@ -1,9 +1,10 @@
 """A checkpoint's rules for pixels, read from its preprocessor files. Knows no torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from worker.engine.checkpoint import ModelError, read_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,15 @@ class PixelRules:
 
 
 def read_rules(folder: Path) -> PixelRules:
-    """The rules of the checkpoint in this folder, from the files for each kind or, as newer ones have it, from one."""
+    """The rules of the checkpoint in this folder, from the files for each kind or, as newer ones have it, from one.
+    Raises ModelError."""
+    try:
+        return _rules(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
+
+
+def _rules(folder: Path) -> PixelRules:
     both = read_json(folder / "processor_config.json")
     image = read_json(folder / "preprocessor_config.json") or both["image_processor"]
     video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor") or image
@@ -53,9 +62,3 @@ def read_rules(folder: Path) -> PixelRules:
 def _edge(config: dict[str, Any], edge: str, old_name: str) -> int:
     size = config.get("size") or {}
     return int(size[edge] if edge in size else config[old_name])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object, empty where there is no such file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

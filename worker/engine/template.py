@@ -14,8 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from worker.engine.checkpoint import ModelError
-from worker.engine.rules import read_json
+from worker.engine.checkpoint import ModelError, read_json
 
 
 class _Generation(Extension):
@@ -72,7 +71,10 @@ class Template:
     def __init__(self, folder: Path) -> None:
         own = folder / "chat_template.jinja"
         config = read_json(folder / "tokenizer_config.json")
-        text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+        try:
+            text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+        except UnicodeDecodeError:
+            raise ModelError(f"{own} is damaged: fetch it again") from None
         text = text or read_json(folder / "chat_template.json").get("chat_template")
         if not isinstance(text, str):
             raise ModelError(f"{folder} has no chat template")

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from worker.engine import checkpoint
-from worker.engine.checkpoint import READERS, Checkpoint, ModelError, shards
-from worker.engine.rules import read_json
+from worker.engine.checkpoint import READERS, Checkpoint, ModelError, read_json, shards
 from worker.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +31,14 @@ _PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandby
 BUFFER_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
 _PAGE = 4096
+_CGROUPS = (  # both kinds: where, the limit, what is used of it, and what of that is files' pages, given back at need
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        *("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -218,9 +225,12 @@ def free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
-        free = min(free, int(most) - int(used.read_text(encoding="utf-8")))
+    for group, most, used, cached in _CGROUPS:
+        limit = group / most
+        if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
+            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+            held = int((group / used).read_text(encoding="utf-8")) - sum(int(stat.get(name, 0)) for name in cached)
+            free = min(free, int(text) - held)
     return free
 
 

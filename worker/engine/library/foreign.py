@@ -20,11 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from worker.contract import RGB, ChatRequest, Controls, Message, Opened, Picture, Seen, Text
 from worker.engine.cache import SlotCache
-from worker.engine.checkpoint import ModelError
+from worker.engine.checkpoint import ModelError, read_json
 from worker.engine.face import Prompt
 from worker.engine.library.loading import module_for
 from worker.engine.loading import ServedModel, ending_ids, model_len
-from worker.engine.rules import read_json
 from worker.engine.tokens import Tokens
 from worker.engine.weights import Begun
 from worker.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
