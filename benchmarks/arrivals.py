@@ -2,7 +2,7 @@
 
 python -m benchmarks.arrivals [--threads 2] [--jobs 16] [--save]
 
-Random weights of about 230 million parameters, float32 on the CPU. Arrivals are a Poisson process, the same for both;
+Random weights of 256 million parameters, float32 on the CPU. Arrivals are a Poisson process, the same for both;
 a load of 1 is as many jobs a second as `generate` can answer. A second table: how long the tokens of a running answer
 pause while a prompt of 4,000 tokens is computed, in chunks and in one piece. A third: how late the event loop is for
 a timer while the engine works, and while nothing does.

@@ -2,7 +2,7 @@
 
 python -m benchmarks.throughput [--threads 2] [--rounds 3] [--jobs 1,4,8,16,32] [--save]
 
-Random weights of about 230 million parameters, float32 on the CPU. Three kinds of work: decode-heavy (short
+Random weights of 256 million parameters, float32 on the CPU. Three kinds of work: decode-heavy (short
 questions, 48 tokens each), mixed lengths (questions of 20 to 400 tokens, 8 to 64 tokens back), image-heavy (a
 picture of 256 tokens, 12 tokens back). The engine runs by the worker's own model code and by the library's. Every
 round measures everything once; the figures are medians of the rounds. A second table counts, with torch's profiler, the

@@ -7,14 +7,19 @@ import pytest
 from worker.settings import Settings
 
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
+DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest difference of features and logits
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of equal answers, where the tests that fill it have run."""
+    """The tables of equal answers and of distances, where the tests that fill them have run."""
     if EQUALITY:
         terminalreporter.write_sep("-", "answers equal to greedy generate, token for token")
         for (family, way), share in EQUALITY.items():
             terminalreporter.write_line(f"{family:26} {way:20} {share}")
+    if DISTANCES:
+        terminalreporter.write_sep("-", "largest difference of features and logits, our model code and the library's")
+        for (family, prompt), distance in DISTANCES.items():
+            terminalreporter.write_line(f"{family:26} {prompt:26} {distance:.1e}")
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,14 @@ def test_graphs_whose_memory_is_gone_are_forgotten(recording: LoadedModel, recor
     assert runner._graphs.num_graphs == 0
 
 
-@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("no memory"), RuntimeError("cannot be recorded")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("cannot be recorded"),
+        torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
+    ],
+)
 def test_where_recording_fails_steps_are_eager(
     recording: LoadedModel, recorder: Again, expected: list[str], failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,7 +144,10 @@ def _native(
         shallow = None
         if begun.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time
             shallow = NativeRunner(*shapes.shallow(config, tensors), pixels, begun.device)
-        return NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device)), shallow
+        runner = NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device))
+        if begun.device.type == "cuda":
+            torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
+        return runner, shallow
     except ModelError as error:
         raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None
 

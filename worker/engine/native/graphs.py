@@ -114,14 +114,14 @@ class StepGraphs:
         fed[2] = torch.tensor(lengths, device=self._device)  # what is recorded is done once, too
         try:
             recorded, logits = self._record(lambda: self._step(fed, slots, True))
-        except torch.AcceleratorError:
-            raise
         except torch.OutOfMemoryError:
             log.warning("no memory to record a decode step: all %d graphs go", len(self._graphs))
             self._graphs.clear()
             self._seen.clear()
             return None
         except Exception as error:
+            # What may not be recorded and a device that is lost are one class of error: only the first can still add.
+            torch.ones(1, device=self._device).add_(1).item()
             log.warning("decode steps stay eager, recording one failed: %s", type(error).__name__)
             self._is_off = True
             self._graphs.clear()

@@ -56,10 +56,6 @@ class Tensors:
             return parts[0].as_strided((sum(rows), *rest), parts[0].stride())
         return torch.cat(parts)
 
-    def drop(self, name: str) -> None:
-        """A tensor that nobody needs."""
-        self._left.pop(name, None)
-
     def close(self) -> None:
         """Raises ModelError where a tensor was not taken."""
         if self._left:

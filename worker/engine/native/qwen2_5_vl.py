@@ -22,7 +22,6 @@ from worker.engine.native.layers import (
 from worker.engine.native.shapes import VisionShape
 
 EPS = 1e-6
-THETA = 10000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class Tower:
         self._before_merging = RMSNorm(tensors.take(f"{root}.merger.ln_q.weight", hidden), EPS)
         self._merge_up = affine(tensors, f"{root}.merger.mlp.0", width, width)
         self._merge_down = affine(tensors, f"{root}.merger.mlp.2", shape.out, width)
-        self._frequencies = frequencies(THETA, shape.head_dim // 2, device)
+        self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other; there are no deep layers. pixels:

@@ -12,7 +12,6 @@ from worker.engine.native.layers import Affine, Tensors, affine, frequencies, ro
 from worker.engine.native.shapes import VisionShape
 
 EPS = 1e-6
-THETA = 10000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class Tower:
         self._deep = {
             layer: _merger(tensors, f"{lists}.{index}", shape, is_late=True) for index, layer in enumerate(shape.deep)
         }
-        self._frequencies = frequencies(THETA, shape.head_dim // 2, device)
+        self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other, and the same for each deep layer. pixels:

@@ -107,6 +107,10 @@ class NativeRunner:
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             all_keys, all_values = cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+            if mask is not None and self._device.type == "cuda":
+                # With a mask no kernel takes groups: torch would write down all scores, 2 GiB for 1,024 x 32,768.
+                groups = query.shape[1] // keys.shape[1]
+                all_keys, all_values = (x.repeat_interleave(groups, 1) for x in (all_keys, all_values))
             mixed = functional.scaled_dot_product_attention(
                 query.transpose(0, 1)[None],
                 all_keys,
@@ -114,7 +118,7 @@ class NativeRunner:
                 attn_mask=mask,
                 is_causal=not past and count > 1,
                 scale=self._scale,
-                enable_gqa=True,
+                enable_gqa=all_keys.shape[1] != query.shape[1],
             )
             return mixed[0].transpose(0, 1).flatten(1)
 

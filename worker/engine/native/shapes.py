@@ -57,6 +57,7 @@ class VisionShape:
     patch: int
     temporal: int
     merge: int
+    theta: float
     out: int
     positions: int
     deep: tuple[int, ...]
@@ -82,7 +83,13 @@ def why_not(config: dict[str, Any]) -> str | None:
     if text.get("hidden_act", "silu") != "silu" or (kind != "qwen2_5_vl" and text.get("attention_bias")):
         return "its layers are not those of its family"
     activation = "silu" if kind == "qwen2_5_vl" else "gelu_pytorch_tanh"
-    return None if vision.get("hidden_act", activation) == activation else "its vision tower is not its family's"
+    if vision.get("hidden_act", activation) != activation:
+        return "its vision tower is not its family's"
+    try:
+        read(config)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,7 +105,7 @@ def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[d
     text, vision = parts(config)
     text["num_hidden_layers"] = min(SHALLOW, whole.layers)
     vision["depth"] = min(SHALLOW, tower.depth)
-    vision["deepstack_visual_indexes"], vision["fullatt_block_indexes"] = [0], [vision["depth"] - 1]
+    vision["deepstack_visual_indexes"], vision["fullatt_block_indexes"] = [0] * bool(tower.deep), [vision["depth"] - 1]
     kept = {"layers": text["num_hidden_layers"], "blocks": vision["depth"], "deepstack_merger_list": 1}
 
     def is_kept(name: str) -> bool:
@@ -123,15 +130,15 @@ def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
                 intermediate=text["intermediate_size"],
                 layers=text["num_hidden_layers"],
                 heads=text["num_attention_heads"],
-                kv_heads=text["num_key_value_heads"],
+                kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
                 head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-                eps=text.get("rms_norm_eps", 1e-6),
+                eps=text.get("rms_norm_eps", 1e-6 if is_qwen3 else 1e-5),
                 theta=rope.get("rope_theta") or text["rope_theta"],
                 sections=(time, height, width),
                 is_interleaved=is_qwen3,
                 has_qk_norm=is_qwen3,
                 has_bias=not is_qwen3,
-                is_tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+                is_tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
                 experts=(text.get("num_experts") or text["num_local_experts"]) if is_moe else 0,
                 per_token=text["num_experts_per_tok"] if is_moe else 0,
                 expert_intermediate=text["moe_intermediate_size"] if is_moe else 0,
@@ -146,6 +153,7 @@ def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
                 patch=vision["patch_size"],
                 temporal=vision["temporal_patch_size"],
                 merge=vision["spatial_merge_size"],
+                theta=_rope(vision).get("rope_theta") or 10000.0,
                 out=vision["out_hidden_size"],
                 positions=vision.get("num_position_embeddings", 2304) if is_qwen3 else 0,
                 deep=tuple(vision.get("deepstack_visual_indexes", (8, 16, 24))) if is_qwen3 else (),
@@ -155,6 +163,8 @@ def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
         )
     except KeyError as error:
         raise ModelError(f"the checkpoint's config.json does not say {error}") from None
+    except TypeError:
+        raise ModelError("the checkpoint's config.json has no numbers where they should be") from None
 
 
 def _sparse(text: dict[str, Any]) -> frozenset[int]:
@@ -166,4 +176,5 @@ def _sparse(text: dict[str, Any]) -> frozenset[int]:
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    return text.get("rope_parameters") or text.get("rope_scaling") or {}
+    """The older name goes before the newer, as it does in the library."""
+    return text.get("rope_scaling") or text.get("rope_parameters") or {}

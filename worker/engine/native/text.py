@@ -54,11 +54,7 @@ class TextModel:
             _layer(tensors, f"{root}.layers.{index}", shape, index in shape.sparse) for index in range(shape.layers)
         ]
         self._norm = RMSNorm(tensors.take(f"{root}.norm.weight", shape.hidden), shape.eps)
-        if shape.is_tied:
-            tensors.drop("lm_head.weight")
-            self.head = Affine(self.embedding)
-        else:
-            self.head = Affine(tensors.take("lm_head.weight", shape.vocabulary, shape.hidden))
+        self.head = Affine(_head(tensors, shape, self.embedding))
         self._frequencies = frequencies(shape.theta, shape.head_dim, device)
         self._axes = _axes(shape).to(device)
 
@@ -97,6 +93,15 @@ class TextModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """(tokens, vocabulary) of what `forward` gave."""
         return self.head(self._norm(hidden))
+
+
+def _head(tensors: Tensors, shape: TextShape, embedding: Tensor) -> Tensor:
+    """A head of the checkpoint's own goes before what its config says, as it does in the library; tied where it is the
+    embedding once more."""
+    if shape.is_tied and not tensors.shape("lm_head.weight"):
+        return embedding
+    own = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
+    return embedding if shape.is_tied and not own.is_meta and torch.equal(own, embedding) else own
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> Layer:
