@@ -1,6 +1,6 @@
 """Memory at the most, while a model is loaded and while it serves, by our model code, the library's, and `generate`.
 
-python -m benchmarks.memory [--jobs 16] [--save]
+python -m benchmarks.memory [--jobs 16] [--dtype float32] [--save]
 
 Half a billion random parameters in bfloat16, baked as an image carries them (1 GB). Each way has a process of its own,
 whose peak (`VmHWM`) is set back between the parts: loading with the warm-up, then each kind of work of
@@ -27,7 +27,7 @@ from benchmarks.report import environment, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
 from worker.engine.loading import load
-from worker.engine.weights import copied, headers
+from worker.engine.weights import DTYPES, copied, headers, num_bytes, stored_in
 from worker.settings import EMBEDDED_MODEL, Settings
 from worker.settings import load as settings
 from worker.start import start
@@ -45,7 +45,7 @@ def peak() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
-def child(way: str, folder: str, count: int) -> None:
+def child(way: str, folder: str, count: int, dtype: str) -> None:
     """Prints the peaks of one way as JSON."""
     torch.set_num_threads(2)
     if way in COPIED:
@@ -55,7 +55,7 @@ def child(way: str, folder: str, count: int) -> None:
         print(json.dumps({"loading": peak()}))
         return
     code = "native" if way in (WAYS[2], TINY) else "transformers"
-    told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": folder, "MODEL_CODE": code})
+    told = settings({"DEVICE": "cpu", "DTYPE": dtype, "MODEL_PATH": folder, "MODEL_CODE": code})
     work, close = _alone(told) if way == WAYS[0] else _served(told, count)
     found = {"loading": peak()}
     for kind in KINDS if way != TINY else ():
@@ -75,13 +75,14 @@ def _served(told: Settings, count: int) -> tuple[Callable[[list[Job]], object], 
     return lambda work: asyncio.run(all_at_once(serving.engine, work)), serving.close
 
 
-def measure(folder: Path, count: int) -> list[dict[str, Any]]:
+def measure(folder: Path, count: int, dtype: str) -> list[dict[str, Any]]:
     """A row for each way, MiB."""
     _, read, _ = run([sys.executable, "-c", READ, str(folder), "cpu"])
-    rows: list[dict[str, Any]] = [{"way": "import torch, weights read", "loading": int(read)}]
+    rows: list[dict[str, Any]] = [{"way": "import torch, weights read as they lie", "loading": int(read)}]
     for way in (*WAYS, TINY, *COPIED):
         model = EMBEDDED_MODEL if way == TINY else folder
         command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(model), "--jobs", str(count)]
+        command += ["--dtype", dtype]
         lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
         rows.append({"way": way, **json.loads(lines[-1])})
         print(rows[-1], flush=True)
@@ -101,24 +102,25 @@ def table(rows: list[dict[str, Any]], weights: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the model in memory")
     parser.add_argument("--way", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help="write JSON and the table into benchmarks/results/")
     options = parser.parse_args()
     if options.way:
         way, where = options.way
-        child(way, where, options.jobs)
+        child(way, where, options.jobs, options.dtype)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         models.write_real_size(folder)
         bake(folder)
-        weights = (folder / "model.safetensors").stat().st_size // MIB
-        rows = measure(folder, options.jobs)
+        weights = num_bytes(stored_in(folder), DTYPES[options.dtype]) // MIB
+        rows = measure(folder, options.jobs, options.dtype)
     shown = table(rows, weights)
     print(shown)
     if options.save:
-        command = f"python -m benchmarks.memory --jobs {options.jobs}"
-        save("memory-cpu", environment(command, weights_mib=weights, rows=rows), shown)
+        command = f"python -m benchmarks.memory --jobs {options.jobs} --dtype {options.dtype}"
+        save(f"memory-{options.dtype}-cpu", environment(command, weights_mib=weights, rows=rows), shown)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ go through small pinned buffers, several at a time, so that the host never holds
 
 import importlib.util
 import json
+import mmap
 import struct
 import threading
 import time
@@ -268,18 +269,23 @@ def mapped(
     """Tensors that are the files' own pages, not yet read; copies where another dtype is wanted. Those of a file share
     one storage, so that neighbours can be seen as one tensor. First the files of which something is not a copy."""
     tensors: dict[str, torch.Tensor] = {}
-    files: dict[Path, torch.Tensor] = {}
+    files: dict[Path, tuple[mmap.mmap, torch.Tensor]] = {}
     shared: dict[Path, torch.Tensor] = {}
     for one in stored:
         if one.file not in files:
-            size = one.file.stat().st_size
-            files[one.file] = torch.from_file(str(one.file), shared=False, size=size, dtype=torch.uint8)
-        raw = files[one.file][one.begin : one.end]
+            with one.file.open("rb") as file:
+                pages = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
+            files[one.file] = pages, torch.frombuffer(pages, dtype=torch.uint8)
+        pages, whole = files[one.file]
+        raw = whole[one.begin : one.end]
         raw = raw.clone() if one.begin % one.dtype.itemsize else raw
         target = _target(one.dtype, dtype)
         if one.dtype == target:
-            shared[one.file] = files[one.file]
+            shared[one.file] = whole
         tensors[one.name] = raw.view(one.dtype).view(one.shape).to(device, target)
+        first = -(-one.begin // _PAGE) * _PAGE
+        if one.dtype != target and first < one.end:  # a copy: the pages that it was made of are needed no more
+            pages.madvise(mmap.MADV_DONTNEED, first, one.end - first)
     return list(shared.values()), tensors
 
 
