@@ -14,7 +14,6 @@ import contextlib
 import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import models
-from benchmarks.report import environment, save
+from benchmarks.report import environment, in_a_process, save
 from builder.bake import bake
 from worker.engine.engine import Engine
 from worker.serve import Service
@@ -107,9 +106,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
     for _ in range(rounds):
         for kind in KINDS:
             for way in WAYS:
-                command = [sys.executable, "-m", "benchmarks.first_job", "--child", way, kind, str(folder)]
-                said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                taken[kind, way].append(json.loads(said.splitlines()[-1]))
+                taken[kind, way].append(in_a_process("benchmarks.first_job", "--child", way, kind, folder))
                 print(kind, way, [round(one, 3) for one in taken[kind, way][-1]], file=sys.stderr, flush=True)
     rows = []
     for (kind, way), runs in taken.items():

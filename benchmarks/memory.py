@@ -12,7 +12,6 @@ whatever its weights are), and the host's part of a copy to a device, here one t
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.cold_start import READ, run
-from benchmarks.report import environment, save
+from benchmarks.report import environment, in_a_process, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
 from worker.engine.loading import load
@@ -51,7 +50,7 @@ def child(way: str, folder: str, count: int, dtype: str) -> None:
     if way in COPIED:
         if way == COPIED[1]:
             peak()
-            copied(list(headers(Path(folder) / "model.safetensors")), torch.device("meta"), torch.bfloat16)
+            copied(list(headers(Path(folder) / "model.safetensors")), torch.device("meta"), DTYPES[dtype])
         print(json.dumps({"loading": peak()}))
         return
     code = "native" if way in (WAYS[2], TINY) else "transformers"
@@ -81,10 +80,8 @@ def measure(folder: Path, count: int, dtype: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"way": "import torch, weights read as they lie", "loading": int(read)}]
     for way in (*WAYS, TINY, *COPIED):
         model = EMBEDDED_MODEL if way == TINY else folder
-        command = [sys.executable, "-m", "benchmarks.memory", "--way", way, str(model), "--jobs", str(count)]
-        command += ["--dtype", dtype]
-        lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-        rows.append({"way": way, **json.loads(lines[-1])})
+        told = in_a_process("benchmarks.memory", "--way", way, model, "--jobs", count, "--dtype", dtype)
+        rows.append({"way": way, **told})
         print(rows[-1], flush=True)
     return rows
 

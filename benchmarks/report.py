@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
@@ -31,6 +33,13 @@ def save(name: str, facts: dict[str, Any], table: str) -> None:
     path = RESULTS / f"{date.today().isoformat()}-{name}"
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(table.rstrip() + "\n", encoding="utf-8")
+
+
+def in_a_process(module: str, *arguments: object) -> Any:
+    """What a benchmark's own module prints last, as JSON, in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(said.splitlines()[-1])
 
 
 def plot(name: str, draw: Callable[[Any], None], columns: int = 1, width: float = 5) -> None:

@@ -109,7 +109,7 @@ def _check_words(folder: Path, config: Any) -> None:
 def _check_model(config: Any, stored: list[Stored]) -> None:
     """The class of the configuration takes just these tensors, and its forward runs through, all on `meta`."""
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    tensors = {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in stored}
+    tensors = _on_meta(stored)
     by_name = {one.name: one.file.name for one in stored}
     with torch.device("meta"):
         module = made(config).to(torch.bfloat16)
@@ -132,13 +132,15 @@ def _check_model(config: Any, stored: list[Stored]) -> None:
         raise ModelError(f"config.json: the head has {logits.shape[-1]} tokens")
 
 
+def _on_meta(stored: list[Stored]) -> dict[str, torch.Tensor]:
+    return {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in stored}
+
+
 def _check_native(config: dict[str, Any], stored: list[Stored], rules: PixelRules) -> None:
     """The worker's own model code takes each tensor, and finds all that it needs: by the names that older checkpoints
     have too, which the library changes as it loads."""
-    device = torch.device("meta")
-    tensors = {one.name: torch.empty(one.shape, dtype=one.dtype, device=device) for one in stored}
     try:
-        NativeRunner(config, tensors, rules, device)
+        NativeRunner(config, _on_meta(stored), rules, torch.device("meta"))
     except ModelError as error:
         files = ", ".join(sorted({one.file.name for one in stored}))
         raise ModelError(f"{files}: {error}") from None

@@ -35,8 +35,17 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield started
 
 
+@pytest.fixture
+def scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelScopeHub]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
+    with ModelScopeHub(EMBEDDED_MODEL) as started:
+        yield started
+
+
 def fetched(hub: Hub, out: Path, revision: str = "main", token: str | None = None) -> Source:
-    return fetch(MODEL, revision, out, endpoint=hub.url, token=token, pause=lambda _: None)
+    source = "modelscope" if isinstance(hub, ModelScopeHub) else "huggingface"
+    return fetch(MODEL, revision, out, source=source, endpoint=hub.url, token=token, pause=lambda _: None)
 
 
 def test_what_is_needed_comes_whole_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
@@ -63,29 +72,49 @@ def test_a_dropped_connection_is_gone_on_with(hub: Hub, tmp_path: Path, monkeypa
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-FAULTS = {
-    "a wrong revision": ({}, "no-such", "no revision no-such"),
-    "a missing shard": ({"model.safetensors": "missing"}, "main", "whole"),
-    "a truncated file": ({"model.safetensors": "truncated"}, "main", "model.safetensors|whole"),
-    "no leave to see it": ({"model": "401"}, "main", "token"),
-    "terms not accepted": ({"model": "gated"}, "main", "gated"),
+FAULTS: dict[str, tuple[str, dict[str, str], str, str]] = {
+    "a wrong revision": ("hub", {}, "no-such", "no revision no-such"),
+    "a missing shard": ("hub", {"model.safetensors": "missing"}, "main", r"whole: model\.safetensors: "),
+    "a truncated file": ("hub", {"model.safetensors": "truncated"}, "main", "model.safetensors|whole"),
+    "no leave to see it": ("hub", {"model": "401"}, "main", "token"),
+    "terms not accepted": ("hub", {"model": "gated"}, "main", "gated"),
+    "ModelScope, a wrong revision": (
+        "scope",
+        {},
+        "v9",
+        f"{MODEL} at v9 could not be fetched from ModelScope: .*not found",
+    ),
+    "ModelScope, a missing shard": (
+        "scope",
+        {"model.safetensors": "missing"},
+        "main",
+        "whole: model.safetensors: NotExistError",
+    ),
+    "ModelScope, a truncated file": (
+        "scope",
+        {"model.safetensors": "truncated"},
+        "main",
+        "whole: model.safetensors: FileSizeMismatchError",
+    ),
+    "ModelScope, a changed byte": (
+        "scope",
+        {"config.json": "changed"},
+        "main",
+        "whole: config.json: FileIntegrityError",
+    ),
+    "ModelScope, no leave to see it": ("scope", {"model": "401"}, "main", "ModelScope: AuthenticationError: .*token"),
 }
 
 
-@pytest.mark.parametrize(("trouble", "revision", "told"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(("source", "trouble", "revision", "told"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_told_and_leaves_nothing_half_made(
-    hub: Hub, tmp_path: Path, trouble: dict[str, str], revision: str, told: str
+    request: pytest.FixtureRequest, tmp_path: Path, source: str, trouble: dict[str, str], revision: str, told: str
 ) -> None:
-    hub.trouble.update(trouble)
+    asked: Hub = request.getfixturevalue(source)
+    asked.trouble.update(trouble)
     with pytest.raises(DownloadError, match=told):
-        fetched(hub, tmp_path / "model", revision)
+        fetched(asked, tmp_path / "model", revision)
     assert not (tmp_path / "model").exists()
-
-
-def test_a_missing_shard_is_named(hub: Hub, tmp_path: Path) -> None:
-    hub.trouble["model.safetensors"] = "missing"
-    with pytest.raises(DownloadError, match=r"whole: model\.safetensors: "):
-        fetched(hub, tmp_path / "model")
 
 
 def test_what_another_download_left_is_not_shipped(hub: Hub, tmp_path: Path) -> None:
@@ -279,20 +308,8 @@ def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
         checkpoint.find(settings_for(baked, check_hashes=True))
 
 
-@pytest.fixture
-def scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelScopeHub]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
-    with ModelScopeHub(EMBEDDED_MODEL) as started:
-        yield started
-
-
-def from_modelscope(scope: ModelScopeHub, out: Path, revision: str = "main", token: str | None = None) -> Source:
-    return fetch(MODEL, revision, out, source="modelscope", endpoint=scope.url, token=token)
-
-
 def test_modelscope_gives_the_same_by_its_own_client(scope: ModelScopeHub, tmp_path: Path) -> None:
-    found = from_modelscope(scope, tmp_path / "model", token="ms_secret_of_mine")
+    found = fetched(scope, tmp_path / "model", token="ms_secret_of_mine")
     assert (found.source, found.revision, found.licence) == ("modelscope", "master", "apache-2.0")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {*found.files, "source.json"}
     assert set(found.files) == {path.name for path in EMBEDDED_MODEL.iterdir()}
@@ -306,28 +323,9 @@ def test_modelscope_gives_the_same_by_its_own_client(scope: ModelScopeHub, tmp_p
 
 def test_modelscope_is_gone_on_with_where_it_broke_off(scope: ModelScopeHub, tmp_path: Path) -> None:
     scope.trouble["model.safetensors"] = "dropped"
-    from_modelscope(scope, tmp_path / "model")
+    fetched(scope, tmp_path / "model")
     assert any(one.startswith("model.safetensors bytes=") for one in scope.ranges)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == scope.files["model.safetensors"]
-
-
-SCOPE_FAULTS = {
-    "a wrong revision": ({}, "v9", f"{MODEL} at v9 could not be fetched from ModelScope: .*not found"),
-    "a missing shard": ({"model.safetensors": "missing"}, "main", "whole: model.safetensors: NotExistError"),
-    "a truncated file": ({"model.safetensors": "truncated"}, "main", "whole: model.safetensors: FileSizeMismatchError"),
-    "a changed byte": ({"config.json": "changed"}, "main", "whole: config.json: FileIntegrityError"),
-    "no leave to see it": ({"model": "401"}, "main", "ModelScope: AuthenticationError: .*token"),
-}
-
-
-@pytest.mark.parametrize(("trouble", "revision", "told"), SCOPE_FAULTS.values(), ids=SCOPE_FAULTS.keys())
-def test_modelscopes_fault_is_told_and_leaves_nothing_half_made(
-    scope: ModelScopeHub, tmp_path: Path, trouble: dict[str, str], revision: str, told: str
-) -> None:
-    scope.trouble.update(trouble)
-    with pytest.raises(DownloadError, match=told):
-        from_modelscope(scope, tmp_path / "model", revision)
-    assert not (tmp_path / "model").exists()
 
 
 def test_modelscope_without_its_client_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ _STORED = {
 _PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
 BUFFER_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
-_PAGE = 4096
+_PAGE = mmap.PAGESIZE
 _CGROUPS = (  # both kinds: where, the limit, what is used of it, and what of that is files' pages, given back at need
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
     (
