@@ -7,10 +7,10 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 `--rp_serve_api` serves HTTP for trials. See docs/api.md.
 """
 
-from worker import boot
+from worker.startup import boot
 
 # What begins here runs beside the imports below.
-BOOT = boot.begin("runpod", "worker.job_api") if __name__ == "__main__" else None
+BOOT = boot.begin("runpod", "worker.platform.sdk") if __name__ == "__main__" else None
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ from typing import Any
 import runpod
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
-from worker import job_api
-from worker import settings as worker_settings
-from worker.engine.checkpoint import ModelError
-from worker.errors import WorkerError
-from worker.serve import Service, refusal
-from worker.settings import SettingError, Settings
-from worker.start import Door, Serving, start
+from worker.checkpoint.locate import ModelError
+from worker.core import settings as worker_settings
+from worker.core.errors import WorkerError
+from worker.core.settings import SettingError, Settings
+from worker.platform import sdk
+from worker.service import Service, refusal
+from worker.startup.build import Door, Serving, start
 
 log = logging.getLogger("handler")
 LATE_JOBS_GRACE_S = 10.0  # to deliver what the late jobs' own limit has ended
@@ -51,7 +51,7 @@ class Handler:
 
     async def on_platform(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
         """`stream` with what a job of the platform has besides: its policy, progress, the worker's stop."""
-        progress = job_api.Progress(job, self._settings.progress_after_s)
+        progress = sdk.Progress(job, self._settings.progress_after_s)
         # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
         release = lambda _: progress.forget()  # noqa: E731
         task = asyncio.current_task()
@@ -73,7 +73,7 @@ class Handler:
             for value in refusal(body, error):
                 yield value
             return
-        answer = service.answer(body, str(job["id"]), job_api.max_seconds(job), tell, is_bounded=True)
+        answer = service.answer(body, str(job["id"]), sdk.max_seconds(job), tell, is_bounded=True)
         async with aclosing(answer) as values:
             async for value in values:
                 yield value
@@ -91,13 +91,13 @@ def main() -> None:
     """Load, warm up, serve until told to stop. Ends with status 1 and one line when it cannot start."""
 
     def load() -> Serving:
-        return start(settings, on_death=job_api.ask_to_stop, boot=BOOT or boot.begin())
+        return start(settings, on_death=sdk.ask_to_stop, boot=BOOT or boot.begin())
 
     try:
         settings = worker_settings.load()
         # The SDK's own default would log every job's input and every chunk.
         RunPodLogger().set_level(settings.runpod_log_level)
-        door = Door(load, on_failure=job_api.ask_to_stop if settings.is_on_platform else lambda: None)
+        door = Door(load, on_failure=sdk.ask_to_stop if settings.is_on_platform else lambda: None)
         serving = None if settings.lazy_load else door.load()
     except (SettingError, ModelError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
@@ -106,15 +106,15 @@ def main() -> None:
     try:
         if settings.is_on_platform:
             # The SDK gives running jobs all the time there is.
-            job_api.on_stop(lambda: door.stop_by(time.monotonic() + settings.drain_s))
-            job_api.insist_on_delivery()
+            sdk.on_stop(lambda: door.stop_by(time.monotonic() + settings.drain_s))
+            sdk.insist_on_delivery()
             if serving is not None:
                 checked = Service(serving.engine, serving.opener, settings)
                 runpod.serverless.register_fitness_check(fitness_check(checked))
         runpod.serverless.start(options)
         if settings.is_on_platform:
             door.stop_by(time.monotonic() + settings.late_jobs_s)
-            job_api.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
+            sdk.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
         door.shut()
     if door.failure is not None:

@@ -26,13 +26,13 @@ import torch
 from benchmarks import models
 from benchmarks.report import environment, save
 from benchmarks.throughput import Job, jobs, one_at_a_time
-from worker.contract import ChatRequest, Message, Piece, Sampling, Text
+from worker.core.contract import ChatRequest, Message, Piece, Sampling, Text
+from worker.core.settings import load as settings
 from worker.engine.engine import Engine
-from worker.engine.library.runner import module_of
-from worker.engine.loading import LoadedModel, load
-from worker.engine.pixels import normalised
-from worker.engine.prompt import PromptBuilder, grids
-from worker.settings import load as settings
+from worker.models.hf.runner import module_of
+from worker.models.loading import LoadedModel, load
+from worker.prompt.builder import PromptBuilder, grids
+from worker.prompt.patches import normalised
 
 LOADS = (0.5, 1.0, 2.0)
 CHUNKS = (128, 512, 1024, 8192)

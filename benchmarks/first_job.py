@@ -29,10 +29,10 @@ from PIL import Image
 from benchmarks import models
 from benchmarks.report import environment, in_a_process, save
 from builder.bake import bake
+from worker.core.settings import load as settings
 from worker.engine.engine import Engine
-from worker.serve import Service
-from worker.settings import load as settings
-from worker.start import start
+from worker.service import Service
+from worker.startup.build import start
 
 WAYS = ("with the warm-up", "without")
 KINDS = ("image", "video")

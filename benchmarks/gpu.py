@@ -25,19 +25,19 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.report import environment, save
 from builder.real_rules import QWEN3_VL as RULES
-from worker.contract import Done, Event, Sampling
+from worker.checkpoint.chat_template import Template
+from worker.checkpoint.family import FAMILIES
+from worker.checkpoint.tokenizer import read_tokens
+from worker.core.contract import Done, Event, Sampling
+from worker.core.errors import WorkerError
+from worker.core.settings import EMBEDDED_MODEL
+from worker.core.settings import load as settings
 from worker.engine.engine import Engine
-from worker.engine.face import Item, Prompt
-from worker.engine.families import FAMILIES
-from worker.engine.loading import LoadedModel
-from worker.engine.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
-from worker.engine.native.runner import NativeRunner
-from worker.engine.pixels import Patches
-from worker.engine.template import Template
-from worker.engine.tokens import read_tokens
-from worker.errors import WorkerError
-from worker.settings import EMBEDDED_MODEL
-from worker.settings import load as settings
+from worker.models.loading import LoadedModel
+from worker.models.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
+from worker.models.native.runner import NativeRunner
+from worker.models.runner import Item, Prompt
+from worker.prompt.patches import Patches
 
 # hidden, layers, heads, intermediate, tied; the tower's depth, hidden, intermediate, its deep layers
 SHAPES: dict[str, tuple[Any, ...]] = {

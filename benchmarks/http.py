@@ -33,13 +33,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
+from worker.core.settings import load as settings
 from worker.dialects import openai_chat
 from worker.engine.engine import Engine
-from worker.engine.loading import load
-from worker.engine.pixels import Eye
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.settings import load as settings
+from worker.models.loading import load
+from worker.prompt.patches import Eye
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"DEVICE": "cpu", "MAX_NUM_SEQS": "16"}
@@ -185,7 +185,7 @@ def main() -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     told = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.app"]
+    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.server.app"]
     with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as door:
         try:
             while not _is_ready(address):

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.report import environment, save
-from worker.engine.cache import SlotCache, grouped
-from worker.engine.native.layers import KeysAndValues
+from worker.models.kv_cache import SlotCache, grouped
+from worker.models.native.layers import KeysAndValues
 
 HEADS, KV_HEADS, DIM, PAGE = 16, 8, 128, 16
 CPU = torch.device("cpu")

@@ -33,13 +33,13 @@ from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
 from builder.real_rules import QWEN3_VL as RULES
-from worker.contract import Clip, Controls, Media, Picture, Upload, Url
-from worker.engine import pixels
-from worker.engine.pixels import Eye
-from worker.engine.sizes import Size, image_size
+from worker.core.contract import Clip, Controls, Media, Picture, Upload, Url
+from worker.core.settings import load
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.settings import load
+from worker.prompt import patches
+from worker.prompt.patches import Eye
+from worker.prompt.sizes import Size, image_size
 
 ROOT = Path(__file__).parents[1]
 MAX_TOKENS = 1280  # of a picture, for both
@@ -139,18 +139,18 @@ def ours(path: Path, given: dict[str, Any], address: str | None) -> Callable[[Ma
     ]
 
     def run(mark: Mark) -> int:
-        patches = []
+        seen = []
         for one in asyncio.run(opener.open(items)):
             if isinstance(one, Picture):
                 height, width = one.sides or one.rgb.shape[:2]
-                patches.append(pixels.of_picture(one.rgb, image_size(height, width, RULES, MAX_TOKENS), RULES))
+                seen.append(patches.of_picture(one.rgb, image_size(height, width, RULES, MAX_TOKENS), RULES))
             else:
                 assert isinstance(one, Clip)
                 height, width = one.frames[0].shape[:2]
                 shown = [*one.frames, *one.frames[-1:] * (len(one.frames) % 2)]
-                patches.append(pixels.of_frames(shown, Size(height, width), RULES))
+                seen.append(patches.of_frames(shown, Size(height, width), RULES))
         mark()
-        return sum(len(pixels.normalised([one], RULES, CPU, torch.float32)) for one in patches)
+        return sum(len(patches.normalised([one], RULES, CPU, torch.float32)) for one in seen)
 
     return run
 

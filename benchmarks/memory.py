@@ -25,11 +25,11 @@ from benchmarks.cold_start import READ, run
 from benchmarks.report import environment, in_a_process, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
-from worker.engine.loading import load
-from worker.engine.weights import DTYPES, copied, headers, num_bytes, stored_in
-from worker.settings import EMBEDDED_MODEL, Settings
-from worker.settings import load as settings
-from worker.start import start
+from worker.checkpoint.weights import DTYPES, copied, headers, num_bytes, stored_in
+from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.core.settings import load as settings
+from worker.models.loading import load
+from worker.startup.build import start
 
 MIB = 2**20
 WAYS = ("`generate`, one at a time", "engine on transformers", "engine")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from builder.tiny_model import recipe
-from worker.settings import EMBEDDED_MODEL
+from worker.core.settings import EMBEDDED_MODEL
 
 VOCABULARY = 32_768
 

@@ -51,7 +51,7 @@ runpod.serverless.start(
 """
 OUR_HANDLER_WITH_A_MODEL_THAT_TAKES_NO_TIME = """
 import handler
-from worker.contract import Done, Piece, Usage
+from worker.core.contract import Done, Piece, Usage
 from worker.engine.engine import Engine
 
 async def generate(self, request, media, deadline=None):

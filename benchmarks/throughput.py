@@ -30,12 +30,12 @@ from transformers.cache_utils import DynamicCache
 from benchmarks import models
 from benchmarks.report import environment, plot, save
 from builder.tiny_model.evaluate import generate_ids
-from worker.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
+from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
+from worker.core.settings import load as settings
 from worker.engine.engine import Engine
-from worker.engine.library.runner import module_of
-from worker.engine.loading import LoadedModel, load
-from worker.engine.prompt import PromptBuilder
-from worker.settings import load as settings
+from worker.models.hf.runner import module_of
+from worker.models.loading import LoadedModel, load
+from worker.prompt.builder import PromptBuilder
 
 KINDS = ("decode-heavy", "mixed lengths", "image-heavy")
 NUM_ALONE = 4  # jobs that one-at-a-time `generate` is measured with; its rate does not depend on their number

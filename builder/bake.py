@@ -16,10 +16,10 @@ from pathlib import Path
 
 from builder.verify import CHUNK_BYTES, verify
 from builder.vocabulary import lay_out
-from worker.engine.checkpoint import MANIFEST, ModelError, check_manifest, read_json, sha256, shards
-from worker.engine.native.layers import JOINED
-from worker.engine.tokens import VOCABULARY
-from worker.engine.weights import Stored, headers
+from worker.checkpoint.locate import MANIFEST, ModelError, check_manifest, read_json, sha256, shards
+from worker.checkpoint.tokenizer import VOCABULARY
+from worker.checkpoint.weights import Stored, headers
+from worker.models.native.layers import JOINED
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 

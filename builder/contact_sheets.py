@@ -22,12 +22,12 @@ from selenium import webdriver
 
 from builder.real_rules import QWEN3_VL as RULES
 from builder.screenshots import OPTIONS, PICTURES
-from worker.contract import Clip, Controls, Media, Picture, Upload
-from worker.engine.pixels import Eye, Patches, of_frames, of_picture
-from worker.engine.sizes import Size, video_size
+from worker.core.contract import Clip, Controls, Media, Picture, Upload
+from worker.core.settings import load
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.settings import load
+from worker.prompt.patches import Eye, Patches, of_frames, of_picture
+from worker.prompt.sizes import Size, video_size
 
 SETTINGS = load({"MAX_IMAGE_TOKENS": "256", "MAX_VIDEO_TOKENS": "512"})
 FRAMES = Controls(nframes=4)

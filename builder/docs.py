@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/: the tables of settings and errors, the examples, the tiny model's album.
+"""Writes the generated parts of docs/: tables of settings, errors and modules, examples, the tiny model's album.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from builder import architecture
 from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker import errors, settings
-from worker.contract import Clip, Picture
-from worker.engine.loading import LoadedModel, load
-from worker.engine.prompt import PromptBuilder
+from worker.core import errors, settings
+from worker.core.contract import Clip, Picture
+from worker.models.loading import LoadedModel, load
+from worker.prompt.builder import PromptBuilder
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -135,6 +136,7 @@ def first_run() -> str:
 
 def main() -> None:
     write(DOCS / "settings.md", "settings", settings.table())
+    write(DOCS / "modules.md", "modules", architecture.modules())
     write(DOCS / "errors.md", "errors", errors.table())
     for path in sorted(CASES.glob("*/*.json")):
         write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))

@@ -1,6 +1,6 @@
 """How the real checkpoints of Qwen3-VL make patches of pictures, for measurements and pictures without a checkpoint."""
 
-from worker.engine.rules import PixelRules
+from worker.checkpoint.preprocessor import PixelRules
 
 QWEN3_VL = PixelRules(
     patch=16,

@@ -52,7 +52,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "worker.app", "--port", str(port), "--device", "cpu"], cwd=ROOT
+        [sys.executable, "-m", "worker.server.app", "--port", str(port), "--device", "cpu"], cwd=ROOT
     ) as door:
         try:
             while door.poll() is None:

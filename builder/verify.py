@@ -17,14 +17,14 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from worker.engine.checkpoint import ModelError, missing_file, read_json
-from worker.engine.families import FAMILIES
-from worker.engine.loading import ending_ids
-from worker.engine.native.runner import NativeRunner
-from worker.engine.native.shapes import why_not
-from worker.engine.rules import PixelRules, read_rules
-from worker.engine.template import Template
-from worker.engine.weights import Stored, stored_in
+from worker.checkpoint.chat_template import Template
+from worker.checkpoint.family import FAMILIES
+from worker.checkpoint.locate import ModelError, missing_file, read_json
+from worker.checkpoint.preprocessor import PixelRules, read_rules
+from worker.checkpoint.weights import Stored, stored_in
+from worker.models.loading import ending_ids
+from worker.models.native.runner import NativeRunner
+from worker.models.native.shapes import why_not
 
 CHUNK_BYTES = 8 * 2**20
 

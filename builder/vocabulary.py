@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from worker.engine.tokens import VOCABULARY, VocabularyTokens
+from worker.checkpoint.tokenizer import VOCABULARY, VocabularyTokens
 
 NUM_TEXTS = 2_000
 MOST_PARTS = 12

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.settings import Settings
+from worker.core.settings import Settings
 
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
 DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest difference of features and logits
@@ -27,7 +27,7 @@ def tiny():  # type: ignore[no-untyped-def]
     """The embedded tiny model in float32 on the CPU."""
     import torch
 
-    from worker.engine.loading import load
+    from worker.models.loading import load
 
     torch.set_num_threads(2)
     return load(Settings(device="cpu"))
@@ -36,7 +36,7 @@ def tiny():  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def library():  # type: ignore[no-untyped-def]
     """The same as transformers' model, for what only that has: `generate`."""
-    from worker.engine.loading import load
+    from worker.models.loading import load
 
     return load(Settings(device="cpu", model_code="transformers"))
 

@@ -20,9 +20,9 @@ import uvicorn
 from PIL import Image, ImageDraw
 
 from tests.fakes import FakeEngine, FakeOpener, encoded
-from worker import app as door
-from worker.serve import Service
-from worker.settings import load
+from worker.core.settings import load
+from worker.server import app as door
+from worker.service import Service
 
 
 @dataclass
@@ -69,7 +69,7 @@ def process(**settings: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     running = subprocess.Popen(
-        [sys.executable, "-m", "worker.app", "--port", str(port), "--device", "cpu"],
+        [sys.executable, "-m", "worker.server.app", "--port", str(port), "--device", "cpu"],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
         stderr=subprocess.DEVNULL,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Seen, Usage
-from worker.deadline import Deadline
-from worker.errors import WorkerError
+from worker.core.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Seen, Usage
+from worker.core.deadline import Deadline
+from worker.core.errors import WorkerError
 
 USAGE = Usage(prompt_tokens=20, completion_tokens=3, image_tokens=16)
 

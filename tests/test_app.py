@@ -19,11 +19,11 @@ from PIL import Image
 
 from tests.door import Healthy, circle, served
 from tests.fakes import FakeOpener, encoded
-from worker import app as door
-from worker.contract import Piece, Upload
-from worker.engine.checkpoint import ModelError
-from worker.errors import InternalError, MediaUnsupportedType, QueueFull, WorkerError
-from worker.settings import SettingError, load
+from worker.checkpoint.locate import ModelError
+from worker.core.contract import Piece, Upload
+from worker.core.errors import InternalError, MediaUnsupportedType, QueueFull, WorkerError
+from worker.core.settings import SettingError, load
+from worker.server import app as door
 
 pytestmark = pytest.mark.network
 PNG = encoded(Image.new("RGB", (8, 8), "red"))
@@ -251,7 +251,7 @@ def test_a_body_that_trickles_is_given_up() -> None:
 
 
 def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="worker.gate")
+    caplog.set_level("INFO", logger="worker.server.middleware")
     with served(Healthy()) as address:
         requests.get(f"{address}/x%0aINFO forged", timeout=10)
     assert [line for line in caplog.messages if "forged" in line] == ["GET /x\\nINFO forged"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.builder.hub import Hub
-from worker.settings import EMBEDDED_MODEL
-from worker.timeline import Timeline
+from worker.core.settings import EMBEDDED_MODEL
+from worker.core.timeline import Timeline
 
 ROOT = Path(__file__).parents[1]
 ASKED = json.dumps({"input": {"prompt": "Hello", "max_tokens": 1}})
@@ -41,7 +41,8 @@ def in_a_process_of_its_own(code: str) -> list[str]:
 @pytest.mark.parametrize("allowed", ["0", "1"])
 def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str) -> None:
     code = (
-        f"import os; os.environ['ALLOW_DOWNLOAD'] = '{allowed}'; from worker import boot; boot.begin().made.close()\n"
+        f"import os; os.environ['ALLOW_DOWNLOAD'] = '{allowed}'\n"
+        "from worker.startup import boot; boot.begin().made.close()\n"
         "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
     )
     assert in_a_process_of_its_own(code) == [str(allowed == "0")]
@@ -49,7 +50,7 @@ def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str
 
 def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:
     code = (
-        "import gc, sys; from worker import boot; began = boot.begin('runpod'); assert not gc.isenabled();"
+        "import gc, sys; from worker.startup import boot; began = boot.begin('runpod'); assert not gc.isenabled();"
         "assert 'runpod' in sys.modules and 'torch' in sys.modules and began.made.reading is not None;"
         "began.made.wait(began.timeline); began.made.close(); boot.settle();"
         "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
@@ -60,7 +61,7 @@ def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> No
 
 def test_what_warms_up_is_gone_with_its_answer() -> None:
     code = (
-        "import gc; from worker import boot; began = boot.begin(); began.made.wait(began.timeline)\n"
+        "import gc; from worker.startup import boot; began = boot.begin(); began.made.wait(began.timeline)\n"
         "gc.collect(); from worker.engine.engine import Engine; import threading\n"
         "print(sum(isinstance(one, Engine) for one in gc.get_objects()), began.made.model.shallow)\n"
         "print([one.name for one in threading.enumerate() if one.name == 'engine']); began.made.close()"
@@ -70,8 +71,8 @@ def test_what_warms_up_is_gone_with_its_answer() -> None:
 
 def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> None:
     code = (
-        "import sys; from worker import boot, imports; began = boot.begin('runpod'); began.made.close()\n"
-        "print(*[name for name in (*imports.UNUSED, imports.PROBE) if name in sys.modules], 'none')\n"
+        "import sys; from worker.startup import boot, preload; began = boot.begin('runpod'); began.made.close()\n"
+        "print(*[name for name in (*preload.UNUSED, preload.PROBE) if name in sys.modules], 'none')\n"
         "from runpod.cli.groups.ssh import functions\n"
         "from runpod.serverless.utils import rp_debugger\n"
         "print(functions.paramiko.RSAKey.__module__, len(rp_debugger.PROCESSOR) > 0)\n"
@@ -83,8 +84,8 @@ def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> 
 
 def test_the_sdk_is_told_the_name_that_it_would_find_itself() -> None:
     code = (
-        "import cpuinfo; from worker import imports; own = cpuinfo.get_cpu_info()['brand_raw']\n"
-        "print(own == imports.processor())"
+        "import cpuinfo; from worker.startup import preload; own = cpuinfo.get_cpu_info()['brand_raw']\n"
+        "print(own == preload.processor())"
     )
     assert in_a_process_of_its_own(code) == ["True"]
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from worker.deadline import Deadline
-from worker.errors import DeadlineExceeded
+from worker.core.deadline import Deadline
+from worker.core.errors import DeadlineExceeded
 
 
 async def wait_for_ever(deadline: Deadline) -> None:

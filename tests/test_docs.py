@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from builder import architecture
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -32,27 +34,9 @@ def test_the_examples_of_the_api_are_the_cases_of_the_tests(path: Path) -> None:
             assert output.rstrip() in shown, texts
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    tree = re.search(r"```text\n(.*?)```", part(README, "tree"), re.DOTALL)
-    assert tree
-    named: set[str] = set()
-    folders: list[str] = []
-    for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name, _, caption = line.strip().partition("  ")
-        assert caption.strip(), f"{name} has no caption"
-        folders[depth:] = [name.rstrip("/")]
-        named.add("/".join(folders) + ("/" if name.endswith("/") else ""))
-    for path in [
-        *ROOT.glob("*.py"),
-        *(ROOT / "worker").rglob("*.py"),
-        *(ROOT / "builder").rglob("*.py"),
-        *(ROOT / "benchmarks").rglob("*.py"),
-    ]:
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert str(path.relative_to(ROOT)) in named, f"{path.name} is not in the README's tree"
-    for name in named:
-        assert (ROOT / name).exists(), f"the README names {name}, which is not there"
+def test_every_module_is_listed_with_what_it_says_of_itself() -> None:
+    listed = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
+    assert part(listed, "modules").strip() == architecture.modules().strip()
 
 
 def test_the_verbs_in_the_readme_are_in_the_makefile() -> None:

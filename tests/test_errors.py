@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker import errors
-from worker.errors import WorkerError
+from worker.core import errors
+from worker.core.errors import WorkerError
 
 DOC = Path(__file__).parents[1] / "docs" / "errors.md"
 LEAVES = list(errors.every_error())

@@ -131,7 +131,7 @@ def test_the_trial_server_goes_on_after_bad_input(trial_server: str) -> None:
 
 def opened(service: Any) -> Any:
     """A door with the model behind it."""
-    from worker.start import Door
+    from worker.startup.build import Door
 
     door = Door(lambda: cast(Any, SimpleNamespace(service=service)))
     door.load()
@@ -140,8 +140,8 @@ def opened(service: Any) -> Any:
 
 def test_the_options_are_what_the_platform_needs() -> None:
     import handler
-    from worker.serve import Service
-    from worker.settings import load
+    from worker.core.settings import load
+    from worker.service import Service
 
     ours = handler.Handler(opened(Service(FakeEngine(), FakeOpener(), load({}))), load({}))
     local = handler.start_options(ours, load({}), ["handler.py"])
@@ -155,8 +155,8 @@ def test_the_options_are_what_the_platform_needs() -> None:
 
 def test_every_chunk_is_safe_json() -> None:
     import handler
-    from worker.serve import Service
-    from worker.settings import load
+    from worker.core.settings import load
+    from worker.service import Service
 
     ours = handler.Handler(opened(Service(FakeEngine(pieces=["half \ud83d"]), FakeOpener(), load({}))), load({}))
 
@@ -170,8 +170,8 @@ def test_every_chunk_is_safe_json() -> None:
 @pytest.mark.parametrize("job", [{"id": "j"}, {"id": "j", "input": None}, {"id": "j", "input": "text"}])
 def test_a_job_without_an_object_as_input_is_refused(job: dict[str, Any]) -> None:
     import handler
-    from worker.serve import Service
-    from worker.settings import load
+    from worker.core.settings import load
+    from worker.service import Service
 
     ours = handler.Handler(opened(Service(FakeEngine(), FakeOpener(), load({}))), load({}))
 
@@ -205,8 +205,8 @@ def test_an_openai_stream_that_is_too_large_ends_as_its_clients_expect() -> None
 def bounded(engine: FakeEngine, given: dict[str, Any]) -> list[Any]:
     """What a job gives where the platform takes 2,000 bytes in all and 700 a chunk."""
     import handler
-    from worker.serve import Service
-    from worker.settings import load
+    from worker.core.settings import load
+    from worker.service import Service
 
     limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "700"})
     ours = handler.Handler(opened(Service(engine, FakeOpener(), limits)), limits)

@@ -18,11 +18,11 @@ import redis
 from PIL import Image
 
 from tests.fakes import FakeEngine, FakeOpener, as_base64
-from worker.contract import Media, Text
-from worker.errors import InternalError, MediaCorrupt
-from worker.history import History, Store, Turn, open_store, within
-from worker.serve import Service
-from worker.settings import Settings, load
+from worker.core.contract import Media, Text
+from worker.core.errors import InternalError, MediaCorrupt
+from worker.core.settings import Settings, load
+from worker.history.history import History, Store, Turn, open_store, within
+from worker.service import Service
 
 ROOT = Path(__file__).parents[1]
 Open = Callable[..., Store]
@@ -163,7 +163,7 @@ def test_two_workers_share_one_history_and_a_restart_loses_nothing(opened: Open)
 WRITER = """
 import sys
 from worker.history import Turn, open_store
-from worker.settings import Settings
+from worker.core.settings import Settings
 store = open_store(Settings(history_url=sys.argv[1], history_turns=1000))
 for index in range(100):
     identity, _ = store.add("group:1", Turn(float(index), sys.argv[2], 3, ("d1",), (16,)), {"d1": b"picture"})

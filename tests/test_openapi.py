@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import CHECKS
 
 from tests.door import Healthy, served
-from worker.openapi import ROUTES
+from worker.server.openapi import ROUTES
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 # A schema cannot say all that is wrong with a body: base64 that is none, JSON that is none in a string.

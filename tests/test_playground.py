@@ -19,8 +19,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.door import Healthy, circle, served
-from worker.contract import Done, Media, Piece
-from worker.errors import QueueFull
+from worker.core.contract import Done, Media, Piece
+from worker.core.errors import QueueFull
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1000,800")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from worker.safe_json import safe
+from worker.core.safe_json import safe
 
 
 @pytest.mark.parametrize(

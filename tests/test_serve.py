@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
-from worker.contract import Seen, Usage
-from worker.errors import InternalError, MediaCorrupt, OutOfMemory
-from worker.logs import AsJson
-from worker.serve import Service
-from worker.settings import load
+from worker.core.contract import Seen, Usage
+from worker.core.errors import InternalError, MediaCorrupt, OutOfMemory
+from worker.core.logs import AsJson
+from worker.core.settings import load
+from worker.service import Service
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*/*.json"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from worker import settings
+from worker.core import settings
 
 DOC = Path(__file__).parents[1] / "docs" / "settings.md"
 

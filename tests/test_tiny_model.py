@@ -22,18 +22,18 @@ from builder.tiny_model import evaluate, recipe, scenes, skills
 from builder.tiny_model.batches import BatchMaker, Stage
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from tests.media.films import chosen
-from worker import contract
-from worker.contract import Opened, Picture
-from worker.engine.face import Prompt
-from worker.engine.families import patch_times
-from worker.engine.library.runner import module_of
-from worker.engine.loading import LoadedModel
-from worker.engine.pixels import Eye, Patches
-from worker.engine.prompt import PromptBuilder
-from worker.engine.rules import read_rules
+from worker.checkpoint.family import patch_times
+from worker.checkpoint.preprocessor import read_rules
+from worker.core import contract
+from worker.core.contract import Opened, Picture
+from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media import video
 from worker.media.sniff import sniff
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.models.hf.runner import module_of
+from worker.models.loading import LoadedModel
+from worker.models.runner import Prompt
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import Eye, Patches
 
 MAX_BYTES = 12_000_000
 GREY = Background((200, 200, 205), (190, 190, 190), 0.5, 0, 4.0)

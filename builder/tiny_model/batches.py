@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
 from builder.tiny_model.skills import CLIP_SKILLS
-from worker.engine.pixels import of_frames
-from worker.engine.sizes import Size, image_size
+from worker.prompt.patches import of_frames
+from worker.prompt.sizes import Size, image_size
 
 FACTOR = recipe.PATCH * recipe.MERGE
 IGNORED = -100

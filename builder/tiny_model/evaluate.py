@@ -17,13 +17,13 @@ from tqdm import tqdm
 from builder.tiny_model import skills
 from builder.tiny_model.batches import random_size
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
-from worker.engine.face import Prompt
-from worker.engine.library.runner import module_of
-from worker.engine.loading import LoadedModel, load
-from worker.engine.pixels import normalised
-from worker.engine.prompt import PromptBuilder, grids
-from worker.settings import load as load_settings
+from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
+from worker.core.settings import load as load_settings
+from worker.models.hf.runner import module_of
+from worker.models.loading import LoadedModel, load
+from worker.models.runner import Prompt
+from worker.prompt.builder import PromptBuilder, grids
+from worker.prompt.patches import normalised
 
 MARKS = {"caption": 0.98, "count": 0.98, "number": 0.95, "boxes": 0.95, "motion": 0.95}
 IOU = 0.75

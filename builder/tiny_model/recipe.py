@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from builder.tiny_model import skills
 from builder.tiny_model.scenes import random_clip, random_number, random_scene
-from worker.engine.rules import PixelRules
+from worker.checkpoint.preprocessor import PixelRules
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2
 MIN_PIXELS, MAX_PIXELS = 128 * 128, 256 * 256

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from builder.tiny_model.scenes import COLOURS, SHAPES, Background, Clip, Colour, Scene, Shape, Thing
-from worker.engine.families import patch_times
+from worker.checkpoint.family import patch_times
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")

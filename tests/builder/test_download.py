@@ -16,11 +16,11 @@ from builder.bake import bake
 from builder.download import DownloadError, Source, fetch
 from builder.verify import verify
 from tests.builder.hub import COMMIT, Hub, ModelScopeHub
-from worker.engine import checkpoint
-from worker.engine.checkpoint import ModelError
-from worker.engine.native.layers import Tensors
-from worker.engine.weights import headers, mapped
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.checkpoint import locate
+from worker.checkpoint.locate import ModelError
+from worker.checkpoint.weights import headers, mapped
+from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.models.native.layers import Tensors
 
 pytestmark = pytest.mark.network
 MODEL = "tiny/tiny-qwen3-vl"
@@ -161,7 +161,7 @@ def test_a_changed_byte_is_found_before_anything_is_baked(hub: Hub, tmp_path: Pa
     fetched(hub, tmp_path / "model")
     with pytest.raises(ModelError, match=f"{name}"):
         bake(tmp_path / "model")
-    assert not (tmp_path / "model" / checkpoint.MANIFEST).exists()
+    assert not (tmp_path / "model" / locate.MANIFEST).exists()
 
 
 def test_the_command_ends_with_one_line_and_no_traceback(
@@ -174,7 +174,7 @@ def test_the_command_ends_with_one_line_and_no_traceback(
 
 
 def test_both_downloads_take_the_same_files() -> None:
-    assert download.PATTERNS == checkpoint.PATTERNS
+    assert download.PATTERNS == locate.PATTERNS
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def baked(tmp_path: Path) -> Path:
 def test_the_manifest_says_what_was_baked(hub: Hub, tmp_path: Path) -> None:
     fetched(hub, tmp_path / "model")
     manifest = bake(tmp_path / "model")
-    assert manifest == json.loads((tmp_path / "model" / checkpoint.MANIFEST).read_text())
+    assert manifest == json.loads((tmp_path / "model" / locate.MANIFEST).read_text())
     assert manifest["model"] == MODEL
     assert manifest["revision"] == COMMIT
     assert manifest["licence"] == "apache-2.0"
@@ -288,24 +288,24 @@ def settings_for(baked: Path, **more: bool) -> Settings:
 
 
 def test_a_baked_model_is_found_and_checked(baked: Path) -> None:
-    assert checkpoint.find(settings_for(baked)).folder == baked
-    assert checkpoint.find(settings_for(baked, check_hashes=True)).folder == baked
+    assert locate.find(settings_for(baked)).folder == baked
+    assert locate.find(settings_for(baked, check_hashes=True)).folder == baked
 
 
 def test_a_truncated_file_is_refused_at_every_start(baked: Path) -> None:
     data = (baked / "model.safetensors").read_bytes()
     (baked / "model.safetensors").write_bytes(data[:-1])
     with pytest.raises(ModelError, match=r"model\.safetensors has .* bytes, baked were .*: build the image again"):
-        checkpoint.find(settings_for(baked))
+        locate.find(settings_for(baked))
 
 
 def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
     data = bytearray((baked / "model.safetensors").read_bytes())
     data[-7] ^= 1
     (baked / "model.safetensors").write_bytes(data)
-    checkpoint.find(settings_for(baked))
+    locate.find(settings_for(baked))
     with pytest.raises(ModelError, match="a byte differs"):
-        checkpoint.find(settings_for(baked, check_hashes=True))
+        locate.find(settings_for(baked, check_hashes=True))
 
 
 def test_modelscope_gives_the_same_by_its_own_client(scope: ModelScopeHub, tmp_path: Path) -> None:

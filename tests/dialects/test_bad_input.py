@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.contract import MAX_TEXT_CHARS
+from worker.core.contract import MAX_TEXT_CHARS
+from worker.core.errors import InputError, WorkerError
 from worker.dialects import choose
-from worker.errors import InputError, WorkerError
 
 SECRET = "zebra-crossing-4711"
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
-from worker.serve import Generates, Service
-from worker.settings import load
+from worker.core.settings import load
+from worker.service import Generates, Service
 
 
 def client(engine: Generates) -> openai.OpenAI:

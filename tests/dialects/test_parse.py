@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
+from worker.core.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
+from worker.core.errors import InputInvalid, MediaParamInvalid
 from worker.dialects import choose, name_of
-from worker.errors import InputInvalid, MediaParamInvalid
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from builder.tiny_model import recipe
-from worker.settings import EMBEDDED_MODEL
+from worker.core.settings import EMBEDDED_MODEL
 
 FAMILIES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen3_5")
 SPREAD = 0.09  # of random weights: wide enough for answers that depend on what is asked and shown

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from worker.settings import EMBEDDED_MODEL
+from worker.core.settings import EMBEDDED_MODEL
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"

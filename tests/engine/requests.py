@@ -6,17 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from builder.tiny_model import scenes
-from worker.contract import (
-    ChatRequest,
-    Clip,
-    Inline,
-    Media,
-    Message,
-    Opened,
-    Picture,
-    Sampling,
-    Text,
-)
+from worker.core.contract import ChatRequest, Clip, Inline, Media, Message, Opened, Picture, Sampling, Text
 
 
 @dataclass(frozen=True)

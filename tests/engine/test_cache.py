@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from worker.engine.cache import SlotCache, grouped, rows_for, width_for
-from worker.engine.native.layers import KeysAndValues
+from worker.models.kv_cache import SlotCache, grouped, rows_for, width_for
+from worker.models.native.layers import KeysAndValues
 
 CPU = torch.device("cpu")
 LAYERS, KV_HEADS, DIM = 2, 2, 4

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from worker.engine import checkpoint
-from worker.engine.checkpoint import ModelError, find
-from worker.settings import EMBEDDED_MODEL, load
+from worker.checkpoint import locate
+from worker.checkpoint.locate import ModelError, find
+from worker.core.settings import EMBEDDED_MODEL, load
 
 MODEL = "Qwen/Qwen3-VL-2B-Instruct"
 CACHED = "models--qwen--qwen3-vl-2b-instruct"  # the platform's folders need not have the hub's case
@@ -20,7 +20,7 @@ CACHED = "models--qwen--qwen3-vl-2b-instruct"  # the platform's folders need not
 def written(folder: Path, *shards: str) -> Path:
     """A folder with the names of a checkpoint's files."""
     folder.mkdir(parents=True)
-    for name in (*checkpoint.NEEDED, *(shards or ("model.safetensors",))):
+    for name in (*locate.NEEDED, *(shards or ("model.safetensors",))):
         (folder / name).write_text("{}")
     if shards:
         index = {"weight_map": dict(enumerate(shards))}
@@ -100,8 +100,8 @@ def test_nothing_is_downloaded_unless_it_is_allowed(
     assert not asked
     found = find(load({**places, "ALLOW_DOWNLOAD": "1", "MODEL_REVISION": "v1"}))
     assert (found.folder, found.name) == (tmp_path / "fetched", "Qwen3-VL-2B-Instruct")
-    assert asked == [(MODEL, "v1", list(checkpoint.PATTERNS))]
-    assert not {"*.py", "*.bin", "*"} & set(checkpoint.PATTERNS)
+    assert asked == [(MODEL, "v1", list(locate.PATTERNS))]
+    assert not {"*.py", "*.bin", "*"} & set(locate.PATTERNS)
 
 
 def test_a_download_that_broke_off_is_gone_on_with(
@@ -135,7 +135,7 @@ def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
     places: dict[str, str], tmp_path: Path, model: str, revision: str | None, wanted: str, is_it: bool
 ) -> None:
     folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
-    (folder / checkpoint.MANIFEST).write_text(json.dumps({"model": model, "revision": revision, "files": {}}))
+    (folder / locate.MANIFEST).write_text(json.dumps({"model": model, "revision": revision, "files": {}}))
     if is_it:
         assert find(load({**places, "MODEL_REVISION": wanted})).folder == folder
     else:
@@ -185,8 +185,8 @@ def test_weights_are_fetched_ahead_to_their_last_byte_and_what_is_missing_is_lef
         return read[-1]
 
     monkeypatch.setattr(os, "sendfile", send)
-    monkeypatch.setattr(checkpoint, "_AT_ONCE", 700)
-    checkpoint.read_ahead(folder)
+    monkeypatch.setattr(locate, "_AT_ONCE", 700)
+    locate.read_ahead(folder)
     for thread in threading.enumerate():
         if thread.name == "read-ahead":
             thread.join()

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.engine.requests import Shown, ask, picture
-from worker.contract import ChatRequest, Done, Event, Likely, Message, Piece, Text, TokenLogprob
-from worker.deadline import Deadline
+from worker.core.contract import ChatRequest, Done, Event, Likely, Message, Piece, Text, TokenLogprob
+from worker.core.deadline import Deadline
+from worker.core.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
+from worker.core.settings import Settings
 from worker.engine import sampling
 from worker.engine.engine import Engine, _merged
-from worker.engine.loading import LoadedModel
 from worker.engine.sequence import Sequence
-from worker.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
-from worker.settings import Settings
+from worker.models.loading import LoadedModel
 
 Serve = Callable[[Settings], Engine]
 

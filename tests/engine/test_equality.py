@@ -7,11 +7,11 @@ import pytest
 
 from builder.tiny_model.evaluate import generate_ids
 from tests.engine.requests import Shown, ask, clip, picture, varied
-from worker.contract import Done
+from worker.core.contract import Done
+from worker.core.settings import Settings
 from worker.engine.engine import Engine
-from worker.engine.loading import LoadedModel
-from worker.engine.prompt import PromptBuilder
-from worker.settings import Settings
+from worker.models.loading import LoadedModel
+from worker.prompt.builder import PromptBuilder
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from builder.tiny_model.evaluate import generate_ids
 from tests.conftest import EQUALITY
 from tests.engine import checkpoints
 from tests.engine.requests import Shown, ask, clip, picture, varied
-from worker.contract import Clip, Done, Sampling
+from worker.core.contract import Clip, Done, Sampling
+from worker.core.settings import Settings
 from worker.engine.engine import Engine
-from worker.engine.loading import LoadedModel, load
-from worker.engine.native.shapes import MODEL_TYPES
-from worker.engine.prompt import PromptBuilder
-from worker.settings import Settings
+from worker.models.loading import LoadedModel, load
+from worker.models.native.shapes import MODEL_TYPES
+from worker.prompt.builder import PromptBuilder
 
 Tokens = tuple[bytes, ...]
 LONG = "Tell me about the picture, and then about the other one. " * 12

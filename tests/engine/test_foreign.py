@@ -16,15 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.engine import foreign_models
 from tests.engine.requests import Shown, ask, clip, picture
 from tests.fakes import as_base64
-from worker.contract import ChatRequest, Controls, Done, Message, Picture, Text
-from worker.deadline import Deadline
-from worker.engine.checkpoint import ModelError
-from worker.engine.engine import Engine
-from worker.engine.library.foreign import ForeignEye
-from worker.engine.library.windows import WindowEngine
-from worker.engine.loading import ServedModel
-from worker.engine.making import make
-from worker.errors import (
+from worker.checkpoint.locate import ModelError
+from worker.core.contract import ChatRequest, Controls, Done, Message, Picture, Text
+from worker.core.deadline import Deadline
+from worker.core.errors import (
     InputInvalid,
     InternalError,
     MediaParamInvalid,
@@ -32,9 +27,14 @@ from worker.errors import (
     PromptTooLong,
     WorkerError,
 )
-from worker.settings import Settings
-from worker.start import start
-from worker.timeline import Timeline
+from worker.core.settings import Settings
+from worker.core.timeline import Timeline
+from worker.engine.engine import Engine
+from worker.engine.static_batch import WindowEngine
+from worker.models.hf.hf_generate import ForeignEye
+from worker.models.loading import ServedModel
+from worker.startup.build import start
+from worker.startup.engines import make
 
 ASKED = [
     ask("Who are you?", max_tokens=12),

@@ -14,13 +14,13 @@ import torch
 
 from tests.engine.requests import ask, varied
 from tests.engine.test_equality import answer, staggered
+from worker.core.settings import Settings
 from worker.engine.engine import Engine
-from worker.engine.face import Runner
-from worker.engine.loading import LoadedModel, load
-from worker.engine.native import graphs
-from worker.engine.native.runner import NativeRunner
-from worker.engine.prompt import PromptBuilder
-from worker.settings import Settings
+from worker.models.loading import LoadedModel, load
+from worker.models.native import graphs
+from worker.models.native.runner import NativeRunner
+from worker.models.runner import Runner
+from worker.prompt.builder import PromptBuilder
 
 SETTINGS = Settings(device="cpu", model_code="native")
 
@@ -57,7 +57,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Again:
 
 @pytest.fixture
 def recording(recorder: Again, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
-    monkeypatch.setattr("worker.engine.loading._recorder", lambda settings, device: recorder)
+    monkeypatch.setattr("worker.models.loading._recorder", lambda settings, device: recorder)
     return load(SETTINGS)
 
 

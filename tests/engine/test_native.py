@@ -22,17 +22,17 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from tests.conftest import DISTANCES
 from tests.engine import checkpoints
 from tests.engine.requests import Shown, ask, clip, picture
-from worker.contract import Controls
-from worker.engine.checkpoint import ModelError
-from worker.engine.face import Runner
-from worker.engine.loading import LoadedModel, load
-from worker.engine.native import layers
-from worker.engine.native.layers import Affine, Tensors
-from worker.engine.native.shapes import MODEL_TYPES, why_not
-from worker.engine.positions import positions
-from worker.engine.prompt import PromptBuilder
-from worker.engine.template import Template
-from worker.settings import Settings
+from worker.checkpoint.chat_template import Template
+from worker.checkpoint.locate import ModelError
+from worker.core.contract import Controls
+from worker.core.settings import Settings
+from worker.models.loading import LoadedModel, load
+from worker.models.native import layers
+from worker.models.native.layers import Affine, Tensors
+from worker.models.native.shapes import MODEL_TYPES, why_not
+from worker.models.runner import Runner
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.positions import positions
 
 ROOT = Path(__file__).parents[2]
 NEAR = 1e-4
@@ -455,10 +455,10 @@ def test_model_code_is_chosen_by_what_is_there_and_by_the_setting(
 ANSWER = """
 import asyncio, sys
 from contextlib import aclosing
-from worker import boot
+from worker.startup import boot
 begun = boot.begin()
-from worker.settings import load
-from worker.start import start
+from worker.core.settings import load
+from worker.startup.build import start
 serving = start(load(), boot=begun)
 
 async def run():

@@ -8,10 +8,10 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.engine.requests import clip, picture
-from worker.engine.pixels import normalised, of_frames, of_picture
-from worker.engine.rules import read_rules
-from worker.engine.sizes import Size, image_size, video_size
-from worker.settings import EMBEDDED_MODEL
+from worker.checkpoint.preprocessor import read_rules
+from worker.core.settings import EMBEDDED_MODEL
+from worker.prompt.patches import normalised, of_frames, of_picture
+from worker.prompt.sizes import Size, image_size, video_size
 
 RULES = read_rules(EMBEDDED_MODEL)
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.engine.requests import ask, clip, picture
-from worker.contract import ChatRequest, Clip, Controls, Kind, Media, Message, Picture, Text, Url
-from worker.engine.loading import LoadedModel
-from worker.engine.pixels import Eye
-from worker.engine.prompt import PromptBuilder
-from worker.settings import Settings
+from worker.core.contract import ChatRequest, Clip, Controls, Kind, Media, Message, Picture, Text, Url
+from worker.core.settings import Settings
+from worker.models.loading import LoadedModel
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import Eye
 
 
 @pytest.fixture(scope="module")

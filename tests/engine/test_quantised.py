@@ -12,12 +12,12 @@ import torch
 from builder.tiny_model.evaluate import module_of
 from tests.engine.requests import ask, picture, varied
 from tests.engine.test_equality import answer, reference
-from worker.engine import weights
-from worker.engine.checkpoint import EMBEDDED_MODEL, ModelError
+from worker.checkpoint import weights
+from worker.checkpoint.locate import EMBEDDED_MODEL, ModelError
+from worker.checkpoint.weights import num_bytes, stored_in
+from worker.core.settings import Settings
 from worker.engine.engine import Engine
-from worker.engine.loading import LoadedModel, load
-from worker.engine.weights import num_bytes, stored_in
-from worker.settings import Settings
+from worker.models.loading import LoadedModel, load
 
 BITS = {"8bit": (8, torch.int8), "4bit": (4, torch.uint8)}
 

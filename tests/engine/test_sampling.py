@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.contract import Sampling
+from worker.core.contract import Sampling
 from worker.engine.sampling import Choice, Chooser, chances, draw, likeliest, resolve, rows
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, 1.2])

@@ -5,11 +5,11 @@ import random
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from worker.contract import Controls
-from worker.engine.rules import PixelRules, read_rules
-from worker.engine.sizes import Size, image_size, video_size
-from worker.errors import MediaParamInvalid
-from worker.settings import EMBEDDED_MODEL
+from worker.checkpoint.preprocessor import PixelRules, read_rules
+from worker.core.contract import Controls
+from worker.core.errors import MediaParamInvalid
+from worker.core.settings import EMBEDDED_MODEL
+from worker.prompt.sizes import Size, image_size, video_size
 
 REAL = PixelRules(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65536, 16777216, 4096, 25165824, 2.0, True, 768)
 UNLIMITED = 10**9

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.engine.requests import Shown, varied
-from worker.contract import Done
-from worker.engine.cache import SlotCache
+from worker.checkpoint.weights import begin
+from worker.core.contract import Done
+from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.engine.engine import Engine
-from worker.engine.library.runner import LibraryRunner, module_of
-from worker.engine.loading import LoadedModel, load
-from worker.engine.weights import begin
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.models.hf.runner import LibraryRunner, module_of
+from worker.models.kv_cache import SlotCache
+from worker.models.loading import LoadedModel, load
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -77,8 +77,8 @@ def test_a_model_for_several_gpus_is_left_to_the_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr("worker.engine.weights.device_of", lambda _: torch.device("cuda"))
-    monkeypatch.setattr("worker.engine.weights.devices_for", lambda *_: 2)
+    monkeypatch.setattr("worker.checkpoint.weights.device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("worker.checkpoint.weights.devices_for", lambda *_: 2)
     begun = begin(Settings(dtype="float32"))
     assert (begun.reading, begun.num_devices, begun.found.folder) == (None, 2, EMBEDDED_MODEL)
     model = load(Settings(), replace(begun, device=CPU))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from worker.engine.streaming import TextStream
-from worker.engine.tokens import Tokens, read_tokens
-from worker.settings import EMBEDDED_MODEL
+from worker.checkpoint.tokenizer import Tokens, read_tokens
+from worker.core.settings import EMBEDDED_MODEL
+from worker.engine.detokenizer import TextStream
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from tokenizers.decoders import DecodeStream
 
 from benchmarks.models import real_tokenizer
 from builder.vocabulary import difference, lay_out, why_not, written
-from worker.engine.checkpoint import ModelError
-from worker.engine.tokens import VOCABULARY, Tokens, VocabularyTokens, read_tokens
-from worker.settings import EMBEDDED_MODEL
+from worker.checkpoint.locate import ModelError
+from worker.checkpoint.tokenizer import VOCABULARY, Tokens, VocabularyTokens, read_tokens
+from worker.core.settings import EMBEDDED_MODEL
 
 TINY = EMBEDDED_MODEL / "tokenizer.json"
 TEXTS = [

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from tests.engine import checkpoints
-from worker.engine import weights
-from worker.engine.checkpoint import ModelError
-from worker.engine.library.runner import module_of
-from worker.engine.loading import load
-from worker.engine.template import Template
-from worker.engine.weights import Reading, copied, headers, mapped
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.checkpoint import weights
+from worker.checkpoint.chat_template import Template
+from worker.checkpoint.locate import ModelError
+from worker.checkpoint.weights import Reading, copied, headers, mapped
+from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.models.hf.runner import module_of
+from worker.models.loading import load
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ import logging
 
 import av.logging
 
-from worker.contract import RGB, Controls
-from worker.errors import MediaError
+from worker.core.contract import RGB, Controls
+from worker.core.errors import MediaError
+from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.sniff import sniff
-from worker.settings import Settings
 
 SETTINGS = Settings(
     max_image_pixels=1_000_000,

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from tests.builder.hub import Hub, ModelScopeHub
-from worker.settings import EMBEDDED_MODEL
+from worker.core.settings import EMBEDDED_MODEL
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "image"

@@ -31,14 +31,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from builder.real_rules import QWEN3_VL
 from tests.media.attack_files import FILMS, PICTURES, PNG, Sent, growing, sound
-from worker.contract import AS_IT_IS, Clip, Controls, Inline, Media, Opened, Upload, Url
+from worker.core.contract import AS_IT_IS, Clip, Controls, Inline, Media, Opened, Upload, Url
+from worker.core.errors import WorkerError
+from worker.core.settings import Settings
 from worker.dialects import native
-from worker.engine.pixels import Eye
-from worker.errors import WorkerError
 from worker.media import fetch, guard
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.settings import Settings
+from worker.prompt.patches import Eye
 
 INTERNET = "127.0.0.99"
 INSIDE = "127.0.0.1"

@@ -8,9 +8,9 @@ from typing import Any
 import av
 import numpy as np
 
-from worker.contract import Controls
+from worker.core.contract import Controls
+from worker.core.settings import Settings
 from worker.media import frames
-from worker.settings import Settings
 
 NUM_BITS = 10
 

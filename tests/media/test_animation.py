@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.media.films import chosen
-from worker.contract import RGB, Clip, Controls
-from worker.errors import MediaCorrupt, MediaDimensions, MediaUnsupportedType, MediaVideoTooLong
+from worker.core.contract import RGB, Clip, Controls
+from worker.core.errors import MediaCorrupt, MediaDimensions, MediaUnsupportedType, MediaVideoTooLong
+from worker.core.settings import Settings
 from worker.media import animation
 from worker.media.sniff import sniff
-from worker.settings import Settings
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255))
 FORMATS = ["GIF", "WEBP", "PNG"]

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from worker.errors import (
+from worker.core.errors import (
     MediaError,
     MediaFetchFailed,
     MediaFetchTimeout,
@@ -18,8 +18,8 @@ from worker.errors import (
     MediaUrlForbidden,
     MediaUrlInvalid,
 )
+from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
-from worker.settings import Settings
 
 pytestmark = pytest.mark.network
 

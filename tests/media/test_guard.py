@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.errors import MediaUrlForbidden, MediaUrlInvalid
+from worker.core.errors import MediaUrlForbidden, MediaUrlInvalid
 from worker.media.guard import check_url, is_allowed_address
 
 INVALID = [

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from worker.errors import MediaBase64Invalid, MediaTooLarge
+from worker.core.errors import MediaBase64Invalid, MediaTooLarge
 from worker.media.inline import decode
 
 DATA = bytes(range(256)) * 20

@@ -14,13 +14,13 @@ from PIL import Image
 
 from tests.fakes import encoded
 from tests.media.films import film
-from worker.contract import Clip, Controls, Media, Picture, Upload
-from worker.engine.pixels import Eye
-from worker.engine.rules import read_rules
-from worker.errors import MediaCorrupt, MediaDecodeTimeout, MediaTooLarge
+from worker.checkpoint.preprocessor import read_rules
+from worker.core.contract import Clip, Controls, Media, Picture, Upload
+from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaTooLarge
+from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media.isolate import Children
 from worker.media.opener import Opener
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.prompt.patches import Eye
 
 FILM = film(20)  # one for both: under load, encoding it again may give other bytes
 PNG = encoded(Image.linear_gradient("L").resize((90, 60)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import MediaError, MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
+from worker.core.errors import MediaError, MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
 from worker.media.local import read
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.fakes import as_base64
 from tests.media.films import film, number_of
-from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
-from worker.errors import (
+from worker.core.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
+from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
     MediaDimensions,
@@ -26,9 +26,9 @@ from worker.errors import (
     MediaUnsupportedType,
     MediaUrlForbidden,
 )
+from worker.core.settings import Settings
 from worker.media import picture
 from worker.media.opener import Opener
-from worker.settings import Settings
 
 
 class Shelf:

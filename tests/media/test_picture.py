@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.fakes import encoded
-from worker.contract import RGB
-from worker.errors import MediaCorrupt, MediaDimensions, MediaError, MediaTooLarge, MediaUnsupportedType
+from worker.core.contract import RGB
+from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaTooLarge, MediaUnsupportedType
+from worker.core.settings import Settings
 from worker.media.picture import decode, read_header
 from worker.media.sniff import sniff
-from worker.settings import Settings
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 

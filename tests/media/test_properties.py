@@ -8,7 +8,7 @@ import re
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.errors import MediaBase64Invalid, MediaError, MediaTooLarge
+from worker.core.errors import MediaBase64Invalid, MediaError, MediaTooLarge
 from worker.media.guard import check_url, is_allowed_address
 from worker.media.inline import decode
 from worker.media.sniff import sniff

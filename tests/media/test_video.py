@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.media.films import chosen, film, number_of
-from worker.contract import RGB, Clip, Controls
-from worker.errors import (
+from worker.core.contract import RGB, Clip, Controls
+from worker.core.errors import (
     MediaCorrupt,
     MediaDimensions,
     MediaError,
@@ -21,9 +21,9 @@ from worker.errors import (
     MediaVideoNoFrames,
     MediaVideoTooLong,
 )
+from worker.core.settings import Settings
 from worker.media import frames, video
 from worker.media.sniff import sniff
-from worker.settings import Settings
 
 AS_SENT = Settings()
 

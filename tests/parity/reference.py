@@ -19,14 +19,14 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from tests.engine import checkpoints
-from worker.contract import ChatRequest, Controls, Media, Message, Opened, Text, Upload
-from worker.engine.face import Prompt
-from worker.engine.loading import LoadedModel, load
-from worker.engine.pixels import Eye, normalised
-from worker.engine.prompt import PromptBuilder
+from worker.core.contract import ChatRequest, Controls, Media, Message, Opened, Text, Upload
+from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.settings import Settings
+from worker.models.loading import LoadedModel, load
+from worker.models.runner import Prompt
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import Eye, normalised
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14}

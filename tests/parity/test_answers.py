@@ -11,10 +11,10 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from builder.tiny_model.evaluate import generate
 from tests.parity.conftest import note
 from tests.parity.reference import opened
-from worker.contract import ChatRequest, Controls, Media, Message, Text, Upload
-from worker.engine.loading import load
-from worker.engine.prompt import PromptBuilder
-from worker.settings import EMBEDDED_MODEL, Settings
+from worker.core.contract import ChatRequest, Controls, Media, Message, Text, Upload
+from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.models.loading import load
+from worker.prompt.builder import PromptBuilder
 
 PICTURES = sorted((Path(__file__).parents[2] / "docs" / "pictures").glob("*.jpg"))
 QUESTIONS = ("What is in the picture?", "How many objects are there?", "图片里有什么？")

@@ -11,8 +11,8 @@ from PIL import Image
 from tests.fakes import encoded
 from tests.parity.conftest import note
 from tests.parity.reference import FAMILIES, Both, both, our_pixels, prompt, their_picture, their_size
-from worker.contract import Controls
-from worker.engine.sizes import image_size
+from worker.core.contract import Controls
+from worker.prompt.sizes import image_size
 
 LEVEL = 2 / 255  # one of 256 levels, after normalising by a standard deviation of a half
 FAR = 16_384

@@ -21,7 +21,7 @@ from tests.parity.reference import (
     their_video,
     without_outer_span,
 )
-from worker.contract import Clip, Controls
+from worker.core.contract import Clip, Controls
 
 LEVEL = 2 / 255
 FILES: dict[str, dict[str, Any]] = {

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tests.platform.stand_in import KEY, Platform
 from tests.platform.test_outcomes import ROOT, until, worker
-from worker import settings
-from worker.engine.pixels import Eye
+from worker.core import settings
+from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.serve import Service
-from worker.settings import Settings
+from worker.prompt.patches import Eye
+from worker.service import Service
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")

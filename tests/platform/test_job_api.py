@@ -11,7 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from runpod.serverless.modules import rp_http
 from yarl import URL
 
-from worker import job_api
+from worker.platform import sdk
 
 RESULTS = "http://platform.test/job-done/w/"
 INFO = RequestInfo(URL("http://platform.test"), "POST", CIMultiDictProxy(CIMultiDict()), URL("http://platform.test"))
@@ -33,8 +33,8 @@ def delivered(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], body: 
 
     monkeypatch.setattr(rp_http, "_transmit", transmit)
     monkeypatch.setattr(rp_http, "JOB_DONE_URL", RESULTS + "$ID?gpu=none")
-    monkeypatch.setattr(job_api, "PAUSES_S", (0, 0))
-    job_api.insist_on_delivery()
+    monkeypatch.setattr(sdk, "PAUSES_S", (0, 0))
+    sdk.insist_on_delivery()
     asyncio.run(rp_http._transmit(None, url, json.dumps(body)))
     return sent
 
@@ -93,7 +93,7 @@ def test_an_error_an_update_and_a_chunk_never_become_a_failed_job(
     ],
 )
 def test_the_limit_of_a_policy(job: dict[str, Any], seconds: float) -> None:
-    assert job_api.max_seconds(job) == seconds
+    assert sdk.max_seconds(job) == seconds
 
 
 def told(monkeypatch: pytest.MonkeyPatch, after_s: float, phases: list[str]) -> list[str]:
@@ -106,7 +106,7 @@ def told(monkeypatch: pytest.MonkeyPatch, after_s: float, phases: list[str]) -> 
     monkeypatch.setattr(rp_http, "send_result", send)
 
     async def run() -> None:
-        progress = job_api.Progress({"id": "j"}, after_s)
+        progress = sdk.Progress({"id": "j"}, after_s)
         for phase in phases:
             progress(phase)
             if progress._sending is not None:
@@ -129,7 +129,7 @@ def test_a_slow_job_tells_its_phases_and_nothing_after_its_end(monkeypatch: pyte
 
 
 def test_updates_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(told(monkeypatch, 0, [str(number) for number in range(100)])) == job_api.MAX_UPDATES
+    assert len(told(monkeypatch, 0, [str(number) for number in range(100)])) == sdk.MAX_UPDATES
 
 
 def test_a_cancel_while_an_update_is_under_way_is_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_a_cancel_while_an_update_is_under_way_is_a_cancel(monkeypatch: pytest.M
     monkeypatch.setattr(rp_http, "send_result", send)
 
     async def job() -> None:
-        progress = job_api.Progress({"id": "j"}, 0)
+        progress = sdk.Progress({"id": "j"}, 0)
         progress("opening media")
         while not under_way:
             await asyncio.sleep(0)

@@ -259,7 +259,7 @@ handler.main()
 
 _BROKEN_DEVICE = """
 import torch, handler
-from worker.engine.native.runner import NativeRunner as Runner
+from worker.models.native.runner import NativeRunner as Runner
 
 def decode(*_):
     raise torch.AcceleratorError("the device is gone")
@@ -287,7 +287,7 @@ handler.main()
 
 _BLIND = """
 import handler
-from worker.engine.native.runner import NativeRunner as Runner
+from worker.models.native.runner import NativeRunner as Runner
 
 def features(*_):
     raise ValueError("a secret of the library")

@@ -6,9 +6,9 @@ write the module and give it a row in `DIALECTS`; the first that speaks a body g
 
 from typing import Any, Protocol
 
-from worker.contract import Answer, ChatRequest, Meta, StreamEvent
+from worker.core.contract import Answer, ChatRequest, Meta, StreamEvent
+from worker.core.errors import InputInvalid, InputNotObject, WorkerError
 from worker.dialects import bot_group, bot_private, chat_vl, generate, native, openai_chat, openai_models, recognize
-from worker.errors import InputInvalid, InputNotObject, WorkerError
 
 JSON = dict[str, Any] | str
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from worker.contract import Answer, ChatRequest, Talk
+from worker.core.contract import Answer, ChatRequest, Talk
 from worker.dialects import fields
 from worker.dialects.bot_private import BotBody, Id, Name, as_request, chunks, refusal
 

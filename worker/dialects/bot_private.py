@@ -4,10 +4,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from worker.contract import Answer, BoundedText, ChatRequest, Media, Message, Meta, Sampling, StreamEvent, Talk, Text
+from worker.core.contract import (
+    Answer,
+    BoundedText,
+    ChatRequest,
+    Media,
+    Message,
+    Meta,
+    Sampling,
+    StreamEvent,
+    Talk,
+    Text,
+)
+from worker.core.errors import InputInvalid, WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body
-from worker.errors import InputInvalid, WorkerError
 
 ROUTE = "/api/chat/private"
 MAX_TOKENS = 1000

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, Strict, ValidationError
 
-from worker.contract import (
+from worker.core.contract import (
     MAX_MESSAGES,
     MAX_TEXT_CHARS,
     Answer,
@@ -20,9 +20,9 @@ from worker.contract import (
     Start,
     StreamEvent,
 )
+from worker.core.errors import InputInvalid, WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body
-from worker.errors import InputInvalid, WorkerError
 
 T = TypeVar("T")
 ROUTE = "/chat-vl"

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from worker.contract import (
+from worker.core.contract import (
     AS_IT_IS,
     MAX_BIASES,
     MAX_STOPS,
@@ -54,7 +54,7 @@ from worker.contract import (
     Url,
     Whole,
 )
-from worker.errors import InputInvalid, InputNotObject, MediaParamInvalid
+from worker.core.errors import InputInvalid, InputNotObject, MediaParamInvalid
 
 LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's `detail: low` sees pictures at this size
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at

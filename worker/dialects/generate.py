@@ -4,11 +4,21 @@ from typing import Any
 
 from pydantic import Field
 
-from worker.contract import MAX_MESSAGES, Answer, ChatRequest, MaxTokens, Meta, Sampling, StreamEvent, Temperature, TopP
+from worker.core.contract import (
+    MAX_MESSAGES,
+    Answer,
+    ChatRequest,
+    MaxTokens,
+    Meta,
+    Sampling,
+    StreamEvent,
+    Temperature,
+    TopP,
+)
+from worker.core.errors import WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body
 from worker.dialects.native import NativeMessage
-from worker.errors import WorkerError
 
 ROUTE = "/generate"
 

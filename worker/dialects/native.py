@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from worker.contract import (
+from worker.core.contract import (
     MAX_MESSAGES,
     Answer,
     BoundedText,
@@ -23,9 +23,9 @@ from worker.contract import (
     Text,
     Usage,
 )
+from worker.core.errors import InputInvalid, RouteUnknown, WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body, Content, MediaForm, SamplingFields, VideoForm
-from worker.errors import InputInvalid, RouteUnknown, WorkerError
 
 
 class NativeMessage(Body):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from worker.contract import (
+from worker.core.contract import (
     MAX_MESSAGES,
     Answer,
     ChatRequest,
@@ -23,9 +23,9 @@ from worker.contract import (
     TokenLogprob,
     Usage,
 )
+from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body, Content, SamplingFields, TemplateVariables, VideoControls
-from worker.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 
 ROUTE = "/v1/chat/completions"
 MAX_NAMES_LOGGED = 20

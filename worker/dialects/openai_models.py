@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from worker.contract import Answer, ChatRequest, Meta, StreamEvent
+from worker.core.contract import Answer, ChatRequest, Meta, StreamEvent
+from worker.core.errors import WorkerError
 from worker.dialects import fields, openai_chat
-from worker.errors import WorkerError
 
 ROUTE = "/v1/models"
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
-from worker.contract import Answer, BoundedText, ChatRequest, Message, Meta, Sampling, StreamEvent, Text
+from worker.core.contract import Answer, BoundedText, ChatRequest, Message, Meta, Sampling, StreamEvent, Text
+from worker.core.errors import WorkerError
 from worker.dialects import fields
 from worker.dialects.fields import Body, MediaForm
-from worker.errors import WorkerError
 
 ROUTE = "/v1/image/recognize"
 MAX_TOKENS = 1024

@@ -19,19 +19,9 @@ from typing import Protocol
 
 import torch
 
-from worker.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
-from worker.deadline import Deadline
-from worker.engine.admission import Admission, Entry
-from worker.engine.cache import SlotCache
-from worker.engine.face import Prompt, Runner
-from worker.engine.loading import LoadedModel, ServedModel
-from worker.engine.prefill import Prefill
-from worker.engine.prompt import PromptBuilder
-from worker.engine.reuse import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
-from worker.engine.sampling import Chooser, Row, resolve, rows
-from worker.engine.sequence import Emit, Request, Sequence
-from worker.engine.streaming import TextStream
-from worker.errors import (
+from worker.core.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
+from worker.core.deadline import Deadline
+from worker.core.errors import (
     EngineStopped,
     InputInvalid,
     InternalError,
@@ -40,7 +30,17 @@ from worker.errors import (
     QueueFull,
     WorkerError,
 )
-from worker.settings import MIB, Settings
+from worker.core.settings import MIB, Settings
+from worker.engine.detokenizer import TextStream
+from worker.engine.prefill import Prefill
+from worker.engine.prefix_cache import SHORTEST_PREFIX, FeatureCache, PrefixCache, shared_beginning
+from worker.engine.sampling import Chooser, Row, resolve, rows
+from worker.engine.scheduler import Admission, Entry
+from worker.engine.sequence import Emit, Request, Sequence
+from worker.models.kv_cache import SlotCache
+from worker.models.loading import LoadedModel, ServedModel
+from worker.models.runner import Prompt, Runner
+from worker.prompt.builder import PromptBuilder
 
 log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64

@@ -2,8 +2,8 @@
 
 import torch
 
-from worker.engine.face import Features, Filled, Prompt, Runner
-from worker.engine.reuse import FeatureCache, PrefixCache
+from worker.engine.prefix_cache import FeatureCache, PrefixCache
+from worker.models.runner import Features, Filled, Prompt, Runner
 
 
 class Prefill:

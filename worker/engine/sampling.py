@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from worker.contract import Sampling
+from worker.core.contract import Sampling
 
 GREEDY_BELOW = 1e-5
 MAX_SHORTLIST = 64

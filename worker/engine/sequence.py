@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
-from worker.deadline import Deadline
-from worker.engine.face import Prompt
+from worker.checkpoint.tokenizer import Tokens
+from worker.core.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
+from worker.core.deadline import Deadline
+from worker.core.errors import DeadlineExceeded, InternalError, WorkerError
+from worker.engine.detokenizer import TextStream, likely
 from worker.engine.sampling import Chooser, Row, likeliest
-from worker.engine.streaming import TextStream, likely
-from worker.engine.tokens import Tokens
-from worker.errors import DeadlineExceeded, InternalError, WorkerError
+from worker.models.runner import Prompt
 
 Emit = Callable[[Event | WorkerError], None]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from worker.contract import RGB, Clip
-from worker.errors import (
+from worker.core.contract import RGB, Clip
+from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
     MediaDimensions,
@@ -21,11 +21,11 @@ from worker.errors import (
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
+from worker.core.settings import Settings
+from worker.media.limits import refuse_costly
 from worker.media.picture import BROKEN, as_rgb, bounded, check_size
 from worker.media.sniff import Found
 from worker.media.video import Shrink
-from worker.media.weigh import refuse_costly
-from worker.settings import Settings
 
 MOVING = ("GIF", "WEBP", "PNG")
 UNSAID_S = 0.1  # that a frame without a duration is shown, as browsers do

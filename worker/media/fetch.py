@@ -15,15 +15,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from worker.errors import (
-    MediaFetchFailed,
-    MediaFetchTimeout,
-    MediaTooLarge,
-    MediaUrlForbidden,
-    MediaUrlInvalid,
-)
+from worker.core.errors import MediaFetchFailed, MediaFetchTimeout, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
+from worker.core.settings import Settings
 from worker.media.guard import check_url, is_allowed_address
-from worker.settings import Settings
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worker.contract import Controls
-from worker.errors import MediaParamInvalid, MediaVideoNoFrames
+from worker.core.contract import Controls
+from worker.core.errors import MediaParamInvalid, MediaVideoNoFrames
 
 DEFAULT_FPS = 2.0
 MIN_FRAMES = 4

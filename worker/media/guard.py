@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from yarl import URL
 
-from worker.errors import MediaUrlForbidden, MediaUrlInvalid
+from worker.core.errors import MediaUrlForbidden, MediaUrlInvalid
 
 MAX_URL_CHARS = 8192
 _PORTS = (80, 443)

@@ -5,7 +5,7 @@ import binascii
 import re
 from collections.abc import Iterator
 
-from worker.errors import MediaBase64Invalid, MediaTooLarge
+from worker.core.errors import MediaBase64Invalid, MediaTooLarge
 
 _SLICE_CHARS = 2**20  # each step below holds the interpreter's lock: a slice costs about 2 ms, 20 MB would cost 40
 _DATA_URI = re.compile(r"data:[^,]{0,256}?;base64,", re.IGNORECASE)

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worker.errors import MediaCorrupt, MediaDecodeTimeout
+from worker.core.errors import MediaCorrupt, MediaDecodeTimeout
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from worker.errors import MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
+from worker.core.errors import MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
 
 SCHEME = "file:"
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from worker.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Upload, Url
-from worker.errors import (
+from worker.core.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Upload, Url
+from worker.core.errors import (
     MediaDecodeTimeout,
     MediaDimensions,
     MediaError,
@@ -21,11 +21,11 @@ from worker.errors import (
     MediaTooManyItems,
     MediaUnsupportedType,
 )
+from worker.core.settings import Settings
 from worker.media import animation, frames, inline, local, picture, video
 from worker.media.budget import Budget
 from worker.media.isolate import Children
 from worker.media.sniff import sniff
-from worker.settings import Settings
 
 T = TypeVar("T")
 KEPT_BYTES = 128 * 2**20  # of the frames of a video at the model's size

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from worker.contract import RGB
-from worker.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
+from worker.core.contract import RGB
+from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
+from worker.core.settings import Settings
+from worker.media.limits import refuse_costly
 from worker.media.sniff import sniff
-from worker.media.weigh import refuse_costly
-from worker.settings import Settings
 
 MAX_RATIO = 200
 DRAFT_RATIO = 2

@@ -16,8 +16,8 @@ from typing import Any
 import av
 import numpy as np
 
-from worker.contract import RGB, Clip
-from worker.errors import (
+from worker.core.contract import RGB, Clip
+from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
     MediaDimensions,
@@ -25,8 +25,8 @@ from worker.errors import (
     MediaVideoNoFrames,
     MediaVideoTooLong,
 )
+from worker.core.settings import Settings
 from worker.media.sniff import VideoFormat
-from worker.settings import Settings
 
 DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4"})
 WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the one being converted

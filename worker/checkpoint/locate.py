@@ -1,0 +1,203 @@
+"""Where the checkpoint lies: the folder given, the image, the platform's cache, the hub's cache, or a download.
+
+The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` holds a commit, `snapshots/<commit>/` its
+files.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.core.settings import EMBEDDED_MODEL, Settings
+
+log = logging.getLogger(__name__)
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+READERS = 4  # files that are fetched at a time
+_AT_ONCE = 2**30
+_INSTEAD = {"preprocessor_config.json": "processor_config.json"}  # as newer checkpoints have it
+MANIFEST = "baked.json"  # what `builder.bake` writes
+PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
+
+
+class ModelError(Exception):
+    """The checkpoint cannot be served; the message says why, for the operator."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint folder. origin: a word for the log."""
+
+    folder: Path
+    name: str
+    origin: str
+
+
+def find(settings: Settings) -> Checkpoint:
+    """The first place that has the model that the settings name. Raises ModelError."""
+    found = _find(settings)
+    check_manifest(found.folder, with_hashes=settings.check_hashes)
+    return found
+
+
+def _find(settings: Settings) -> Checkpoint:
+    if settings.model_path is not None:
+        return _whole(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
+    model_id = settings.model_id
+    baked = _baked(settings.baked_models, model_id, settings.model_revision)
+    if baked is not None:
+        return _whole(*baked, "the image")
+    if model_id is None:
+        return _whole(EMBEDDED_MODEL, "tiny-qwen3-vl", "the package")
+    name = model_id.rpartition("/")[2]
+    for root, origin in ((settings.platform_cache, "the platform's cache"), (settings.hub_cache, "the hub's cache")):
+        folder = snapshot(root, model_id, settings.model_revision)
+        # A download that broke off is gone on with.
+        if folder is not None and not (settings.allow_download and missing_file(folder)):
+            return _whole(folder, name, origin)
+    if not settings.allow_download:
+        tried = ", ".join(str(place) for place in (settings.baked_models, settings.platform_cache, settings.hub_cache))
+        raise ModelError(f"{model_id} is in none of {tried}; ALLOW_DOWNLOAD=1 would fetch it")
+    return _whole(_download(model_id, settings), name, "a download")
+
+
+def _baked(root: Path, model_id: str | None, revision: str | None) -> tuple[Path, str] | None:
+    """The folder in the image that holds this model, or the only one where none is named. One whose manifest names
+    another model, or another commit than `revision`, is not it."""
+    if not root.is_dir():
+        return None
+    folders = sorted(path for path in root.iterdir() if (path / "config.json").is_file())
+    if model_id is not None:
+        wanted = model_id.rpartition("/")[2].lower()
+        folders = [path for path in folders if path.name.lower() == wanted and _may_be(path, model_id, revision)]
+    if len(folders) > 1:
+        raise ModelError(f"{root} holds {len(folders)} models: MODEL_ID must say which")
+    return (folders[0], folders[0].name) if folders else None
+
+
+def _may_be(folder: Path, model_id: str, revision: str | None) -> bool:
+    manifest = read_json(folder / MANIFEST)
+    model, commit = str(manifest.get("model") or ""), str(manifest.get("revision") or "")
+    is_other = "/" in model and model.lower() != model_id.lower()
+    return not is_other and not (_COMMIT.fullmatch(commit) and _COMMIT.fullmatch(revision or "") and commit != revision)
+
+
+def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
+    """The model's files in a cache of the hub's layout, whatever the case of its name; None where it is not there.
+
+    revision: a branch, a tag or a commit; None is `main`, or the newest snapshot where there is no such reference.
+    """
+    wanted = "models--" + model_id.replace("/", "--").lower()
+    found = [path for path in root.iterdir() if path.name.lower() == wanted] if root.is_dir() else []
+    if not found:
+        return None
+    model = found[0]
+    reference = model / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    if commit is not None:
+        folder = model / "snapshots" / commit
+        return folder if folder.is_dir() else None
+    folders = [path for path in (model / "snapshots").glob("*") if path.is_dir()]
+    return max(folders, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def missing_file(folder: Path) -> str | None:
+    """The name of a file that a whole checkpoint has and this folder lacks."""
+    either = [(name, _INSTEAD.get(name, name)) for name in NEEDED]
+    lacking = [name for name, other in either if not ((folder / name).is_file() or (folder / other).is_file())]
+    lacking += [shard for shard in shards(folder) if not (folder / shard).is_file()]
+    return lacking[0] if lacking else None
+
+
+def read_ahead(folder: Path) -> None:
+    """Have the weights fetched from the disk, by threads in the kernel, a second before torch can ask for them."""
+
+    def fetch(names: list[str]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError), (folder / name).open("rb") as file, open(os.devnull, "wb") as nowhere:
+                at = 0
+                while sent := os.sendfile(nowhere.fileno(), file.fileno(), at, _AT_ONCE):
+                    at += sent
+
+    names = shards(folder)
+    for first in range(min(READERS, len(names))):
+        threading.Thread(target=fetch, args=(names[first::READERS],), name="read-ahead", daemon=True).start()
+
+
+def shards(folder: Path) -> list[str]:
+    """The names of the files that hold a checkpoint's weights. Raises ModelError."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise ModelError(f"{index} does not say where the weights are: fetch it again")
+    return sorted(set(where.values()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object, empty where there is no such file. Raises ModelError, which names the file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of its characters too
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is damaged: fetch it again")
+    return content
+
+
+def check_manifest(folder: Path, *, with_hashes: bool) -> None:
+    """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
+    for name, told in read_json(folder / MANIFEST).get("files", {}).items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != told["size"]:
+            raise ModelError(f"{path} has {size} bytes, baked were {told['size']}: build the image again")
+        if with_hashes and sha256(path) != told["sha256"]:
+            raise ModelError(f"{path} is not what was baked, a byte differs: build the image again")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
+    lacking = missing_file(folder)
+    if lacking is not None:
+        raise ModelError(f"{origin}: {folder} is no whole checkpoint, it has no {lacking}")
+    return Checkpoint(folder, name, origin)
+
+
+def _download(model_id: str, settings: Settings) -> Path:
+    log.info("downloading %s", model_id)
+    # Imported when it is used: it takes a quarter of a second, and a worker that is paid for by it has its model.
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        folder = hub.snapshot_download(
+            model_id,
+            revision=settings.model_revision,
+            cache_dir=settings.hub_cache,
+            allow_patterns=list(PATTERNS),
+        )
+    except (hub.errors.HfHubHTTPError, OSError) as error:
+        if getattr(error, "errno", None) in _DISK_ERRORS:
+            remedy = "HUB_CACHE must be a folder that can be written and has room for the model"
+            where = f"could not be downloaded to {settings.hub_cache}: {error.strerror}"
+            raise ModelError(f"{model_id} {where}; {remedy}") from None
+        raise ModelError(f"{model_id} could not be downloaded: {type(error).__name__}") from None
+    return Path(folder)

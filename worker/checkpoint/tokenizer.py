@@ -1,0 +1,251 @@
+"""Text to token ids and back: by the library, or from a vocabulary that `builder.vocabulary` has laid out to be read at
+once.
+
+The library makes its tables anew at every start, a quarter of a second for 150,000 tokens. What it is asked for here is
+little: its rules split text into words, and a word is looked up, or merged where it is none of the vocabulary.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from worker.checkpoint.locate import ModelError
+
+VOCABULARY = "baked.vocabulary"  # what `builder.vocabulary` writes
+KEPT_WORDS = 65_536
+LONGEST_KEPT = 64  # letters
+
+
+def byte_of_letter() -> dict[str, int]:
+    """The letters that stand for bytes in a byte-level vocabulary, as GPT-2 laid them out."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER = byte_of_letter()
+
+
+@dataclass(frozen=True)
+class Added:
+    """A token that is found in text before any other, as `<|im_end|>`."""
+
+    content: str
+    is_special: bool
+
+
+class Stream(Protocol):
+    """The text of tokens as they come."""
+
+    def push(self, token: int) -> str:
+        """Whole characters that this token completes, often none."""
+        ...
+
+    def finish(self) -> str:
+        """What is left: bytes that never became a character are U+FFFD."""
+        ...
+
+
+class Tokens:
+    """A checkpoint's tokenizer, by the library. added: by id. Safe to use from many threads."""
+
+    def __init__(self, library: Tokenizer) -> None:
+        self._library = library
+        found = library.get_added_tokens_decoder()
+        self.added = {token: Added(one.content, one.special) for token, one in found.items()}
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_letters(self, text: str) -> list[int]:
+        """Added tokens are read as their letters. A second tokenizer that knows none would take as long to make as the
+        first."""
+        library = self._library
+        if library.normalizer is not None:
+            text = library.normalizer.normalize_str(text)
+        words = [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)] if library.pre_tokenizer else [text]
+        return [token.id for word in words for token in library.model.tokenize(word)]
+
+    def decode(self, ids: Sequence[int], *, with_special: bool = False) -> str:
+        text: str = self._library.decode(list(ids), skip_special_tokens=not with_special)
+        return text
+
+    def stream(self) -> Stream:
+        """Without special tokens."""
+        return _LibraryStream(self._library)
+
+    def id_of(self, token: str) -> int | None:
+        identity: int | None = self._library.token_to_id(token)
+        return identity
+
+    def letters_of(self, token: int) -> str:
+        """As the vocabulary writes it; empty for a number that is none of its tokens."""
+        return self._library.id_to_token(token) or ""
+
+    def bytes_of(self, token: int) -> bytes:
+        """What it stands for in a text."""
+        if token in self.added:
+            return self.added[token].content.encode()
+        return bytes(_BYTE_OF_LETTER[letter] for letter in self.letters_of(token) if letter in _BYTE_OF_LETTER)
+
+
+class _LibraryStream:
+    def __init__(self, library: Tokenizer) -> None:
+        self._library = library
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._num_chars = 0
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        fresh = self._decoder.step(self._library, token) or ""
+        self._num_chars += len(fresh)
+        return fresh
+
+    def finish(self) -> str:
+        text: str = self._library.decode(self._ids, skip_special_tokens=True)
+        return text[self._num_chars :]
+
+
+class VocabularyTokens(Tokens):
+    """The same from a byte-level vocabulary whose ids are in the order of its merges.
+
+    data: a line of JSON, `{"rules": …, "added": [[id, content, is_special, is_normalised], …], "count": n}`; n lines,
+    each a token's letters, in the order of their ids; n bytes, how many of its letters were one token before the merge
+    that made it.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        head, _, rest = data.partition(b"\n")
+        told = json.loads(head)
+        count = told["count"]
+        self._letters = rest[: -count - 1].decode().split("\n")
+        self._cuts = rest[-count:]
+        self._ids = dict(zip(self._letters, range(count), strict=True))
+        rules = Tokenizer.from_str(json.dumps(told["rules"]))
+        self._normalizer, self._pre_tokenizer = rules.normalizer, rules.pre_tokenizer
+        self.added = {token: Added(content, special) for token, content, special, _ in told["added"]}
+        self._added_ids = {one.content: token for token, one in self.added.items()}
+        self._in_text = _finder([content for _, content, _, is_normalised in told["added"] if not is_normalised])
+        self._in_normalised = _finder([content for _, content, _, is_normalised in told["added"] if is_normalised])
+        self._merged_again = lru_cache(KEPT_WORDS)(self._merged)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self._in_text.split(text):
+            if piece in self._added_ids:
+                ids.append(self._added_ids[piece])
+                continue
+            for part in self._in_normalised.split(self._normalised(piece)):
+                ids += [self._added_ids[part]] if part in self._added_ids else self._words(part)
+        return ids
+
+    def encode_letters(self, text: str) -> list[int]:
+        return self._words(self._normalised(text))
+
+    def _normalised(self, text: str) -> str:
+        normalised: str = self._normalizer.normalize_str(text) if self._normalizer is not None and text else text
+        return normalised
+
+    def _words(self, text: str) -> list[int]:
+        ids: list[int] = []
+        known = self._ids.get
+        for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
+            token = known(word)
+            if token is not None:
+                ids.append(token)
+            else:
+                ids += self._merged_again(word) if len(word) <= LONGEST_KEPT else self._merged(word)
+        return ids
+
+    def _merged(self, word: str) -> list[int]:
+        """The pair with the lowest id is joined, the leftmost of equal ones, until no pair is a token."""
+        parts: list[str] = list(word)
+        before = list(range(-1, len(parts) - 1))
+        after = [*range(1, len(parts)), -1]
+        waiting = [(token, at) for at in range(len(parts) - 1) if (token := self._pair(parts[at], parts[at + 1])) >= 0]
+        heapify(waiting)
+        while waiting:
+            token, at = heappop(waiting)
+            right = after[at]
+            if right < 0 or not parts[at] or self._pair(parts[at], parts[right]) != token:
+                continue  # one of the two is part of something else by now
+            parts[at] += parts[right]
+            parts[right] = ""
+            after[at] = follower = after[right]
+            if follower >= 0:
+                before[follower] = at
+            for first, second in ((before[at], at), (at, follower)):
+                if first >= 0 and second >= 0 and (joined := self._pair(parts[first], parts[second])) >= 0:
+                    heappush(waiting, (joined, first))
+        return [self._ids[part] for part in parts if part]
+
+    def _pair(self, left: str, right: str) -> int:
+        """The token that these two are merged to, -1 for none."""
+        token = self._ids.get(left + right, -1)
+        return token if token >= 0 and self._cuts[token] == len(left) else -1
+
+    def decode(self, ids: Sequence[int], *, with_special: bool = False) -> str:
+        return b"".join(self.shown(token, with_special=with_special) for token in ids).decode(errors="replace")
+
+    def shown(self, token: int, *, with_special: bool = False) -> bytes:
+        """What it adds to a text, as the library's decoder has it."""
+        added = self.added.get(token)
+        if added is not None and added.is_special and not with_special:
+            return b""
+        letters = self.letters_of(token)
+        try:
+            return bytes(_BYTE_OF_LETTER[letter] for letter in letters)
+        except KeyError:  # only added tokens have others
+            return letters.encode()
+
+    def stream(self) -> Stream:
+        return _VocabularyStream(self)
+
+    def id_of(self, token: str) -> int | None:
+        added = self._added_ids.get(token)
+        return self._ids.get(token) if added is None else added
+
+    def letters_of(self, token: int) -> str:
+        added = self.added.get(token)
+        if added is not None:
+            return added.content
+        return self._letters[token] if 0 <= token < len(self._letters) else ""
+
+
+def _finder(contents: Sequence[str]) -> re.Pattern[str]:
+    """Splits a text at the longest of these; they are among the parts."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+class _VocabularyStream:
+    def __init__(self, tokens: VocabularyTokens) -> None:
+        self._tokens = tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._tokens.shown(token))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", True)
+
+
+def read_tokens(folder: Path) -> Tokens:
+    """A checkpoint's tokens, the quickest way. Raises ModelError."""
+    laid_out = folder / VOCABULARY
+    file = laid_out if laid_out.is_file() else folder / "tokenizer.json"
+    try:
+        return VocabularyTokens(file.read_bytes()) if file is laid_out else Tokens(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the library has no class of its own for what is wrong
+        raise ModelError(f"{file} cannot be read: {error}") from None

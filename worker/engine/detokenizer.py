@@ -1,0 +1,56 @@
+"""Token ids to text that can be sent: never half a character, never a part of a stop string."""
+
+from collections.abc import Sequence
+
+from worker.checkpoint.tokenizer import Tokens
+from worker.core.contract import Likely
+
+
+def likely(tokens: Tokens, token: int, logprob: float) -> Likely:
+    """A token in the contract's terms."""
+    raw = tokens.bytes_of(token)
+    return Likely(text=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+
+
+class TextStream:
+    """The text of one answer as its tokens come.
+
+    `push` gives what is safe to send; text that may be the beginning of a stop string is held back until
+    that is decided. After a stop string was found, `is_stopped` is true and no more text comes.
+    """
+
+    def __init__(self, tokens: Tokens, stops: Sequence[str]) -> None:
+        self.is_stopped = False
+        self._stops = stops
+        self._stream = tokens.stream()
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """Text that this token makes safe to send, often none."""
+        return self._release(self._stream.push(token))
+
+    def finish(self) -> str:
+        """What is left at the end: bytes that never became a character turn into U+FFFD."""
+        if self.is_stopped:
+            return ""
+        text = self._release(self._stream.finish())
+        held, self._held = self._held, ""
+        return text + held
+
+    def _release(self, fresh: str) -> str:
+        text = self._held + fresh
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.is_stopped, self._held = True, ""
+            return text[: min(found)]
+        kept = self._num_undecided(text)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def _num_undecided(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,68 @@
+"""A checkpoint as one of transformers' models."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from worker.checkpoint.locate import ModelError
+from worker.checkpoint.preprocessor import PixelRules
+from worker.checkpoint.weights import Begun
+from worker.core.settings import Settings
+from worker.core.timeline import Timeline
+from worker.models.hf.attention import register
+from worker.models.hf.runner import LibraryRunner
+
+
+def load(settings: Settings, begun: Begun, pixels: PixelRules, timeline: Timeline) -> LibraryRunner:
+    """The library's model behind the engine's face, with our attention in its steps. Raises ModelError."""
+    module = module_for(settings, begun, timeline)
+    module.model.language_model.config._attn_implementation = register(_attention(settings.attention, begun.device))
+    return LibraryRunner(module, pixels, begun.device, begun.dtype)
+
+
+def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
+    """The library's class for the checkpoint with its tensors in it, taken as they are. Raises ModelError."""
+    folder, device = begun.found.folder, begun.device
+    config = AutoConfig.from_pretrained(folder)
+    transformers_logging.disable_progress_bar()
+    attention = _attention(settings.attention, device)
+    options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
+    if device.type == "cuda":
+        options["device_map"] = {"": device} if begun.num_devices == 1 else "auto"
+    made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if begun.reading is not None:
+        tensors = begun.reading.tensors()
+        timeline.end("waiting for weights")
+        module, info = made.from_pretrained(None, state_dict=tensors, **options)
+    else:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product in 8 bit
+        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
+        try:
+            module, info = made.from_pretrained(folder, **options, **more)
+        except (ImportError, ValueError, RuntimeError, OSError) as error:
+            how = "over several GPUs" if begun.num_devices > 1 else "quantised"
+            raise ModelError(f"{folder} could not be loaded {how}: {error}") from None
+    lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
+    if lost:
+        raise ModelError(
+            f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
+        )
+    return module.eval().requires_grad_(False)
+
+
+def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if settings.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+
+
+def _attention(wanted: str, device: torch.device) -> str:
+    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own."""
+    if wanted != "auto":
+        return wanted
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"

@@ -1,0 +1,147 @@
+"""The engine's face on transformers' own forward. It asks the model for nothing that depends on an earlier call."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from worker.checkpoint.preprocessor import PixelRules
+from worker.models.hf.slots import slots_like
+from worker.models.kv_cache import SlotCache
+from worker.models.runner import Features, Item, Prompt, Runner, placed
+from worker.prompt.patches import normalised
+
+
+class LibraryRunner:
+    """Runs one of the library's models, `module`, on its device. See `face.Runner`."""
+
+    def __init__(self, module: Any, pixels: PixelRules, device: torch.device, dtype: torch.dtype) -> None:
+        self.module = module
+        self._pixels, self._device, self._dtype = pixels, device, dtype
+        self._text = module.model.language_model
+        self._config = module.config.get_text_config()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values of one token in all attention layers."""
+        kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
+        layers = sum(kind != "linear_attention" for kind in kinds)
+        heads = int(self._config.num_key_value_heads)
+        size: int = 2 * layers * heads * self._head_dim * self._dtype.itemsize
+        return size
+
+    @property
+    def _head_dim(self) -> int:
+        own = getattr(self._config, "head_dim", None)
+        return int(own or self._config.hidden_size // self._config.num_attention_heads)
+
+    def empty_cache(self) -> DynamicCache:
+        """What a prefill fills."""
+        return DynamicCache(config=self._config)
+
+    def slots(self) -> SlotCache:
+        """What decode reads and writes."""
+        return slots_like(self.empty_cache(), self.bytes_per_token, self._device, self._dtype)
+
+    def features(self, items: Sequence[Item]) -> list[Features]:
+        """Pictures and videos through the vision tower, one after the other."""
+        return [self._features(item) for item in items]
+
+    @torch.inference_mode()
+    def _features(self, item: Item) -> Features:
+        device = self._device
+        see = self.module.get_image_features if item.kind == "image" else self.module.get_video_features
+        pixels = normalised([item.patches], self._pixels, device, self._dtype)
+        seen = see(pixels, torch.tensor([item.patches.grid], device=device))
+        deep = getattr(seen, "deepstack_features", None) or ()
+        return Features(torch.cat(list(seen.pooler_output)), tuple(torch.cat(list(layer)) for layer in deep))
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: Cache
+    ) -> torch.Tensor:
+        """(vocabulary,) logits after the chunk's last token; `cache` grows by the chunk.
+
+        `tokens` are those of the answer that follow the prompt already; `chunk` counts over both. `seen` has the
+        features of every item with a token in the chunk.
+        """
+        device = self._device
+        ids = [*prompt.ids, *tokens][chunk]
+        embeds = self.module.get_input_embeddings()(torch.tensor([ids], device=device))
+        visual = self._place(embeds, prompt, chunk, seen)
+        hidden = self._text(
+            inputs_embeds=embeds,
+            position_ids=prompt.positions_with(len(tokens))[:, None, chunk].to(device),
+            past_key_values=cache,
+            use_cache=True,
+            **visual,
+        ).last_hidden_state
+        logits: torch.Tensor = self.module.lm_head(hidden[0, -1])
+        return logits
+
+    @torch.inference_mode()
+    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Cache]]:
+        """(prompts, vocabulary) logits after the last token of each, and a filled cache for each: whole prompts
+        without pictures in one forward, padded on the right, where no token of theirs looks. Not for recurrent layers.
+        """
+        device = self._device
+        lengths = [len(prompt.ids) for prompt in prompts]
+        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        positions = torch.zeros(3, *ids.shape, dtype=torch.long)
+        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+            ids[row, :length] = torch.tensor(prompt.ids)
+            positions[:, row, :length] = prompt.positions
+        filled = self.empty_cache()
+        hidden = self._text(
+            input_ids=ids.to(device), position_ids=positions.to(device), past_key_values=filled, use_cache=True
+        ).last_hidden_state
+        last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
+        logits: torch.Tensor = self.module.lm_head(last)
+        return logits, [self._row(filled, row, length) for row, length in enumerate(lengths)]
+
+    def _row(self, filled: DynamicCache, row: int, length: int) -> DynamicCache:
+        """One row of a filled cache, without its padding, in memory of its own."""
+        cache = self.empty_cache()
+        for index, layer in enumerate(filled.layers):
+            assert layer.keys is not None and layer.values is not None
+            cache.update(layer.keys[row : row + 1, :, :length], layer.values[row : row + 1, :, :length], index)
+        return cache
+
+    def _place(
+        self, embeds: torch.Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
+    ) -> dict[str, object]:
+        """Write features over the pads of a chunk's embeds; what the text model needs for deepstack."""
+        found = placed(prompt, chunk, seen, embeds.device)
+        if found is None:
+            return {}
+        spots, features, deep = found
+        embeds[0, spots] = features.to(embeds.device)
+        if not deep:
+            return {}
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        mask[0, spots] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
+
+    @torch.inference_mode()
+    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> torch.Tensor:
+        """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
+        once `slots.end_step()` is called: until then it can be done again."""
+        device = self._device
+        slots.begin_step()
+        hidden = self._text(
+            input_ids=torch.tensor(tokens, device=device)[:, None],
+            position_ids=torch.tensor(positions, device=device)[None, :, None].expand(3, -1, -1),
+            attention_mask=torch.zeros(len(tokens), 1, 1, 1, dtype=self._dtype, device=device),
+            past_key_values=slots.model_view,
+            use_cache=True,
+            slots=slots,
+        ).last_hidden_state
+        logits: torch.Tensor = self.module.lm_head(hidden[:, -1])
+        return logits
+
+
+def module_of(runner: Runner) -> Any:
+    """The library's model behind a runner, for what only it has, as `generate`."""
+    assert isinstance(runner, LibraryRunner), "MODEL_CODE must be transformers"
+    return runner.module

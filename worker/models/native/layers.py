@@ -1,0 +1,196 @@
+"""What the models share: tensors by name, rotary positions, attention within segments, keys and values of a prompt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.checkpoint.locate import ModelError
+
+# What is one projection here: the last part of the names before `.weight` and `.bias`, in order.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+# Names of older checkpoints, as newer ones have them.
+_RENAMED = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
+)
+_NOT_NEEDED = re.compile(r"\.inv_freq$")
+
+
+class Tensors:
+    """A checkpoint's tensors, each taken once. What is missing, of another shape, or left over is a ModelError."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._left: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            for pattern, new in _RENAMED:
+                name = pattern.sub(new, name)
+            if not _NOT_NEEDED.search(name):
+                self._left[name] = tensor
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor of this name. Raises ModelError."""
+        tensor = self._left.pop(name, None)
+        if tensor is None:
+            raise ModelError(f"the tensor {name} is missing")
+        if tensor.shape != shape:
+            raise ModelError(f"the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a tensor that was not taken; empty where it is not there."""
+        return tuple(self._left[name].shape) if name in self._left else ()
+
+    def joined(self, prefix: str, names: Sequence[str], suffix: str, rows: Sequence[int], *rest: int) -> Tensor:
+        """Several tensors as one, one behind the other. Where they lie so in memory, as `builder.bake` lays them, it is
+        that memory; else a copy, and theirs goes."""
+        parts = [self.take(f"{prefix}{name}{suffix}", count, *rest) for name, count in zip(names, rows, strict=True)]
+        storages = {part.untyped_storage().data_ptr() for part in parts}
+        follows = (one.data_ptr() + one.nbytes == other.data_ptr() for one, other in pairwise(parts))
+        if len(storages) == 1 and all(follows):
+            return parts[0].as_strided((sum(rows), *rest), parts[0].stride())
+        return torch.cat(parts)
+
+    def close(self) -> None:
+        """Raises ModelError where a tensor was not taken."""
+        if self._left:
+            raise ModelError(f"{len(self._left)} tensors have no place in the model, as {min(self._left)}")
+
+
+# torch's `linear` hands float32 to MKL, which on some processors is a third as fast as oneDNN (docs/log.md). These are
+# the operations that `torch.compile` puts in its place; they take the weight as it lies.
+_HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Affine:
+    """weight: (out, in); bias: (out,) or None. On the CPU float32 goes to oneDNN, where torch was built with it.
+
+    oneDNN makes and keeps code for each number of rows, 0.6 MiB a weight's shape, so on the CPU there are few numbers:
+    zeros are added up to the next.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self._pads = _HAS_ONEDNN and weight.device.type == "cpu"
+        self._by_onednn = self._pads and weight.dtype == torch.float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(tokens, in) to (tokens, out)."""
+        more = padding(len(x)) if self._pads else 0
+        product = self._of(functional.pad(x, (0, 0, 0, more)) if more else x)
+        return product[: len(x)] if more else product
+
+    def _of(self, x: Tensor) -> Tensor:
+        if self._by_onednn:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
+            return product
+        return functional.linear(x, self.weight, self.bias)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual` plus what `x` becomes; in one operation where there can be one."""
+        is_padded = self._pads and padding(len(x)) > 0
+        if self._by_onednn and not is_padded:
+            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return total
+        if is_padded or self.bias is not None:
+            return residual + self(x)
+        return torch.addmm(residual, x, self.weight.t())
+
+
+def padding(rows: int) -> int:
+    """How many rows of zeros are added: up to a power of two, from 16 on to a multiple of 16, and of an eighth to a
+    quarter of them from 128 on."""
+    if rows <= 16:
+        return (1 << (rows - 1).bit_length()) - rows
+    return -rows % max(16, 1 << (rows - 1).bit_length() - 3)
+
+
+def affine(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Affine:
+    """Raises ModelError."""
+    weight = tensors.take(f"{name}.weight", out, into)
+    return Affine(weight, tensors.take(f"{name}.bias", out) if bias else None)
+
+
+class RMSNorm:
+    """Over the last dimension, computed in float32. weight: (dim,), or (heads, dim) where each head has its own.
+
+    A GPU has one kernel for it. For the CPU torch makes eight operations of it; as x / hypot(|x|, sqrt(dim eps)) times
+    sqrt(dim) weight it is four.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self._weight, self._eps = weight, eps
+        self._has_kernel = weight.device.type == "cuda"
+        dim = weight.shape[-1]
+        self._scaled = weight.float() * dim**0.5
+        self._least = torch.tensor((dim * eps) ** 0.5, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self._has_kernel:
+            wide = x.float()
+            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            return (wide / torch.hypot(length, self._least)).mul_(self._scaled).to(x.dtype)
+        if self._weight.ndim == 1:
+            return functional.rms_norm(x, x.shape[-1:], self._weight, self._eps)
+        return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`cos` and `sin` for `rotate` from angles (tokens, dim / 2) in float32."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([-sin, sin], -1)[:, None].to(dtype)
+
+
+def frequencies(theta: float, dim: int, device: torch.device) -> Tensor:
+    """(dim / 2,) in float32."""
+    return (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))).to(device)
+
+
+def within_segments(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(tokens, heads, dim) of attention in which a token sees its own segment, and all of it. Segments of one length
+    that follow each other are computed together."""
+    mixed, at = [], 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        span = slice(at, at + count * length)
+        q, k, v = (x[span].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
+        mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        at += count * length
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+@dataclass(eq=False)
+class _Layer:
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+class KeysAndValues:
+    """What a prefill leaves; see `face.Filled`."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [_Layer() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        keys = self.layers[0].keys
+        return 0 if keys is None else keys.shape[2]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Put keys and values, (1, kv_heads, tokens, dim), behind those that the layer has; all of them."""
+        own = self.layers[layer]
+        if own.keys is None or own.values is None:
+            own.keys, own.values = keys.contiguous(), values.contiguous()
+        else:
+            own.keys, own.values = torch.cat([own.keys, keys], 2), torch.cat([own.values, values], 2)
+        return own.keys, own.values

@@ -1,0 +1,145 @@
+"""The engine's face on our own model code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.checkpoint.preprocessor import PixelRules
+from worker.models.kv_cache import SlotCache
+from worker.models.native import qwen2_5_vl, qwen3_vl
+from worker.models.native.graphs import Recorder, StepGraphs
+from worker.models.native.layers import KeysAndValues, Tensors
+from worker.models.native.shapes import read
+from worker.models.native.text import Attend, TextModel
+from worker.models.runner import Features, Item, Prompt, placed
+from worker.prompt.patches import normalised
+
+_TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen3_vl_moe": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.Tower}
+
+
+class NativeRunner:
+    """Runs the model of a config with a checkpoint's tensors. See `face.Runner`. `record` is how decode steps are
+    recorded; None leaves them eager. Raises ModelError where the tensors are not that model's."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tensors: dict[str, Tensor],
+        pixels: PixelRules,
+        device: torch.device,
+        record: Recorder | None = None,
+    ) -> None:
+        shape, vision = read(config)
+        left = Tensors(tensors)
+        tensors.clear()
+        self._shape, self._pixels, self._device = shape, pixels, device
+        with torch.inference_mode():
+            self._text = TextModel(left, shape, device)
+            self._tower = _TOWERS[config["model_type"]](left, vision, device)
+        left.close()
+        self._dtype = self._text.embedding.dtype
+        self._scale = shape.head_dim**-0.5
+        self._graphs = StepGraphs(self._step, device, record) if record is not None else None
+
+    @property
+    def bytes_per_token(self) -> int:
+        shape = self._shape
+        return 2 * shape.layers * shape.kv_heads * shape.head_dim * self._dtype.itemsize
+
+    def empty_cache(self) -> KeysAndValues:
+        return KeysAndValues(self._shape.layers)
+
+    def slots(self) -> SlotCache:
+        keeps = self._graphs is not None  # a graph is as good as the memory that it was recorded with
+        return SlotCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype, keeps_pools=keeps)
+
+    @torch.inference_mode()
+    def features(self, items: Sequence[Item]) -> list[Features]:
+        patches = [item.patches for item in items]
+        pixels = normalised(patches, self._pixels, self._device, self._dtype)
+        embeds, deep = self._tower(pixels, [one.grid for one in patches])
+        counts = [one.num_tokens(self._pixels.merge) for one in patches]
+        each = [torch.split(layer, counts) for layer in (embeds, *deep)]
+        # Memory of their own: one may be kept when the others are not.
+        return [Features(own.clone(), tuple(one.clone() for one in rest)) for own, *rest in zip(*each, strict=True)]
+
+    @torch.inference_mode()
+    def prefill(
+        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: KeysAndValues
+    ) -> Tensor:
+        ids = torch.tensor([*prompt.ids, *tokens][chunk], device=self._device)
+        hidden = self._text.embed(ids)
+        spots: Tensor | None = None
+        deep: list[Tensor] = []
+        if (found := placed(prompt, chunk, seen, self._device)) is not None:
+            spots, features, deep = found
+            hidden[spots] = features
+        positions = prompt.positions_with(len(tokens))[:, chunk].to(self._device)
+        turned = self._text.turns(positions)
+        hidden = self._text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
+        return self._text.logits(hidden[-1:])[0]
+
+    @torch.inference_mode()
+    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[KeysAndValues]]:
+        ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=self._device)
+        positions = torch.cat([prompt.positions for prompt in prompts], 1).to(self._device)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        caches = [self.empty_cache() for _ in prompts]
+        attends = [self._attend_after(cache, length) for cache, length in zip(caches, lengths, strict=True)]
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            parts = (torch.split(part, lengths) for part in (query, keys, values))
+            return torch.cat([one(layer, *own) for one, *own in zip(attends, *parts, strict=True)])
+
+        hidden = self._text.forward(self._text.embed(ids), self._text.turns(positions), attend)
+        last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
+        return self._text.logits(hidden[last]), caches
+
+    def _attend_after(self, cache: KeysAndValues, count: int) -> Attend:
+        """Attention of `count` tokens to those in the cache and to each other, each to none after it."""
+        past = cache.length
+        mask = None
+        if past and count > 1:
+            mask = torch.ones(count, past + count, dtype=torch.bool, device=self._device).tril(past)
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            all_keys, all_values = cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+            if mask is not None and self._device.type == "cuda":
+                # With a mask no kernel takes groups: torch would write down all scores, 2 GiB for 1,024 x 32,768.
+                groups = query.shape[1] // keys.shape[1]
+                all_keys, all_values = (x.repeat_interleave(groups, 1) for x in (all_keys, all_values))
+            mixed = functional.scaled_dot_product_attention(
+                query.transpose(0, 1)[None],
+                all_keys,
+                all_values,
+                attn_mask=mask,
+                is_causal=not past and count > 1,
+                scale=self._scale,
+                enable_gqa=all_keys.shape[1] != query.shape[1],
+            )
+            return mixed[0].transpose(0, 1).flatten(1)
+
+        return attend
+
+    @torch.inference_mode()
+    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> Tensor:
+        if self._graphs is not None and (logits := self._graphs.logits(tokens, positions, slots)) is not None:
+            return logits
+        return self._step(torch.tensor([tokens, positions, slots.lengths], device=self._device), slots)
+
+    def _step(self, fed: Tensor, slots: SlotCache, is_whole: bool = False) -> Tensor:
+        """(rows, vocabulary) from each row's token, position and length, (3, rows). Nothing in it waits for the device
+        or depends on a number that is there."""
+        ids, positions, columns = fed
+        slots.lay_out(columns, is_whole=is_whole)
+        hidden = self._text.embed(ids)
+        turned = self._text.turns(positions.expand(3, -1))
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))
+            return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
+
+        return self._text.logits(self._text.forward(hidden, turned, attend))

@@ -1,0 +1,180 @@
+"""What a checkpoint's config says about its model's shape, and whether our own code knows such a model."""
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from worker.checkpoint.locate import ModelError
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
+ROPE_TYPES = (None, "default", "mrope")
+SHALLOW = 2  # one layer of each kind that there is
+_NUMBERED = re.compile(r"\.(layers|blocks|deepstack_merger_list)\.(\d+)\.")
+
+AnyTensor = TypeVar("AnyTensor")
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The text model. sections: how many rotary frequencies turn by time, height and width; is_interleaved: they take
+    turns, else they lie in blocks. has_qk_norm: queries and keys are normalised head by head; has_bias: their
+    projections have biases. is_tied: logits come from the embedding. sparse: layers whose MLP is `experts`, of which
+    each token goes to `per_token`."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    theta: float
+    sections: tuple[int, int, int]
+    is_interleaved: bool
+    has_qk_norm: bool
+    has_bias: bool
+    is_tied: bool
+    experts: int
+    per_token: int
+    expert_intermediate: int
+    sparse: frozenset[int]
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The vision tower. patch, temporal and merge count pixels, frames and patches a side. positions: learned ones, 0
+    for none; deep: layers whose features go into the text model's first layers; window: side in pixels within which
+    patches see each other, but in the `full` layers, 0 for everywhere."""
+
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    temporal: int
+    merge: int
+    theta: float
+    out: int
+    positions: int
+    deep: tuple[int, ...]
+    window: int
+    full: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+def why_not(config: dict[str, Any]) -> str | None:
+    """Why our own code cannot run a model of this config; None where it can."""
+    kind = config.get("model_type")
+    if kind not in MODEL_TYPES:
+        return f"the model type {kind} is not among {', '.join(MODEL_TYPES)}"
+    text, vision = parts(config)
+    rope = _rope(text)
+    if rope.get("rope_type", rope.get("type")) not in ROPE_TYPES:
+        return "its positions are scaled"
+    if text.get("use_sliding_window"):
+        return "its attention has a sliding window"
+    if text.get("hidden_act", "silu") != "silu" or (kind != "qwen2_5_vl" and text.get("attention_bias")):
+        return "its layers are not those of its family"
+    activation = "silu" if kind == "qwen2_5_vl" else "gelu_pytorch_tanh"
+    if vision.get("hidden_act", activation) != activation:
+        return "its vision tower is not its family's"
+    try:
+        read(config)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of the text model and of the vision tower; older checkpoints have the first at the top."""
+    return config.get("text_config") or config, config.get("vision_config") or {}
+
+
+def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, Any], dict[str, AnyTensor]]:
+    """The config and the tensors of the model's first layers alone: whatever is made at a first use is made by them.
+    Its answers mean nothing. Raises ModelError where the config does not say how many there are."""
+    whole, tower = read(config)
+    config = copy.deepcopy(config)
+    text, vision = parts(config)
+    text["num_hidden_layers"] = min(SHALLOW, whole.layers)
+    vision["depth"] = min(SHALLOW, tower.depth)
+    vision["deepstack_visual_indexes"], vision["fullatt_block_indexes"] = [0] * bool(tower.deep), [vision["depth"] - 1]
+    kept = {"layers": text["num_hidden_layers"], "blocks": vision["depth"], "deepstack_merger_list": 1}
+
+    def is_kept(name: str) -> bool:
+        found = _NUMBERED.search(f".{name}")
+        return found is None or int(found[2]) < kept[found[1]]
+
+    return config, {name: tensor for name, tensor in tensors.items() if is_kept(name)}
+
+
+def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
+    """The shapes of a model that our own code knows. Raises ModelError where the config does not say them."""
+    text, vision = parts(config)
+    is_qwen3 = config["model_type"] != "qwen2_5_vl"
+    is_moe = config["model_type"] == "qwen3_vl_moe"
+    rope = _rope(text)
+    try:
+        time, height, width = rope.get("mrope_section") or ((24, 20, 20) if is_qwen3 else (16, 24, 24))
+        return (
+            TextShape(
+                vocabulary=text["vocab_size"],
+                hidden=text["hidden_size"],
+                intermediate=text["intermediate_size"],
+                layers=text["num_hidden_layers"],
+                heads=text["num_attention_heads"],
+                kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+                head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+                eps=text.get("rms_norm_eps", 1e-6 if is_qwen3 else 1e-5),
+                theta=rope.get("rope_theta") or text["rope_theta"],
+                sections=(time, height, width),
+                is_interleaved=is_qwen3,
+                has_qk_norm=is_qwen3,
+                has_bias=not is_qwen3,
+                is_tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+                experts=(text.get("num_experts") or text["num_local_experts"]) if is_moe else 0,
+                per_token=text["num_experts_per_tok"] if is_moe else 0,
+                expert_intermediate=text["moe_intermediate_size"] if is_moe else 0,
+                sparse=_sparse(text) if is_moe else frozenset(),
+            ),
+            VisionShape(
+                depth=vision["depth"],
+                hidden=vision["hidden_size"],
+                intermediate=vision["intermediate_size"],
+                heads=vision["num_heads"],
+                channels=vision.get("in_channels", vision.get("in_chans", 3)),
+                patch=vision["patch_size"],
+                temporal=vision["temporal_patch_size"],
+                merge=vision["spatial_merge_size"],
+                theta=_rope(vision).get("rope_theta") or 10000.0,
+                out=vision["out_hidden_size"],
+                positions=vision.get("num_position_embeddings", 2304) if is_qwen3 else 0,
+                deep=tuple(vision.get("deepstack_visual_indexes", (8, 16, 24))) if is_qwen3 else (),
+                window=0 if is_qwen3 else vision.get("window_size", 112),
+                full=() if is_qwen3 else tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            ),
+        )
+    except KeyError as error:
+        raise ModelError(f"the checkpoint's config.json does not say {error}") from None
+    except TypeError:
+        raise ModelError("the checkpoint's config.json has no numbers where they should be") from None
+
+
+def _sparse(text: dict[str, Any]) -> frozenset[int]:
+    """The layers with experts."""
+    dense, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step", 1)
+    return frozenset(
+        layer for layer in range(text["num_hidden_layers"]) if layer not in dense and (layer + 1) % step == 0
+    )
+
+
+def _rope(text: dict[str, Any]) -> dict[str, Any]:
+    """The older name goes before the newer, as it does in the library."""
+    return text.get("rope_scaling") or text.get("rope_parameters") or {}

@@ -1,0 +1,1 @@
+"""What RunPod's SDK leaves to a worker."""

@@ -1,0 +1,75 @@
+"""Sides in pixels at which the model sees pictures and videos. Pure arithmetic, equal to the reference's.
+
+Source: `smart_resize` of qwen-vl-utils 0.0.14 and of transformers' Qwen2-VL and Qwen3-VL processors.
+"""
+
+import math
+from dataclasses import dataclass
+
+from worker.checkpoint.preprocessor import PixelRules
+from worker.core.contract import AS_IT_IS, Controls
+from worker.core.errors import MediaParamInvalid
+
+MAX_RATIO = 200
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sides in pixels, multiples of the factor."""
+
+    height: int
+    width: int
+
+
+def image_size(height: int, width: int, rules: PixelRules, max_tokens: int, controls: Controls = AS_IT_IS) -> Size:
+    """The size for a picture; `max_tokens` and the caller may lower the checkpoint's limit, never raise it."""
+    most = min(rules.image_max_pixels, max_tokens * rules.factor**2, controls.max_pixels or rules.image_max_pixels)
+    most = max(most, rules.factor**2)
+    least = min(controls.min_pixels or rules.image_min_pixels, most)
+    if controls.resized_height and controls.resized_width:
+        height, width = controls.resized_height, controls.resized_width
+        _check_ratio(height, width)
+    return _fit(height, width, 1, rules.factor, least, most)
+
+
+def video_size(
+    num_frames: int, height: int, width: int, rules: PixelRules, max_tokens: int, controls: Controls = AS_IT_IS
+) -> Size:
+    """The size for every frame of a video of `num_frames` (even) frames."""
+    most = min(rules.video_max_pixels, max_tokens * rules.factor**2 * rules.temporal)
+    if controls.total_pixels:
+        most = min(most, controls.total_pixels * rules.temporal)
+    least = min(controls.min_pixels * num_frames if controls.min_pixels else rules.video_min_pixels, most)
+    if rules.caps_frames:
+        a_frame = max(min(rules.frame_max_tokens * rules.factor**2, most // num_frames), int(least * 1.05))
+        most = a_frame * num_frames
+    if controls.max_pixels:
+        most = min(most, max(controls.max_pixels, rules.factor**2) * num_frames)
+        least = min(least, most)
+    if controls.resized_height and controls.resized_width:
+        height, width = controls.resized_height, controls.resized_width
+        _check_ratio(height, width)
+    if min(height, width) < rules.factor:
+        scale = max(rules.factor / height, rules.factor / width)
+        height, width = int(height * scale), int(width * scale)
+    return _fit(height, width, num_frames, rules.factor, least, most)
+
+
+def _check_ratio(height: int, width: int) -> None:
+    """The reference refuses more than 200 : 1, whoever asks for it."""
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise MediaParamInvalid(detail=f"resized to {width}x{height}, sides at most 1 to {MAX_RATIO}")
+
+
+def _fit(height: int, width: int, num_frames: int, factor: int, least: int, most: int) -> Size:
+    """`round` is Python's, half to even, as the reference's is."""
+    h, w = round(height / factor) * factor, round(width / factor) * factor
+    if num_frames * h * w > most:
+        beta = math.sqrt(num_frames * height * width / most)
+        h = max(factor, math.floor(height / beta / factor) * factor)
+        w = max(factor, math.floor(width / beta / factor) * factor)
+    elif num_frames * h * w < least:
+        beta = math.sqrt(least / (num_frames * height * width))
+        h = math.ceil(height * beta / factor) * factor
+        w = math.ceil(width * beta / factor) * factor
+    return Size(h, w)

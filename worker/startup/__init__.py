@@ -1,0 +1,1 @@
+"""From the process's first moment to a model that answers."""
