@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PARITY := .venv-parity
 
-.PHONY: help run test check image-test parity fuzz clean
+.PHONY: help run quick test check image-test parity fuzz
 FUZZ_S ?= 180
 
 help:  ## list the verbs
@@ -13,13 +13,17 @@ help:  ## list the verbs
 run: $(READY)  ## answer test_input.json with the embedded tiny model and print the JSON
 	@$(BIN)/python handler.py
 
+quick: $(READY)  ## run the tests that need no child process, no browser and no slow library
+	$(BIN)/python -m pytest -q --quick -p no:schemathesis
+
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## lint, format and types; the Dockerfile too
+check: $(READY)  ## lint, format, types and dead code; the Dockerfile too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 	$(BIN)/hadolint Dockerfile
 
 image-test: $(READY)  ## build the Dockerfile for real and ask the image a question, offline (root on Debian)
@@ -31,10 +35,6 @@ parity: $(PARITY)/.ready  ## compare pictures and videos with the references, in
 fuzz: $(READY)  ## throw bytes that grow from seeds at the opening of pictures and videos, FUZZ_S seconds
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
-
-clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(PARITY) build .mypy_cache .ruff_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-bitsandbytes.txt requirements-modelscope.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
 	$(PYTHON) -m venv $(VENV)

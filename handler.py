@@ -1,4 +1,4 @@
-"""The platform's door: settings, engine, runpod.serverless.start.
+"""RunPod's entry point: settings, engine, runpod.serverless.start.
 
 On the platform every job's `input` goes through `Service.answer` and each output is one stream chunk; the job's
 result is their list: for a plain request, `[reply]`. A failed job ends with `{"error": "<JSON text>"}`.
@@ -9,8 +9,16 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 
 from worker.startup import boot
 
+
+def _import_rest() -> None:
+    """What the first question to the model does not need."""
+    import runpod  # noqa: F401
+
+    import worker.platform.sdk  # noqa: F401
+
+
 # What begins here runs beside the imports below.
-BOOT = boot.begin("runpod", "worker.platform.sdk") if __name__ == "__main__" else None
+BOOT = boot.begin(_import_rest) if __name__ == "__main__" else None
 
 import asyncio
 import json
@@ -24,13 +32,14 @@ from typing import Any
 import runpod
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
-from worker.checkpoint.locate import ModelError
 from worker.core import settings as worker_settings
-from worker.core.errors import WorkerError
-from worker.core.settings import SettingError, Settings
+from worker.core.errors import StartError, WorkerError
+from worker.core.safe_json import Json, JsonObject
+from worker.core.settings import Settings
 from worker.platform import sdk
 from worker.service import Service, refusal
-from worker.startup.build import Door, Serving, start
+from worker.startup.build import ModelHandle, Serving, start
+from worker.startup.engines import LoadedEngine
 
 log = logging.getLogger("handler")
 LATE_JOBS_GRACE_S = 10.0  # to deliver what the late jobs' own limit has ended
@@ -45,83 +54,95 @@ FITNESS_PICTURE = (  # a red circle on white
 class Handler:
     """The shapes of one handler: the SDK does not iterate generators in its local mode."""
 
-    def __init__(self, door: Door, settings: Settings) -> None:
-        self._door = door
+    def __init__(self, model: ModelHandle, settings: Settings) -> None:
+        self._model = model
         self._settings = settings
 
-    async def on_platform(self, job: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    async def on_platform(self, job: JsonObject) -> AsyncGenerator[Json, None]:
         """`stream` with what a job of the platform has besides: its policy, progress, the worker's stop."""
         progress = sdk.Progress(job, self._settings.progress_after_s)
-        # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
-        release = lambda _: progress.forget()  # noqa: E731
         task = asyncio.current_task()
         assert task is not None
-        task.add_done_callback(release)
+        # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
+        task.add_done_callback(lambda _: progress.forget())
         async with aclosing(self.stream(job, progress)) as values:
             async for value in values:
                 await progress.end()
                 yield value
 
     async def stream(
-        self, job: dict[str, Any], tell: Callable[[str], None] = lambda _: None
-    ) -> AsyncGenerator[Any, None]:
+        self, job: JsonObject, on_phase: Callable[[str], None] = lambda _: None
+    ) -> AsyncGenerator[Json, None]:
         """One safe JSON value for each chunk."""
         body = job.get("input")
         try:
-            service = (await self._door.serving()).service
+            service = (await self._model.serving()).service
         except WorkerError as error:
-            for value in refusal(body, error):
-                yield value
+            for chunk in refusal(body, error):
+                yield chunk
             return
-        answer = service.answer(body, str(job["id"]), sdk.max_seconds(job), tell, is_bounded=True)
+        answer = service.answer(body, str(job["id"]), sdk.max_seconds(job), on_phase, is_bounded=True)
         async with aclosing(answer) as values:
             async for value in values:
                 yield value
 
-    async def drain(self, job: dict[str, Any]) -> Any:
+    async def drain(self, job: JsonObject) -> Json:
         """The reply, the list of chunks, or the error alone; printed as JSON for the person who waits."""
         outputs = [output async for output in self.stream(job)]
         failures = [output for output in outputs if isinstance(output, dict) and "error" in output]
-        result = failures[0] if failures else outputs[0] if len(outputs) == 1 else outputs
+        result: Json = failures[0] if failures else outputs[0] if len(outputs) == 1 else outputs
         print(json.dumps(result, ensure_ascii=False, indent=2), flush=True)
         return result
 
 
 def main() -> None:
     """Load, warm up, serve until told to stop. Ends with status 1 and one line when it cannot start."""
-
-    def load() -> Serving:
-        return start(settings, on_death=sdk.ask_to_stop, boot=BOOT or boot.begin())
-
     try:
-        settings = worker_settings.load()
+        settings = worker_settings.current()
         # The SDK's own default would log every job's input and every chunk.
         RunPodLogger().set_level(settings.runpod_log_level)
-        door = Door(load, on_failure=sdk.ask_to_stop if settings.is_on_platform else lambda: None)
-        serving = None if settings.lazy_load else door.load()
-    except (SettingError, ModelError) as error:
+        model = ModelHandle(lambda: _load(settings), on_failure=_on_failure(settings))
+        serving = None if settings.lazy_load else model.load()
+    except StartError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    options = start_options(Handler(door, settings), settings, sys.argv)
+    options = start_options(Handler(model, settings), settings, sys.argv)
     boot.settle()
     try:
         if settings.is_on_platform:
-            # The SDK gives running jobs all the time there is.
-            sdk.on_stop(lambda: door.stop_by(time.monotonic() + settings.drain_s))
-            sdk.insist_on_delivery()
-            if serving is not None:
-                checked = Service(serving.engine, serving.opener, settings)
-                runpod.serverless.register_fitness_check(fitness_check(checked))
+            _join_platform(model, serving, settings)
         runpod.serverless.start(options)
         if settings.is_on_platform:
-            door.stop_by(time.monotonic() + settings.late_jobs_s)
+            model.stop_by(time.monotonic() + settings.late_jobs_s)
             sdk.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
-        door.shut()
-    if door.failure is not None:
-        sys.exit(f"worker-qwen-vl cannot start: {door.failure}")
-    if door.here is not None and door.here.engine.is_dead:
+        model.close_now()
+    if model.failure is not None:
+        sys.exit(f"worker-qwen-vl cannot start: {model.failure}")
+    state = None if model.serving_now is None else model.serving_now.engine.state
+    if state in ("dead", "stuck"):
         print("worker-qwen-vl: the engine has ended, this worker must be replaced", file=sys.stderr, flush=True)
-        boot.leave(1, at_once=door.here.engine.is_stuck)
+        boot.leave(1, at_once=state == "stuck")
+
+
+def _load(settings: Settings) -> Serving:
+    """What was begun before the imports above, or all of it now. Raises ModelError."""
+    begun = BOOT or boot.begin()
+    assert begun.loaded is None or isinstance(begun.loaded, LoadedEngine)
+    return start(settings, on_death=sdk.ask_to_stop, timeline=begun.timeline, loaded=begun.loaded)
+
+
+def _on_failure(settings: Settings) -> Callable[[], None]:
+    return sdk.ask_to_stop if settings.is_on_platform else lambda: None
+
+
+def _join_platform(model: ModelHandle, serving: Serving | None, settings: Settings) -> None:
+    """What the platform's SDK is told before it starts."""
+    # The SDK gives running jobs all the time there is.
+    sdk.on_stop(lambda: model.stop_by(time.monotonic() + settings.drain_s))
+    sdk.insist_on_delivery()
+    if serving is not None:
+        checked = Service(serving.engine, serving.opener, settings)
+        runpod.serverless.register_fitness_check(fitness_check(checked))
 
 
 def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -131,13 +152,13 @@ def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
         question = {"prompt": "What is in the picture?", "image": FITNESS_PICTURE, "max_tokens": 8, "temperature": 0}
         async with aclosing(service.answer(question, "fitness")) as outputs:
             [reply] = [output async for output in outputs]
-        if "error" in reply or not reply["usage"]["image_tokens"]:
+        if not isinstance(reply, dict) or "error" in reply or not reply["usage"]["image_tokens"]:
             raise RuntimeError("the model does not answer a question about a picture")
 
     return a_picture_is_answered
 
 
-def start_options(handler: Handler, settings: Settings, arguments: list[str]) -> dict[str, Any]:
+def start_options(handler: Handler, settings: Settings, arguments: list[str]) -> JsonObject:
     """What the SDK is told. The concurrency never changes: a change would stop new jobs until all have ended."""
     if settings.is_on_platform:
         shape: Any = handler.on_platform

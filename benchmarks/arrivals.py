@@ -27,12 +27,14 @@ from benchmarks import models
 from benchmarks.report import environment, save
 from benchmarks.throughput import Job, jobs, one_at_a_time
 from worker.core.contract import ChatRequest, Message, Piece, Sampling, Text
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load as settings
-from worker.engine.engine import Engine
+from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
-from worker.prompt.builder import PromptBuilder, grids
-from worker.prompt.patches import normalised
+from worker.models.pixel_values import pixel_values
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import grids
 
 LOADS = (0.5, 1.0, 2.0)
 CHUNKS = (128, 512, 1024, 8192)
@@ -55,7 +57,7 @@ class Times:
 
 
 async def with_engine(model: LoadedModel, work: list[Job], delays: list[float]) -> list[Times]:
-    served = Engine(model, settings({"DEVICE": "cpu", "STREAM_INTERVAL_MS": "0"}))
+    served = continuous_engine(model, settings({"DEVICE": "cpu", "STREAM_INTERVAL_MS": "0"}))
     served.start()
     begin = time.perf_counter()
 
@@ -90,7 +92,7 @@ class _Clock:
 
 def with_generate(model: LoadedModel, work: list[Job], delays: list[float]) -> list[Times]:
     """First come, first served, by transformers' `generate`."""
-    builder = PromptBuilder(model, settings({}))
+    builder = PromptBuilder(model.spec, settings({}))
     prompts = [builder.build(job.request, job.media) for job in work]
     arrivals: queue.SimpleQueue[int] = queue.SimpleQueue()
     begin = time.perf_counter()
@@ -109,7 +111,7 @@ def with_generate(model: LoadedModel, work: list[Job], delays: list[float]) -> l
         visual = {}
         if prompt.images:
             visual = {
-                "pixel_values": normalised(prompt.images, model.pixels, model.device, model.dtype),
+                "pixel_values": pixel_values(prompt.images, model.spec.preprocessor, model.device, model.dtype),
                 "image_grid_thw": grids(prompt.images),
                 "mm_token_type_ids": (ids == module_of(model.runner).config.image_token_id).int(),
             }
@@ -131,7 +133,7 @@ def shares(values: list[float]) -> list[int]:
     return [round(1000 * float(np.percentile(values, share))) for share in (50, 95, 99)]
 
 
-def under_load(native: LoadedModel, library: LoadedModel, count: int) -> list[dict[str, Any]]:
+def under_load(native: LoadedModel, library: LoadedModel, count: int) -> list[JsonObject]:
     work = []
     for job in jobs("mixed lengths", count):
         sampling = job.request.sampling.model_copy(update={"logprobs": 0})
@@ -160,7 +162,9 @@ def under_load(native: LoadedModel, library: LoadedModel, count: int) -> list[di
 
 def stall(model: LoadedModel, chunk: int) -> tuple[float, float]:
     """Seconds: the longest pause of a running answer while 4,000 tokens are computed, and its usual one."""
-    served = Engine(model, settings({"DEVICE": "cpu", "PREFILL_CHUNK": str(chunk), "STREAM_INTERVAL_MS": "0"}))
+    served = continuous_engine(
+        model, settings({"DEVICE": "cpu", "PREFILL_CHUNK": str(chunk), "STREAM_INTERVAL_MS": "0"})
+    )
     served.start()
 
     def request(text: str, tokens: int) -> ChatRequest:

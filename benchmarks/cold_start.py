@@ -30,9 +30,9 @@ from PIL import Image
 from benchmarks import models
 from benchmarks.report import environment, plot, save
 from builder.bake import bake
+from worker.core.safe_json import JsonObject
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT_S = 600
 QUESTION = "What is in the picture?"
 PAINT = (*(f"C{number}" for number in range(10)), "black", "gold", "navy", "pink")
 WAYS = (
@@ -139,7 +139,7 @@ def forget(folder: Path) -> None:
         os.close(descriptor)
 
 
-def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) -> list[JsonObject]:
     ways = commands(folder, baked, device)
     seen: dict[str, list[tuple[float, float, dict[str, float]]]] = defaultdict(list)
     for _ in range(rounds):
@@ -166,7 +166,7 @@ def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) 
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[JsonObject]) -> str:
     lines = [
         "| weights | way | to the first token, s | least to most | of the usual way | of bare imports | peak MiB |",
         "|---|---|---|---|---|---|---|",
@@ -183,7 +183,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, Any]], axis: Any) -> None:
+def draw(rows: list[JsonObject], axis: Any) -> None:
     """The worker's phases, one bar for each kind of start, beside the totals of the others."""
     colours: dict[str, str] = {}
     for index, row in enumerate(rows):

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import av
@@ -29,6 +28,7 @@ from PIL import Image
 from benchmarks import models
 from benchmarks.report import environment, in_a_process, save
 from builder.bake import bake
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load as settings
 from worker.engine.engine import Engine
 from worker.service import Service
@@ -70,11 +70,11 @@ def shown(kind: str, seed: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-async def seconds(service: Service, body: dict[str, Any], name: str) -> float:
+async def seconds(service: Service, body: JsonObject, name: str) -> float:
     began = time.perf_counter()
     values = [value async for value in service.answer(body, name)]
     took = time.perf_counter() - began
-    if not values or "error" in values[-1]:
+    if not values or not isinstance(values[-1], dict) or "error" in values[-1]:
         raise RuntimeError(f"no answer: {values}")
     return took
 
@@ -96,7 +96,7 @@ def child(way: str, kind: str, folder: Path) -> None:
         serving.close()
 
 
-def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(folder: Path, rounds: int) -> list[JsonObject]:
     """A row for each way and kind, ms, medians of all rounds."""
     for kind in KINDS:
         asked = {"prompt": "?", "max_tokens": 2, "temperature": 0}
@@ -115,7 +115,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[JsonObject]) -> str:
     lines = [
         "| job | start | first, ms | second, ms | third, ms | first of second |",
         "|---|---|---|---|---|---|",

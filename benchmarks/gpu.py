@@ -25,19 +25,21 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.report import environment, save
 from builder.real_rules import QWEN3_VL as RULES
-from worker.checkpoint.chat_template import Template
-from worker.checkpoint.family import FAMILIES
-from worker.checkpoint.tokenizer import read_tokens
+from worker.checkpoint.chat_template import ChatTemplate
+from worker.checkpoint.spec import FamilySpec
+from worker.checkpoint.tokenizer import read_tokenizer
 from worker.core.contract import Done, Event, Sampling
 from worker.core.errors import WorkerError
+from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL
 from worker.core.settings import load as settings
-from worker.engine.engine import Engine
+from worker.engine.engine import continuous_engine
 from worker.models.loading import LoadedModel
 from worker.models.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
+from worker.models.native.qwen3_vl import QWEN3_VL
 from worker.models.native.runner import NativeRunner
-from worker.models.runner import Item, Prompt
 from worker.prompt.patches import Patches
+from worker.prompt.types import MediaItem, Prompt
 
 # hidden, layers, heads, intermediate, tied; the tower's depth, hidden, intermediate, its deep layers
 SHAPES: dict[str, tuple[Any, ...]] = {
@@ -80,7 +82,7 @@ class Card:
         return statistics.median(took)
 
 
-def config(shape: str) -> dict[str, Any]:
+def config(shape: str) -> JsonObject:
     hidden, layers, heads, intermediate, tied, depth, seen, tower, deep = SHAPES[shape]
     dim = 128 if shape != "trial" else 32
     sections = [24, 20, 20] if shape != "trial" else [6, 5, 5]
@@ -136,7 +138,7 @@ def prompt(length: int, seed: int) -> Prompt:
     ids = tuple(rng.randrange(100_000) for _ in range(length))
     nowhere = torch.full((length,), -1)
     fingerprint = torch.tensor(ids) + seed * 1_000_003
-    return Prompt(ids, torch.arange(length).expand(3, -1), 0, (), nowhere, nowhere, fingerprint, 0, 0)
+    return Prompt(ids, torch.arange(length).expand(3, -1), 0, (), nowhere, nowhere, fingerprint)
 
 
 def bandwidth(card: Card) -> float:
@@ -146,7 +148,7 @@ def bandwidth(card: Card) -> float:
     return 2 * source.nbytes / card.seconds(lambda: target.copy_(source), 5)
 
 
-def library(card: Card, body: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
+def library(card: Card, body: JsonObject) -> tuple[dict[str, torch.Tensor], float]:
     """The model's tensors, and the tokens a second of `generate` for one request after the other."""
     read = AutoConfig.for_model(**body)
     before = torch.get_default_dtype()
@@ -192,7 +194,7 @@ def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, ro
     """Rows of CONTEXT tokens each, all of one prompt: a step's time does not depend on what they say."""
     length = card.amount(CONTEXT)
     one = prompt(length, 3)
-    cache = eager.empty_cache()
+    cache = eager.prefill_cache()
     eager.prefill(one, [], slice(0, length), {}, cache)
     tokens, positions = [5] * rows, [length] * rows
     took: list[float] = []
@@ -200,7 +202,7 @@ def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, ro
     for runner in (eager, recorded):
         if runner is None:
             continue
-        slots = runner.slots()
+        slots = runner.kv_cache()
         slots.expect([length + 100] * rows)
         for _ in range(rows):
             slots.join(cache, length, length + 100)
@@ -218,7 +220,7 @@ def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, ro
 
 def engine_rate(card: Card, model: LoadedModel, jobs: int, length: int, tokens: int) -> tuple[float, list[int]]:
     """Tokens a second of so many jobs at once through the whole engine; the memory held after each hundred."""
-    served = Engine(model, settings({"MAX_NUM_SEQS": "64", "MAX_QUEUE": "2000", "PREFIX_CACHE_MIB": "0"}))
+    served = continuous_engine(model, settings({"MAX_NUM_SEQS": "64", "MAX_QUEUE": "2000", "PREFIX_CACHE_MIB": "0"}))
     served.start()
     ends: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
     sampling = Sampling(max_tokens=tokens, temperature=0, ignore_eos=True, stop=())
@@ -246,31 +248,32 @@ def engine_rate(card: Card, model: LoadedModel, jobs: int, length: int, tokens: 
 
 def loaded(card: Card, runner: NativeRunner) -> LoadedModel:
     return LoadedModel(
-        name="random",
+        spec=FamilySpec(
+            name="random",
+            family=QWEN3_VL,
+            template=ChatTemplate(EMBEDDED_MODEL),
+            tokenizer=read_tokenizer(EMBEDDED_MODEL),
+            preprocessor=RULES,
+            generation={},
+            eos_ids=frozenset(),
+            max_model_len=32_768,
+            vocabulary_size=151_936,
+            tokens_per_second=2.0,
+        ),
         code="native",
         runner=runner,
-        family=FAMILIES["qwen3_vl"],
-        template=Template(EMBEDDED_MODEL),
-        tokens=read_tokens(EMBEDDED_MODEL),
-        pixels=RULES,
-        generation={},
-        eos_ids=frozenset(),
-        max_model_len=32_768,
-        vocabulary_size=151_936,
-        tokens_per_second=2.0,
-        shallow=None,
         device=card.device,
         dtype=torch.bfloat16,
     )
 
 
-def picture(card: Card) -> Item:
+def picture(card: Card) -> MediaItem:
     side = 64 if card.scale == 1 else 16
     pixels = torch.randint(0, 255, (side * side, 768), dtype=torch.uint8)
-    return Item("image", Patches(pixels, (1, side, side), 1), b"")
+    return MediaItem("image", Patches(pixels, (1, side, side), 1), b"")
 
 
-def measure(card: Card, shape: str) -> tuple[dict[str, Any], str]:
+def measure(card: Card, shape: str) -> tuple[JsonObject, str]:
     begin = time.perf_counter()
     body, speed = config(shape), bandwidth(card)
     tensors, generate_rate = library(card, body)
@@ -278,17 +281,18 @@ def measure(card: Card, shape: str) -> tuple[dict[str, Any], str]:
     weights = sum(t.nbytes for name, t in tensors.items() if ".visual." not in name)
     if not body["tie_word_embeddings"]:
         weights -= next(t.nbytes for name, t in tensors.items() if name.endswith("embed_tokens.weight"))
-    eager = NativeRunner(body, tensors, RULES, card.device)
+    assert QWEN3_VL.native is not None
+    eager = NativeRunner(QWEN3_VL.native, body, tensors, RULES, card.device)
     recorded = None
     if card.device.type == "cuda":
         recorded = copy.copy(eager)  # the weights once
-        recorded._graphs = StepGraphs(recorded._step, card.device, CudaRecorder(card.device))
+        recorded.graphs = StepGraphs(recorded._step, card.device, CudaRecorder(card.device))
     gc.collect()
     steps = [step_time(card, eager, recorded, rows, weights) for rows in ROWS]
     long = prompt(card.amount(1024), 2)
 
     def prefill() -> object:
-        return eager.prefill(long, [], slice(0, len(long.ids)), {}, eager.empty_cache())
+        return eager.prefill(long, [], slice(0, len(long.ids)), {}, eager.prefill_cache())
 
     seen = picture(card)
     prefill_s, vision_s = card.seconds(prefill, 5), card.seconds(lambda: eager.features([seen]), 5)
@@ -312,7 +316,7 @@ def measure(card: Card, shape: str) -> tuple[dict[str, Any], str]:
     return facts, table(facts, steps)
 
 
-def table(facts: dict[str, Any], steps: list[StepTime]) -> str:
+def table(facts: JsonObject, steps: list[StepTime]) -> str:
     lines = [
         f"Qwen3-VL {facts['shape']}, bfloat16, {facts['weights_gb']:.1f} GB of text weights; copying within the card "
         f"{facts['bandwidth_gb_s']:.0f} GB/s; one by one by `generate` {facts['generate_tokens_s']:.1f} tokens/s.",

@@ -1,8 +1,8 @@
-"""The HTTP door under load: many clients, some of which hang up, beside one client at a time and the engine alone.
+"""The HTTP server under load: many clients, some of which hang up, beside one client at a time and the engine alone.
 
 python -m benchmarks.http [--clients 64] [--seconds 60] [--save]
 
-The tiny model behind the door as a process, on one thread of torch; the clients are another process, on the same
+The tiny model behind the server as a process, on one thread of torch; the clients are another process, on the same
 machine. Every client asks about a picture again and again, half of the times for a stream, and leaves a tenth of its
 answers before they end. The engine alone answers the same questions, as many at once, without HTTP.
 """
@@ -26,21 +26,23 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
+from worker.core.contract import ChatRequest, with_opened
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load as settings
 from worker.dialects import openai_chat
-from worker.engine.engine import Engine
+from worker.engine.engine import continuous_engine
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.models.loading import load
-from worker.prompt.patches import Eye
+from worker.prompt.size_policy import SmartResizePolicy
 
+ROUTE = "/v1/chat/completions"
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"DEVICE": "cpu", "MAX_NUM_SEQS": "16"}
 NUM_PICTURES = 32
@@ -66,7 +68,7 @@ class Load:
         return f"| {name} | {self.rate:.1f} | {p50:.3f} | {p95:.3f} | {p99:.3f} | {said} |"
 
 
-def bodies() -> list[dict[str, Any]]:
+def bodies() -> list[JsonObject]:
     """Questions about pictures that differ."""
     rng = random.Random(1)
     made = []
@@ -104,18 +106,27 @@ async def under(num_clients: int, seconds: float, ask: Callable[[int, random.Ran
     return seen
 
 
+def parsed(body: JsonObject) -> ChatRequest:
+    request = openai_chat.DIALECT.parse(body)
+    assert isinstance(request, ChatRequest)
+    return request
+
+
 async def by_engine(num_clients: int, seconds: float) -> Load:
     """The same questions without HTTP."""
     chosen = settings(ENVIRONMENT)
     model = load(chosen)
-    engine, eye = Engine(model, chosen), Eye(model.pixels, chosen, model.max_model_len)
-    opener = Opener(chosen, Fetcher(chosen), eye)
-    asked = [openai_chat.parse({"route": openai_chat.ROUTE, "body": body}) for body in bodies()]
+    engine, size_policy = (
+        continuous_engine(model, chosen),
+        SmartResizePolicy(model.spec.preprocessor, chosen, model.spec.max_model_len),
+    )
+    opener = Opener(chosen, Fetcher(chosen), size_policy)
+    asked = [parsed(body) for body in bodies()]
     engine.start()
 
     async def ask(index: int, _: random.Random) -> str:
         request = asked[index % len(asked)]
-        media = await opener.open(request.media)
+        request, media = with_opened(request, await opener.open(request.media))
         async with aclosing(engine.generate(request, media)) as events:
             async for _event in events:
                 pass
@@ -128,8 +139,8 @@ async def by_engine(num_clients: int, seconds: float) -> Load:
         opener.close()
 
 
-async def through_door(address: str, num_clients: int, seconds: float, leaving: float) -> Load:
-    """Clients of the HTTP door; each keeps its connection, as the official clients do."""
+async def through_server(address: str, num_clients: int, seconds: float, leaving: float) -> Load:
+    """Clients of the HTTP server; each keeps its connection, as the official clients do."""
     asked = bodies()
     limits = httpx.Limits(max_connections=num_clients, max_keepalive_connections=num_clients)
     async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as http:
@@ -139,7 +150,7 @@ async def through_door(address: str, num_clients: int, seconds: float, leaving: 
             has_left = rng.random() < leaving
             try:
                 async with asyncio.timeout(LEAVES_AFTER_S if has_left else None):
-                    async with http.stream("POST", openai_chat.ROUTE, json=body) as answer:
+                    async with http.stream("POST", ROUTE, json=body) as answer:
                         text = (await answer.aread()).decode()
             except TimeoutError:
                 return "left"
@@ -185,34 +196,34 @@ def main() -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     told = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.server.app"]
-    with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as door:
+    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.server"]
+    with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as server:
         try:
             while not _is_ready(address):
                 time.sleep(0.1)
-            one = asyncio.run(through_door(address, 1, short, leaving=0.0))
+            one = asyncio.run(through_server(address, 1, short, leaving=0.0))
             before = metric(address, "process_resident_memory_bytes")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
                 pinging = apart.submit(pinged, address, arguments.seconds)
-                many = asyncio.run(through_door(address, arguments.clients, arguments.seconds, LEAVING))
+                many = asyncio.run(through_server(address, arguments.clients, arguments.seconds, LEAVING))
                 ping50, ping99 = (statistics.quantiles(pinging.result(), n=100)[at - 1] for at in (50, 99))
             time.sleep(1)
             left_over = metric(address, "worker_requests_unfinished")
             grown = metric(address, "process_resident_memory_bytes") - before
         finally:
-            door.terminate()
+            server.terminate()
     rows = [
         "| | answers a second | p50 s | p95 s | p99 s | ended |",
         "|---|---|---|---|---|---|",
-        one.row("one client, through the door"),
-        many.row(f"{arguments.clients} clients, through the door"),
+        one.row("one client, through the HTTP server"),
+        many.row(f"{arguments.clients} clients, through the HTTP server"),
         engine.row(f"{arguments.clients} at once, engine alone"),
     ]
     share = many.rate / engine.rate
     table = "\n".join(rows) + (
         f"\n\n{arguments.clients} clients get {many.rate / one.rate:.2f}x the answers a second of one. The engine's "
-        f"share is {share:.0%}: answers a second through the door, over those of the engine alone. Unfinished a second "
-        f"after the last client left: {left_over:.0f}. Memory of the worker grew by {grown / 2**20:.0f} MiB. "
+        f"share is {share:.0%}: answers a second through the HTTP server, over those of the engine alone. Unfinished a "
+        f"second after the last client left: {left_over:.0f}. Memory of the worker grew by {grown / 2**20:.0f} MiB. "
         f"`/ping` meanwhile took {ping50:.1f} ms (p50) and {ping99:.1f} ms (p99).\n"
     )
     print(table)

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.report import environment, save
-from worker.models.kv_cache import SlotCache, grouped
-from worker.models.native.layers import KeysAndValues
+from worker.models.kv_cache import KVCache, grouped
+from worker.models.native.layers import NativePrefillCache
 
 HEADS, KV_HEADS, DIM, PAGE = 16, 8, 128, 16
 CPU = torch.device("cpu")
@@ -40,9 +40,9 @@ def milliseconds(work: Callable[[], object], times: int = 30) -> float:
 
 def slots(lengths: list[int], more: int) -> tuple[float, int]:
     """Milliseconds of a step, bytes held."""
-    cache = SlotCache(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
+    cache = KVCache(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
     for length in lengths:
-        filled = KeysAndValues(1)
+        filled = NativePrefillCache(1)
         filled.update(torch.randn(1, KV_HEADS, length, DIM), torch.randn(1, KV_HEADS, length, DIM), 0)
         cache.join(filled, length, length + more)
     query, fresh = torch.randn(len(lengths), HEADS, 1, DIM), torch.randn(len(lengths), KV_HEADS, 1, DIM)

@@ -34,11 +34,13 @@ from PIL import Image, ImageDraw
 from benchmarks.report import environment, save
 from builder.real_rules import QWEN3_VL as RULES
 from worker.core.contract import Clip, Controls, Media, Picture, Upload, Url
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
+from worker.models.pixel_values import pixel_values
 from worker.prompt import patches
-from worker.prompt.patches import Eye
+from worker.prompt.size_policy import SmartResizePolicy
 from worker.prompt.sizes import Size, image_size
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +110,7 @@ def write_files(folder: Path) -> None:
     film(300, folder / "5 min of 1080p")
 
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, JsonObject]] = {
     "12 MP photo": ("12 MP photo", {}),
     "1024 px picture": ("1024 px picture", {}),
     "8K photo of 20 MB": ("8K photo of 20 MB", {}),
@@ -125,10 +127,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 # The two ways.
 
 
-def ours(path: Path, given: dict[str, Any], address: str | None) -> Callable[[Mark], int]:
+def ours(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark], int]:
     told = {"MAX_IMAGE_TOKENS": MAX_TOKENS, "MAX_VIDEO_TOKENS": 24_576, "MAX_FRAMES": 768, "MAX_JOB_PIXELS": 10**9}
     settings = load({**{name: str(value) for name, value in told.items()}, "MEDIA_ALLOW_LOOPBACK": "1"})
-    opener = Opener(settings, Fetcher(settings), Eye(RULES, settings))
+    opener = Opener(settings, Fetcher(settings), SmartResizePolicy(RULES, settings))
     data = path.read_bytes()
     is_video = "fps" in given
     source = Url(url=address) if address else Upload(data=data)
@@ -140,22 +142,21 @@ def ours(path: Path, given: dict[str, Any], address: str | None) -> Callable[[Ma
 
     def run(mark: Mark) -> int:
         seen = []
-        for one in asyncio.run(opener.open(items)):
+        for one in (one for opened in asyncio.run(opener.open(items)) for one in opened):
             if isinstance(one, Picture):
-                height, width = one.sides or one.rgb.shape[:2]
-                seen.append(patches.of_picture(one.rgb, image_size(height, width, RULES, MAX_TOKENS), RULES))
+                seen.append(patches.of_picture(one.rgb, image_size(*one.size, RULES, MAX_TOKENS), RULES))
             else:
                 assert isinstance(one, Clip)
                 height, width = one.frames[0].shape[:2]
                 shown = [*one.frames, *one.frames[-1:] * (len(one.frames) % 2)]
                 seen.append(patches.of_frames(shown, Size(height, width), RULES))
         mark()
-        return sum(len(patches.normalised([one], RULES, CPU, torch.float32)) for one in seen)
+        return sum(len(pixel_values([one], RULES, CPU, torch.float32)) for one in seen)
 
     return run
 
 
-def theirs(path: Path, given: dict[str, Any], address: str | None) -> Callable[[Mark], int]:
+def theirs(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark], int]:
     for schema in ("nms", "qnms"):
         operators: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         operators.define(f"{schema}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -242,7 +243,7 @@ def _mib(name: str) -> float:
     return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{name}:")[2].split()[0]) / 1024
 
 
-def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
+def measure(folder: Path, rounds: int) -> list[JsonObject]:
     rows = []
     for case in CASES:
         seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
@@ -253,7 +254,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 if done.returncode:
                     raise RuntimeError(f"{way}, {case}: {done.stderr[-2000:]}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))
-        row: dict[str, Any] = {"case": case}
+        row: JsonObject = {"case": case}
         for way, found in seen.items():
             row[way] = {name: statistics.median(one[name] for one in found) for name in found[0]}
         rows.append(row)
@@ -261,7 +262,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[JsonObject]) -> str:
     lines = [
         "| file | references: CPU s | MiB | this worker: CPU s | MiB | CPU | memory | clock "
         "| in float32: CPU | memory | clock |",

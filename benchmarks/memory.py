@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from benchmarks.report import environment, in_a_process, save
 from benchmarks.throughput import KINDS, Job, all_at_once, jobs, one_at_a_time
 from builder.bake import bake
 from worker.checkpoint.weights import DTYPES, copied, headers, num_bytes, stored_in
+from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.core.settings import load as settings
 from worker.models.loading import load
@@ -74,10 +74,10 @@ def _served(told: Settings, count: int) -> tuple[Callable[[list[Job]], object], 
     return lambda work: asyncio.run(all_at_once(serving.engine, work)), serving.close
 
 
-def measure(folder: Path, count: int, dtype: str) -> list[dict[str, Any]]:
+def measure(folder: Path, count: int, dtype: str) -> list[JsonObject]:
     """A row for each way, MiB."""
     _, read, _ = run([sys.executable, "-c", READ, str(folder), "cpu"])
-    rows: list[dict[str, Any]] = [{"way": "import torch, weights read as they lie", "loading": int(read)}]
+    rows: list[JsonObject] = [{"way": "import torch, weights read as they lie", "loading": int(read)}]
     for way in (*WAYS, TINY, *COPIED):
         model = EMBEDDED_MODEL if way == TINY else folder
         told = in_a_process("benchmarks.memory", "--way", way, model, "--jobs", count, "--dtype", dtype)
@@ -86,7 +86,7 @@ def measure(folder: Path, count: int, dtype: str) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]], weights: int) -> str:
+def table(rows: list[JsonObject], weights: int) -> str:
     lines = [
         f"| weights of {weights} MiB, by | loading, MiB | " + " | ".join(f"{kind}, MiB" for kind in KINDS) + " |",
         "|---|---|" + "---|" * len(KINDS),

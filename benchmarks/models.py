@@ -5,7 +5,6 @@ import importlib.resources
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import models
@@ -13,11 +12,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from builder.tiny_model import recipe
+from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL
 
 VOCABULARY = 32_768
 
-SHAPE: dict[str, Any] = {
+SHAPE: JsonObject = {
     "text_config": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
@@ -45,7 +45,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
-HALF_A_BILLION: dict[str, Any] = {  # as Qwen3-0.6B with a small tower: 1 GB in bfloat16
+HALF_A_BILLION: JsonObject = {  # as Qwen3-0.6B with a small tower: 1 GB in bfloat16
     "text_config": {
         **SHAPE["text_config"],
         "num_hidden_layers": 20,
@@ -111,7 +111,7 @@ def _last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _weights(folder: Path, shape: dict[str, Any], vocabulary: int, first_special: int, dtype: torch.dtype) -> int:
+def _weights(folder: Path, shape: JsonObject, vocabulary: int, first_special: int, dtype: torch.dtype) -> int:
     body = recipe.model_config()
     moved = first_special - recipe.special_id("<|endoftext|>")
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):

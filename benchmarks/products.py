@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from benchmarks.kv_layout import milliseconds
 from benchmarks.report import environment, save
-from worker.models.native.layers import Affine
+from worker.models.native.layers import Linear
 
 SHAPES = {"q, k, v": (4096, 1024), "gate, up": (6144, 1024), "down": (1024, 3072), "head": (32000, 1024)}
 ROWS = (1, 2, 4, 5, 8, 16, 17, 32, 96, 100, 512)
@@ -37,7 +37,7 @@ def measure(out: int, into: int, rows: int) -> tuple[float, float]:
         return lambda: functional.linear(x, weight)
 
     def ours(weight: Tensor) -> Callable[[], Tensor]:
-        affine = Affine(weight)
+        affine = Linear(weight)
         return lambda: affine(x)
 
     return by([usual(weight) for weight in weights]), by([ours(weight) for weight in weights])

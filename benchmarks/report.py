@@ -13,6 +13,8 @@ from typing import Any
 
 import matplotlib.figure
 
+from worker.core.safe_json import JsonObject
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "runpod")
 
@@ -28,7 +30,7 @@ def environment(command: str, **more: object) -> dict[str, object]:
     }
 
 
-def save(name: str, facts: dict[str, Any], table: str) -> None:
+def save(name: str, facts: JsonObject, table: str) -> None:
     """The figures as JSON and the table as Markdown; a run on the same day takes the place of the one before."""
     path = RESULTS / f"{date.today().isoformat()}-{name}"
     path.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -31,8 +31,11 @@ from benchmarks import models
 from benchmarks.report import environment, plot, save
 from builder.tiny_model.evaluate import generate_ids
 from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Sampling, Text
+from worker.core.deadline import Deadline
+from worker.core.engine_protocol import Engine
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load as settings
-from worker.engine.engine import Engine
+from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
 from worker.prompt.builder import PromptBuilder
@@ -86,7 +89,7 @@ def timed(work: Callable[[], int]) -> Rate:
 
 
 def one_at_a_time(model: LoadedModel, work: list[Job]) -> Rate:
-    builder = PromptBuilder(model, settings({}))
+    builder = PromptBuilder(model.spec, settings({}))
     prompts = [builder.build(job.request, job.media) for job in work]
 
     def run() -> int:
@@ -101,7 +104,7 @@ def one_at_a_time(model: LoadedModel, work: list[Job]) -> Rate:
 def bound(model: LoadedModel, work: list[Job]) -> Rate:
     """The bare forward over as many rows as there are jobs, all of one length, nothing chosen and nothing decoded
     to text: what no loop on this forward can pass. Only for work without pictures and of one length."""
-    builder = PromptBuilder(model, settings({}))
+    builder = PromptBuilder(model.spec, settings({}))
     prompts = [builder.build(job.request, job.media) for job in work]
     length = min(len(prompt.ids) for prompt in prompts)
     ids = torch.tensor([prompt.ids[:length] for prompt in prompts])
@@ -123,7 +126,7 @@ async def all_at_once(served: Engine, work: list[Job]) -> int:
     """The tokens of all answers."""
 
     async def answer(job: Job) -> int:
-        async for event in served.generate(job.request, job.media):
+        async for event in served.generate(job.request, job.media, Deadline()):
             if isinstance(event, Done):
                 return event.usage.completion_tokens
         raise AssertionError("no end")
@@ -132,7 +135,7 @@ async def all_at_once(served: Engine, work: list[Job]) -> int:
 
 
 def engine(model: LoadedModel, work: list[Job]) -> Rate:
-    served = Engine(model, settings({"DEVICE": "cpu", "MAX_NUM_SEQS": str(len(work))}))
+    served = continuous_engine(model, settings({"DEVICE": "cpu", "MAX_NUM_SEQS": str(len(work))}))
     served.start()
     try:
         return timed(lambda: asyncio.run(all_at_once(served, work)))
@@ -153,10 +156,10 @@ def layer_operations(model: LoadedModel, rows: int) -> list[str]:
     """What a layer computes in a decode step of so many rows, in order, from one attention to the next: the names of
     operations that do not consist of others which compute."""
     runner = model.runner
-    builder = PromptBuilder(model, settings({}))
-    slots = runner.slots()
+    builder = PromptBuilder(model.spec, settings({}))
+    slots = runner.kv_cache()
     for job in jobs("decode-heavy", rows):
-        prompt, cache = builder.build(job.request, job.media), runner.empty_cache()
+        prompt, cache = builder.build(job.request, job.media), runner.prefill_cache()
         runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, cache)
         slots.join(cache, len(prompt.ids), len(prompt.ids) + 8)
     for _ in range(2):  # the first makes what later ones have
@@ -275,7 +278,7 @@ LINES = (
 )
 
 
-def draw(rows: list[dict[str, Any]], axes: Any) -> None:
+def draw(rows: list[JsonObject], axes: Any) -> None:
     """Tokens a second over jobs, a picture for each kind of work."""
     for kind, axis in zip(KINDS, axes, strict=True):
         mine = [row for row in rows if row["work"] == kind]

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from builder.verify import CHUNK_BYTES, verify
 from builder.vocabulary import lay_out
-from worker.checkpoint.locate import MANIFEST, ModelError, check_manifest, read_json, sha256, shards
+from worker.checkpoint.locate import MANIFEST, check_manifest, read_json, sha256, shards
 from worker.checkpoint.tokenizer import VOCABULARY
-from worker.checkpoint.weights import Stored, headers
+from worker.checkpoint.weights import StoredTensor, headers
+from worker.core.errors import ModelError
 from worker.models.native.layers import JOINED
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -63,7 +64,7 @@ def arrange(file: Path) -> bool:
     """Lay tensors that are one projection in the worker's own model code one behind the other, so that a start need not
     join them; whether that changed anything. The file holds the same tensors by the same names."""
     stored = {one.name: one for one in sorted(headers(file), key=lambda one: one.begin)}
-    order: dict[str, Stored] = {}
+    order: dict[str, StoredTensor] = {}
     for name, one in stored.items():
         names = [other for other in _together(name) if other in stored]
         order |= {other: stored[other] for other in names} if len(names) > 1 else {name: one}

@@ -26,7 +26,8 @@ from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.settings import load
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.prompt.patches import Eye, Patches, of_frames, of_picture
+from worker.prompt.patches import Patches, of_frames, of_picture
+from worker.prompt.size_policy import SmartResizePolicy
 from worker.prompt.sizes import Size, video_size
 
 SETTINGS = load({"MAX_IMAGE_TOKENS": "256", "MAX_VIDEO_TOKENS": "512"})
@@ -120,11 +121,12 @@ def videos() -> Iterator[tuple[str, bytes]]:
 
 
 def opened(data: bytes, kind: Any) -> Picture | Clip:
-    eye = Eye(RULES, SETTINGS)
-    opener = Opener(SETTINGS, Fetcher(SETTINGS), eye)
+    size_policy = SmartResizePolicy(RULES, SETTINGS)
+    opener = Opener(SETTINGS, Fetcher(SETTINGS), size_policy)
     item = Media(kind=kind, source=Upload(data=data), where=kind, controls=FRAMES if kind == "video" else Controls())
     try:
-        return asyncio.run(opener.open([item]))[0]
+        [[shown]] = asyncio.run(opener.open([item]))
+        return shown
     finally:
         opener.close()
 
@@ -132,8 +134,7 @@ def opened(data: bytes, kind: Any) -> Picture | Clip:
 def seen(one: Picture | Clip) -> list[Image.Image]:
     """What is in the patches, put together again."""
     if isinstance(one, Picture):
-        height, width = one.sides or one.rgb.shape[:2]
-        height, width, _ = Eye(RULES, SETTINGS).picture(height, width, one.controls)
+        height, width, _ = SmartResizePolicy(RULES, SETTINGS).picture(*one.size, one.controls)
         return unfolded(of_picture(one.rgb, Size(height, width), RULES))
     height, width = one.frames[0].shape[:2]
     size = video_size(len(one.frames), height, width, RULES, SETTINGS.max_video_tokens, one.controls)

@@ -60,7 +60,7 @@ def album() -> str:
     """Pictures from a fixed seed beside the embedded model's answers; the pictures go to docs/pictures/."""
     limits = settings.load({"DEVICE": "cpu", "MODEL_CODE": "transformers"})
     model = load(limits)
-    builder = PromptBuilder(model, limits)
+    builder = PromptBuilder(model.spec, limits)
     rng = random.Random(ALBUM_SEED)
     rows = ["| picture | question | answer | true answer |", "|---|---|---|---|"]
     for index in range(6):

@@ -1,8 +1,8 @@
 """How the real checkpoints of Qwen3-VL make patches of pictures, for measurements and pictures without a checkpoint."""
 
-from worker.checkpoint.preprocessor import PixelRules
+from worker.checkpoint.preprocessor import PreprocessorConfig
 
-QWEN3_VL = PixelRules(
+QWEN3_VL = PreprocessorConfig(
     patch=16,
     merge=2,
     temporal=2,

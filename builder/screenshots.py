@@ -52,17 +52,17 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "worker.server.app", "--port", str(port), "--device", "cpu"], cwd=ROOT
-    ) as door:
+        [sys.executable, "-m", "worker.server", "--port", str(port), "--device", "cpu"], cwd=ROOT
+    ) as server:
         try:
-            while door.poll() is None:
+            while server.poll() is None:
                 with socket.socket() as trial:
                     if trial.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 time.sleep(0.1)
             take(f"http://127.0.0.1:{port}")
         finally:
-            door.terminate()
+            server.terminate()
 
 
 if __name__ == "__main__":

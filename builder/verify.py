@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from worker.checkpoint.chat_template import Template
-from worker.checkpoint.family import FAMILIES
-from worker.checkpoint.locate import ModelError, missing_file, read_json
-from worker.checkpoint.preprocessor import PixelRules, read_rules
-from worker.checkpoint.weights import Stored, stored_in
-from worker.models.loading import ending_ids
+from worker.checkpoint.chat_template import ChatTemplate
+from worker.checkpoint.locate import missing_file, read_json
+from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
+from worker.checkpoint.spec import ending_ids
+from worker.checkpoint.tokenizer import read_tokenizer
+from worker.checkpoint.weights import StoredTensor, stored_in
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
+from worker.models.families import FAMILIES
+from worker.models.native.code import NativeCode
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import why_not
 
@@ -39,17 +42,18 @@ def verify(folder: Path) -> dict[str, str]:
     hashes = _check_hashes(folder)
     config = _config(folder)
     _check_words(folder, config)
-    rules, own = read_rules(folder), read_json(folder / "config.json")
+    rules, own = read_preprocessor(folder), read_json(folder / "config.json")
     if not ending_ids(read_json(folder / "generation_config.json"), own):
         raise ModelError("generation_config.json and config.json name no eos_token_id")
     if "quantization_config" not in own:
         _check_model(config, stored)
-        if why_not(own) is None:
-            _check_native(own, stored, rules)
+        native = FAMILIES[config.model_type].native
+        if native is not None and why_not(own, native.layout) is None:
+            _check_native(native, own, stored, rules)
     return hashes
 
 
-def _check_index(folder: Path, stored: list[Stored]) -> None:
+def _check_index(folder: Path, stored: list[StoredTensor]) -> None:
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     where = {one.name: one.file.name for one in stored}
     for name, file in (index or {}).items():
@@ -93,20 +97,17 @@ def _config(folder: Path) -> Any:
 
 def _check_words(folder: Path, config: Any) -> None:
     """Tokenizer, template and configuration speak of the same pads."""
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more exact
-        raise ModelError(f"tokenizer.json cannot be read: {error}") from None
+    tokenizer = read_tokenizer(folder)
     family = FAMILIES[config.model_type]
     for pad, identity in ((family.image_pad, config.image_token_id), (family.video_pad, config.video_token_id)):
-        if tokenizer.token_to_id(pad) != identity:
-            raise ModelError(f"tokenizer.json: {pad} is {tokenizer.token_to_id(pad)}, config.json says {identity}")
+        if tokenizer.id_of(pad) != identity:
+            raise ModelError(f"tokenizer.json: {pad} is {tokenizer.id_of(pad)}, config.json says {identity}")
     content = [{"type": "image"}, {"type": "text", "text": "?"}]
-    if family.image_pad not in Template(folder).render([{"role": "user", "content": content}]):
+    if family.image_pad not in ChatTemplate(folder).render([{"role": "user", "content": content}]):
         raise ModelError("the chat template writes no picture")
 
 
-def _check_model(config: Any, stored: list[Stored]) -> None:
+def _check_model(config: Any, stored: list[StoredTensor]) -> None:
     """The class of the configuration takes just these tensors, and its forward runs through, all on `meta`."""
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     tensors = _on_meta(stored)
@@ -132,15 +133,17 @@ def _check_model(config: Any, stored: list[Stored]) -> None:
         raise ModelError(f"config.json: the head has {logits.shape[-1]} tokens")
 
 
-def _on_meta(stored: list[Stored]) -> dict[str, torch.Tensor]:
+def _on_meta(stored: list[StoredTensor]) -> dict[str, torch.Tensor]:
     return {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in stored}
 
 
-def _check_native(config: dict[str, Any], stored: list[Stored], rules: PixelRules) -> None:
+def _check_native(
+    code: NativeCode, config: JsonObject, stored: list[StoredTensor], preprocessor: PreprocessorConfig
+) -> None:
     """The worker's own model code takes each tensor, and finds all that it needs: by the names that older checkpoints
     have too, which the library changes as it loads."""
     try:
-        NativeRunner(config, _on_meta(stored), rules, torch.device("meta"))
+        NativeRunner(code, config, _on_meta(stored), preprocessor, torch.device("meta"))
     except ModelError as error:
         files = ", ".join(sorted({one.file.name for one in stored}))
         raise ModelError(f"{files}: {error}") from None

@@ -11,11 +11,11 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
-from worker.checkpoint.tokenizer import VOCABULARY, VocabularyTokens
+from worker.checkpoint.tokenizer import VOCABULARY, VocabularyTokenizer
+from worker.core.safe_json import JsonObject
 
 NUM_TEXTS = 2_000
 MOST_PARTS = 12
@@ -29,13 +29,13 @@ def lay_out(folder: Path) -> str | None:
     why = why_not(body)
     if why is None:
         data = written(body)
-        why = difference(VocabularyTokens(data), Tokenizer.from_str(json.dumps(body)))
+        why = difference(VocabularyTokenizer(data), Tokenizer.from_str(json.dumps(body)))
         if why is None:
             (folder / VOCABULARY).write_bytes(data)
     return why
 
 
-def why_not(body: dict[str, Any]) -> str | None:
+def why_not(body: JsonObject) -> str | None:
     """Why a tokenizer is of another kind; None where it is not."""
     model, split = body["model"], body.get("pre_tokenizer") or {}
     last = (split.get("pretokenizers") or [split])[-1]
@@ -62,13 +62,13 @@ def why_not(body: dict[str, Any]) -> str | None:
     return None
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+def _merges(model: JsonObject) -> list[tuple[str, str]]:
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     return [(left, right) for left, right in pairs]
 
 
-def written(body: dict[str, Any]) -> bytes:
-    """See `VocabularyTokens`."""
+def written(body: JsonObject) -> bytes:
+    """See `VocabularyTokenizer`."""
     model = body["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     cuts = bytearray(len(tokens))
@@ -80,7 +80,7 @@ def written(body: dict[str, Any]) -> bytes:
     return head.encode() + b"\n" + "".join(f"{token}\n" for token in tokens).encode() + bytes(cuts)
 
 
-def difference(ours: VocabularyTokens, library: Tokenizer) -> str | None:
+def difference(ours: VocabularyTokenizer, library: Tokenizer) -> str | None:
     """A text that the two do not read or write alike; None where there is none."""
     texts = [ours.decode([token], with_special=True) for token in range(library.get_vocab_size())]
     draw = random.Random(0)

@@ -1,13 +1,61 @@
-"""What many tests share: the embedded tiny model, loaded once, and an engine that serves it."""
+"""What many tests share: the embedded tiny model, loaded once, engines that serve it, and marks by path."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from worker.core.settings import Settings
 
+if TYPE_CHECKING:
+    from tests.engine.serving import Serve
+    from worker.engine.engine import Engine
+    from worker.models.loading import LoadedModel
+
+ROOT = Path(__file__).parents[1]
+# What `make quick` leaves out. A test may carry these marks itself, too.
+MARKS = {
+    "browser": ("tests/server/test_playground.py",),
+    "process": (
+        *("tests/platform/test_deploy.py", "tests/platform/test_outcomes.py", "tests/platform/test_soak.py"),
+        *("tests/media/test_attacks.py", "tests/media/test_isolate.py", "tests/startup/test_boot.py"),
+        *("tests/server/test_app.py", "tests/server/test_clients.py", "tests/test_handler.py"),
+        *("tests/builder/test_download.py", "tests/prompt/test_without_weights.py"),
+    ),
+    "slow": (
+        *("tests/builder/test_tiny_model.py", "tests/checkpoint/test_quantised.py", "tests/checkpoint/test_spread.py"),
+        *("tests/engine/test_engine.py", "tests/engine/test_equality.py", "tests/media/test_properties.py"),
+        *("tests/models/test_families.py", "tests/models/test_graphs.py", "tests/models/test_hf_generate.py"),
+        *("tests/models/test_native.py", "tests/models/test_new_family.py", "tests/server/test_openapi.py"),
+        *("tests/engine/test_sampling.py", "tests/media/test_video.py", "tests/media/test_opener.py"),
+        *("tests/models/test_kv_cache.py", "tests/checkpoint/test_tokenizer.py", "tests/checkpoint/test_weights.py"),
+    ),
+}
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
 DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest difference of features and logits
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what carries one of the marks of MARKS")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A quick run does not import what it leaves out, either."""
+    path = str(collection_path.relative_to(ROOT)) if collection_path.is_relative_to(ROOT) else ""
+    is_marked = any(path in paths for paths in MARKS.values())
+    return True if config.getoption("--quick") and is_marked else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Marks by path; in a quick run, nothing that carries one."""
+    for item in items:
+        path = str(item.path.relative_to(ROOT))
+        for mark, paths in MARKS.items():
+            if path in paths:
+                item.add_marker(mark)
+    if config.getoption("--quick"):
+        items[:] = [item for item in items if not any(item.get_closest_marker(mark) for mark in MARKS)]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -23,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny():  # type: ignore[no-untyped-def]
+def tiny() -> "LoadedModel":
     """The embedded tiny model in float32 on the CPU."""
     import torch
 
@@ -34,7 +82,7 @@ def tiny():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
-def library():  # type: ignore[no-untyped-def]
+def library() -> "LoadedModel":
     """The same as transformers' model, for what only that has: `generate`."""
     from worker.models.loading import load
 
@@ -43,36 +91,24 @@ def library():  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="session")
 def real() -> Iterator[str]:
-    """The HTTP door as a process, with the tiny model behind it; its key is k1."""
-    from tests.door import process
+    """The HTTP server as a process, with the tiny model behind it; its key is k1."""
+    from tests.server.servers import process
 
     with process(API_KEY="k1") as address:
         yield address
 
 
 @pytest.fixture
-def serve(tiny) -> Iterator[object]:  # type: ignore[no-untyped-def]
+def serve(tiny: "LoadedModel") -> Iterator["Serve"]:
     """Starts engines of a test's own settings, and closes them at its end, whatever happens."""
-    from worker.engine.engine import Engine
+    from tests.engine.serving import Serve
 
-    engines = []
-
-    def start(settings: Settings) -> Engine:
-        engines.append(Engine(tiny, settings))
-        engines[-1].start()
-        return engines[-1]
-
-    yield start
-    for engine in engines:
-        engine.close()
+    starting = Serve(tiny)
+    yield starting
+    starting.close()
 
 
 @pytest.fixture
-def engine(tiny) -> Iterator[object]:  # type: ignore[no-untyped-def]
+def engine(serve: "Serve") -> "Engine":
     """A started engine of its own for each test, closed at its end."""
-    from worker.engine.engine import Engine
-
-    engine = Engine(tiny, Settings(device="cpu", max_num_seqs=4, max_queue=64))
-    engine.start()
-    yield engine
-    engine.close()
+    return serve(Settings(device="cpu", max_num_seqs=4, max_queue=64))

@@ -2,15 +2,16 @@
 
 import base64
 import io
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from worker.core.contract import ChatRequest, Done, Event, FinishReason, Media, Opened, Picture, Piece, Seen, Usage
+from worker.core.contract import ChatRequest, Done, Event, FinishReason, Media, MediaInfo, Opened, Picture, Piece, Usage
 from worker.core.deadline import Deadline
+from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
 from worker.core.errors import WorkerError
 
 USAGE = Usage(prompt_tokens=20, completion_tokens=3, image_tokens=16)
@@ -24,15 +25,28 @@ class FakeEngine:
     reason: FinishReason = "stop"
     usage: Usage = USAGE
     error: Exception | None = None
-    seen: tuple[Seen, ...] = ()
-    model_name: str = "tiny-qwen3-vl"
-    model_code: str = "native"
+    media: tuple[MediaInfo, ...] = ()
     asked: list[ChatRequest] = field(default_factory=list)
     num_closed: int = 0
     max_model_len: int = 4096
+    state: EngineState = "ready"
 
-    async def weigh(self, request: ChatRequest, media: Sequence[Opened]) -> tuple[int, tuple[int, ...]]:
-        return 10 * len(request.messages) + 16 * len(media), (16,) * len(media)
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo("tiny-qwen3-vl", "native", self.max_model_len)
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    async def count_tokens(self, request: ChatRequest, media: Sequence[Opened]) -> TokenCounts:
+        info = MediaInfo(where="", kind="image", width=64, height=64, tokens=16)
+        return TokenCounts(10 * len(request.messages) + 16 * len(media), (info,) * len(media))
+
+    def on_death(self, callback: Callable[[], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     async def generate(
         self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
@@ -43,7 +57,7 @@ class FakeEngine:
                 yield Piece(text=piece)
             if self.error is not None:
                 raise self.error
-            yield Done(reasons=(self.reason,), usage=self.usage, seen=self.seen)
+            yield Done(reasons=(self.reason,), usage=self.usage, media=self.media)
         finally:
             self.num_closed += 1
 
@@ -55,11 +69,11 @@ class FakeOpener:
     error: WorkerError | None = None
     opened: list[Media] = field(default_factory=list)
 
-    async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]:
+    async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         if self.error is not None:
             raise self.error
         self.opened += items
-        return tuple(Picture(np.full((8, 8, 3), 128, np.uint8)) for _ in items)
+        return tuple((Picture(np.full((8, 8, 3), 128, np.uint8)),) for _ in items)
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         if self.error is not None:

@@ -130,12 +130,12 @@ def test_the_trial_server_goes_on_after_bad_input(trial_server: str) -> None:
 
 
 def opened(service: Any) -> Any:
-    """A door with the model behind it."""
-    from worker.startup.build import Door
+    """A handle whose model is there."""
+    from worker.startup.build import ModelHandle
 
-    door = Door(lambda: cast(Any, SimpleNamespace(service=service)))
-    door.load()
-    return door
+    handle = ModelHandle(lambda: cast(Any, SimpleNamespace(service=service)))
+    handle.load()
+    return handle
 
 
 def test_the_options_are_what_the_platform_needs() -> None:
@@ -208,7 +208,7 @@ def bounded(engine: FakeEngine, given: dict[str, Any]) -> list[Any]:
     from worker.core.settings import load
     from worker.service import Service
 
-    limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "700"})
+    limits = load({"MAX_RESULT_BYTES": "2000", "MAX_CHUNK_BYTES": "700", "STREAM_INTERVAL_MS": "0"})
     ours = handler.Handler(opened(Service(engine, FakeOpener(), limits)), limits)
 
     async def drain() -> list[Any]:

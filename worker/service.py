@@ -1,94 +1,78 @@
-"""THE path of a request: choose a dialect, parse, open media, generate, reply. Both doors go through here.
+"""The path of a request: choose a dialect, parse, open media, generate, reply. RunPod's handler and the HTTP server
+both go through here.
 
-Streaming is the only path: a plain answer is the stream, gathered.
+Streaming is the only path: a plain answer is the stream, gathered. Knows engines and media by their protocols alone.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
 import time
 import weakref
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
 
 from worker.core.contract import (
-    Answer,
     ChatRequest,
+    Counted,
     Done,
-    Event,
-    FinishReason,
-    Media,
-    Message,
     Meta,
+    ModelCard,
+    ModelQuery,
     Opened,
-    Piece,
-    Said,
+    Silence,
     Start,
-    Talk,
-    Text,
-    TokenLogprob,
-    Upload,
-    Usage,
+    with_opened,
 )
 from worker.core.deadline import Deadline
-from worker.core.errors import InternalError, MediaError, ModelNotFound, PromptTooLong, ResultTooLarge, WorkerError
-from worker.core.safe_json import safe
+from worker.core.engine_protocol import Engine
+from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.core.media_protocol import MediaOpener
+from worker.core.pacing import paced
+from worker.core.phases import Phases, legible
+from worker.core.safe_json import Json, safe
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
-from worker.dialects import JSON, Dialect, choose, name_of, native
-from worker.history.history import History, Turn, within
+from worker.dialects.base import Chunk, Dialect, PlainWriter, Writer
+from worker.dialects.table import DIALECTS, DialectTable
+from worker.history.history import History
+from worker.history.recall import Answering, Recall
 from worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
+OnPhase = Callable[[str], None]
+OnFailure = Callable[[WorkerError], None]
 
 
-class Generates(Protocol):
-    """An engine as this module sees it."""
-
-    @property
-    def model_name(self) -> str: ...
-
-    @property
-    def model_code(self) -> str: ...
-
-    @property
-    def max_model_len(self) -> int: ...
-
-    async def weigh(self, request: ChatRequest, media: Sequence[Opened]) -> tuple[int, tuple[int, ...]]: ...
-
-    def generate(
-        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
-    ) -> AsyncGenerator[Event, None]: ...
-
-
-class Opens(Protocol):
-    """What turns references to pictures and videos into pixels."""
-
-    async def open(self, items: Sequence[Media]) -> tuple[Opened, ...]: ...
-
-    async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]: ...
-
-
-Tell = Callable[[str], None]
-Ended = TypeVar("Ended", Answer, Done)
-
-
-def _tell_nobody(phase: str) -> None:
+def _ignore(_: object) -> None:
     pass
 
 
-def refusal(body: object, error: WorkerError) -> list[Any]:
+def refusal(body: object, error: WorkerError, dialects: DialectTable = DIALECTS) -> list[Chunk]:
     """What the client receives where nothing serves."""
-    dialect: Dialect = native
-    shown: dict[str, Any] = {}
-    with contextlib.suppress(WorkerError):
-        dialect, shown = choose(body)
-    return list(dialect.refusal(error, shown))
+    try:
+        call = dialects.choose(body)
+    except WorkerError:
+        return dialects.default.refuse(error, False)
+    return call.dialect.refuse(error, call.wants_stream)
+
+
+@dataclass
+class _Run:
+    """One request on its way. writer: of its stream, once there is one."""
+
+    id: str
+    deadline: Deadline
+    on_phase: OnPhase
+    dialect: Dialect
+    wants_stream: bool = False
+    writer: Writer | None = None
+    phases: Phases = field(default_factory=Phases)
+
+    def last_words(self, error: WorkerError) -> list[Chunk]:
+        return self.dialect.refuse(error, self.wants_stream) if self.writer is None else self.writer.fail(error)
 
 
 class Service:
@@ -97,19 +81,23 @@ class Service:
 
     def __init__(
         self,
-        engine: Generates,
-        opener: Opens,
+        engine: Engine,
+        opener: MediaOpener,
         settings: Settings,
         clock: Callable[[], float] = time.time,
         timeline: Timeline | None = None,
+        dialects: DialectTable = DIALECTS,
+        history: History | None = None,
     ) -> None:
         self._engine = engine
         self._opener = opener
         self._settings = settings
         self._clock = clock
         self._timeline = timeline
+        self._dialects = dialects
         self.metrics = Metrics()
-        self.history = History(settings)
+        self.history = history or History(settings)
+        self._recall = Recall(self.history, engine, opener, settings)
         self._stop_at = math.inf
         self._running: weakref.WeakSet[Deadline] = weakref.WeakSet()
 
@@ -124,257 +112,185 @@ class Service:
         body: object,
         request_id: str,
         max_seconds: float = math.inf,
-        tell: Tell = _tell_nobody,
-        fail: Callable[[WorkerError], None] = lambda _: None,
+        on_phase: OnPhase = _ignore,
+        on_failure: OnFailure = _ignore,
         is_bounded: bool = False,
-    ) -> AsyncGenerator[Any, None]:
+    ) -> AsyncGenerator[Json, None]:
         """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words. Safe JSON.
 
-        `max_seconds` is the caller's own limit, beside the request's. `tell` hears the phases of the request, `fail`
-        why it failed, before its last words come. `is_bounded`: what the platform would refuse for its size fails.
+        `max_seconds` is the caller's own limit, beside the request's. `on_phase` hears the phases of the request,
+        `on_failure` why it failed, before its last words come. `is_bounded`: what the platform would refuse for its
+        size fails.
         """
-        dialect: Dialect = native
-        shown: dict[str, Any] = {}
         came_at = time.monotonic()
         deadline = Deadline(min(self._stop_at, came_at + min(self._settings.max_job_s, max_seconds)))
         self._running.add(deadline)
+        run = _Run(request_id, deadline, on_phase, self._dialects.default)
         try:
-            dialect, shown = choose(body)
-            request = dialect.parse(shown)
-            if request.max_seconds is not None:
+            request = self._parsed(body, run)
+            if isinstance(request, ChatRequest) and request.max_seconds is not None:
                 deadline.bring_forward(came_at + request.max_seconds)
-            async with aclosing(self._run(dialect, request, request_id, deadline, tell)) as outputs:
+            async with aclosing(self._outputs(request, run)) as outputs:
                 num_bytes = 0
                 async for output in outputs:
                     value = safe(output)
                     if is_bounded:
-                        num_bytes = self._within(num_bytes, len(json.dumps(value)))
+                        num_bytes = self._within_limits(num_bytes, len(json.dumps(value)))
                     yield value
-            self.metrics.ended(name_of(dialect), "ok")
+            self.metrics.ended(run.dialect.name, "ok")
             return
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
             log.info("left by its client", extra={"request": request_id})
-            self.metrics.ended(name_of(dialect), "left")
+            self.metrics.ended(run.dialect.name, "left")
             raise
         except WorkerError as error:
             failure = error
             log.info("failed: %s", error.code, extra={"request": request_id, "code": error.code})
-        except BaseException:  # a panic in a library written in Rust is no Exception
+        # The border of a request: what fails inside is its own. A panic in a library written in Rust is no Exception.
+        except BaseException:
             failure = InternalError()
             log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
-        self.metrics.ended(name_of(dialect), failure.code)
-        fail(failure)
-        for output in dialect.refusal(failure, shown):
-            yield output
+        self.metrics.ended(run.dialect.name, failure.code)
+        on_failure(failure)
+        for chunk in run.last_words(failure):
+            yield chunk
 
-    def _within(self, before: int, size: int) -> int:
+    def _parsed(self, body: object, run: _Run) -> ChatRequest | ModelQuery:
+        """The request in the contract's terms. Raises InputError."""
+        call = self._dialects.choose(body)
+        run.dialect, run.wants_stream = call.dialect, call.wants_stream
+        return call.dialect.parse(call.body())
+
+    def _within_limits(self, before: int, size: int) -> int:
         """The bytes of an answer with those of another chunk. Raises ResultTooLarge."""
         is_chunk_too_large = before > 0 and size > self._settings.max_chunk_bytes
         if is_chunk_too_large or before + size > self._settings.max_result_bytes:
             raise ResultTooLarge()
         return before + size
 
-    async def _run(
-        self, dialect: Dialect, request: ChatRequest, request_id: str, deadline: Deadline, tell: Tell
-    ) -> AsyncGenerator[JSON, None]:
-        if request.ignored:
-            log.info("ignored: %s", ", ".join(request.ignored), extra={"request": request_id})
-        if request.model not in (None, self._engine.model_name):
+    async def _outputs(self, request: ChatRequest | ModelQuery, run: _Run) -> AsyncGenerator[Chunk, None]:
+        if isinstance(request, ChatRequest) and request.ignored:
+            log.info("ignored: %s", ", ".join(request.ignored), extra={"request": run.id})
+        if request.model not in (None, self._engine.info.model):
             raise ModelNotFound(where="model")
-        meta = Meta(
-            id=request_id,
-            model=self._engine.model_name,
-            code=self._engine.model_code,
+        if isinstance(request, ModelQuery):
+            card = ModelCard(model=self._engine.info.model, created=int(self._clock()), is_named=bool(request.model))
+            yield run.dialect.reply(card)
+            return
+        if self._settings.log_prompts:
+            log.info("asked", extra={"request": run.id, "messages": legible(request)})
+        if self._timeline is not None:
+            self._timeline.end("waiting for a request")
+        async with aclosing(self._answered(request, run)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _answered(self, request: ChatRequest, run: _Run) -> AsyncGenerator[Chunk, None]:
+        """The request's outcome. A message to the bot is remembered first, and answered in its conversation."""
+        run.phases = Phases()
+        if request.media:
+            run.on_phase("opening media")
+        conversation, answering = request.conversation, None
+        async with AsyncExitStack() as stack:
+            if conversation is None:
+                request, media = await self._opened(request, run)
+            else:
+                async with run.deadline.watch():
+                    remembered = await self._recall.remember(request, conversation)
+                if not self._recall.is_addressed(conversation):
+                    yield run.dialect.reply(Silence())
+                    return
+                async with run.deadline.watch():
+                    request, media = await self._recall.with_history(remembered)
+                answering = await stack.enter_async_context(self._recall.answering(conversation, remembered))
+                del remembered
+            if media:
+                run.phases.end("media")
+            run.on_phase("reading the prompt")
+            meta = self._meta(request, run)
+            if request.counts_only:
+                counts = await self._engine.count_tokens(request, media)
+                yield run.dialect.reply(Counted(meta=meta, prompt_tokens=counts.prompt_tokens, media=counts.media))
+                return
+            chunks = self._generated(request, media, meta, run, answering)
+            del media  # freed as soon as the engine has made a prompt of it
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _opened(self, request: ChatRequest, run: _Run) -> tuple[ChatRequest, tuple[Opened, ...]]:
+        if not request.media:
+            return request, ()
+        async with run.deadline.watch():
+            return with_opened(request, await self._opener.open(request.media))
+
+    def _meta(self, request: ChatRequest, run: _Run) -> Meta:
+        info = self._engine.info
+        return Meta(
+            id=run.id,
+            model=info.model,
+            code=info.code,
             created=int(self._clock()),
-            is_named=request.model is not None,
             include_usage=request.include_usage,
             num_answers=request.sampling.n,
         )
-        if not request.messages:
-            yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
-            return
-        if self._settings.log_prompts:
-            log.info("asked", extra={"request": request_id, "messages": _legible(request)})
-        if self._timeline is not None:
-            self._timeline.end("waiting for a request")
-        phases = _Phases()
-        media: tuple[Opened, ...] = ()
-        talk = request.talk
-        if request.media:
-            tell("opening media")
-        if talk is not None:
-            async with deadline.watch():
-                heard = await self._remembered(request, talk)
-            if not self._is_spoken_to(talk):
-                yield dialect.reply(Answer(meta=meta, said=(), usage=Usage(prompt_tokens=0, completion_tokens=0)))
-                return
-            async with deadline.watch():
-                request, media = await self._in_their_light(heard)
-        elif request.media:
-            async with deadline.watch():
-                media = await self._opener.open(request.media)
-        if media:
-            phases.end("media")
-        tell("reading the prompt")
-        async with aclosing(self._engine.generate(request, media, deadline)) as events:
-            if not request.stream:
-                try:
-                    answer = await _gather(events, meta)
-                except Exception:
-                    if talk is not None:  # who asked is told, and asks again
-                        await self.history.forget(talk.key, heard.turn)
-                    raise
-                answer = self._with_cold_start(answer, request_id)
-                phases.end("answer")
-                if talk is not None:
-                    await self.history.reply(talk.key, heard.turn, answer.said[0].text, answer.usage.completion_tokens)
-                phases.note("first token", answer.first_token_s)
-                self._end(request_id, answer.usage, [said.reason for said in answer.said], phases)
-                yield dialect.reply(answer)
-                return
-            has_started = False
+
+    async def _generated(
+        self,
+        request: ChatRequest,
+        media: tuple[Opened, ...],
+        meta: Meta,
+        run: _Run,
+        answering: Answering | None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """The engine's events as the dialect's chunks; gathered they are its one reply."""
+        writer = run.writer = self._writer(request, meta, run)
+        events = self._engine.generate(request, media, run.deadline)
+        del media
+        if request.stream:
+            events = paced(events, self._settings.stream_interval_ms / 1000)
+        has_started = False
+        async with aclosing(events):
             async for event in events:
                 if not has_started:
-                    phases.end("first text")
-                if isinstance(event, Done):
-                    event = self._with_cold_start(event, request_id)
-                    phases.end("answer")
-                    phases.note("first token", event.first_token_s)
-                    self._end(request_id, event.usage, event.reasons, phases)
-                for happened in (event,) if has_started else (Start(), event):
-                    for chunk in dialect.chunks(happened, meta):
+                    has_started = True
+                    if request.stream:
+                        run.phases.end("first text")
+                    for chunk in writer.feed(Start()):
                         yield chunk
-                has_started = True
+                if isinstance(event, Done):
+                    event = self._ended(event, run)
+                if answering is not None:
+                    await answering.feed(event)
+                for chunk in writer.feed(event):
+                    yield chunk
+        for chunk in writer.flush():
+            yield chunk
 
-    def _is_spoken_to(self, talk: Talk) -> bool:
-        """Whether a message is one that the bot answers."""
-        is_named = self._settings.bot_name.casefold() in talk.content.casefold()
-        return not talk.is_group or self._settings.group_reply == "always" or is_named
+    def _writer(self, request: ChatRequest, meta: Meta, run: _Run) -> Writer:
+        dialect = run.dialect
+        if request.stream and dialect.writer is not None:
+            return dialect.writer(meta)
+        return PlainWriter(meta, dialect.reply, dialect.refuse)
 
-    async def _remembered(self, request: ChatRequest, talk: Talk) -> "_Heard":
-        """Remember a bot's message. Raises MediaError, PromptTooLong: then nothing is remembered."""
-        [message] = request.messages
-        async with self.history.in_order(talk.key):
-            # What is remembered must open later too: its bytes are read once, opened, and only then kept.
-            images = await self._opener.read(request.media)
-            sources = iter([Upload(data=image) for image in images])
-            parts = tuple(
-                part.model_copy(update={"source": next(sources)}) if isinstance(part, Media) else part
-                for part in message.parts
-            )
-            prompt = self._settings.bot_prompt
-            system = (Message(role="system", parts=(Text(text=prompt),)),) if prompt else ()
-            own = request.model_copy(update={"messages": (*system, message.model_copy(update={"parts": parts}))})
-            media = await self._opener.open(own.media)
-            tokens, image_tokens = await self._engine.weigh(own, media)
-            if tokens > self._room(request):
-                raise PromptTooLong(detail=f"the message alone has {tokens} tokens, at most {self._room(request)}")
-            text = "".join(part.text for part in parts if isinstance(part, Text))
-            words = tokens - sum(image_tokens)
-            turn, earlier = await self.history.add(talk.key, text, words, images, image_tokens, talk.at)
-            return _Heard(own, media, tokens, turn, earlier)
+    def _ended(self, done: Done, run: _Run) -> Done:
+        """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
+        done = self._with_cold_start(done, run)
+        run.phases.end("answer")
+        run.phases.note("first token", done.first_token_s)
+        seconds = run.phases.seconds
+        facts = {"finish_reasons": list(done.reasons), "usage": done.usage.model_dump(), "seconds": seconds}
+        log.info("answered", extra={"request": run.id, **facts})
+        self.metrics.answered(done.usage, seconds)
+        return done
 
-    def _room(self, request: ChatRequest) -> int:
-        """Tokens that a prompt may have beside the request's answer."""
-        return self._engine.max_model_len - (request.sampling.max_tokens or 0)
-
-    async def _in_their_light(self, heard: "_Heard") -> tuple[ChatRequest, tuple[Opened, ...]]:
-        """A bot's message behind as much of what was said before as there is room for, with all media opened."""
-        own, media = heard.own, heard.media
-        settings, room = self._settings, self._room(own)
-        num_images = min(settings.history_images, settings.max_images - len(own.media))
-        max_tokens = min(settings.history_tokens, room - heard.tokens)
-        turns = within(heard.earlier, settings.history_turns, max_tokens, num_images)
-        *system, message = own.messages
-        while turns:
-            before = await self.history.messages(turns)
-            whole = own.model_copy(update={"messages": (*system, *before, message)})
-            try:
-                seen = (*await self._opener.open(whole.media[: len(whole.media) - len(media)]), *media)
-                if (await self._engine.weigh(whole, seen))[0] <= room:
-                    return whole, seen
-            except MediaError as error:
-                log.warning("the history has pictures that cannot be opened again: %s", error.code)
-                return own, media
-            turns = turns[1 + len(turns) // 8 :]
-        return own, media
-
-    def _with_cold_start(self, ended: Ended, request_id: str) -> Ended:
+    def _with_cold_start(self, done: Done, run: _Run) -> Done:
         """The first answer alone says where the time of the start went."""
         timeline, self._timeline = self._timeline, None
         if timeline is None:
-            return ended
-        if ended.first_token_at is not None:
-            timeline.end("first token", ended.first_token_at)
+            return done
+        if done.first_token_at is not None:
+            timeline.end("first token", done.first_token_at)
         timeline.end("rest of the first answer")
-        log.info("first answer", extra={"request": request_id, "seconds": timeline.report})
-        return ended.model_copy(update={"cold_start": timeline.report})
-
-    def _end(self, request_id: str, usage: Usage, reasons: Sequence[FinishReason], phases: "_Phases") -> None:
-        """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
-        facts = {"finish_reasons": list(reasons), "usage": usage.model_dump(), "seconds": phases.seconds}
-        log.info("answered", extra={"request": request_id, **facts})
-        self.metrics.answered(usage, phases.seconds)
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """A bot's message that is remembered. own: it alone, behind the bot's system message, with its media opened and its
-    `tokens`; turn: what a reply to it belongs to; earlier: what was said before."""
-
-    own: ChatRequest
-    media: tuple[Opened, ...]
-    tokens: int
-    turn: int
-    earlier: Sequence[Turn]
-
-
-class _Phases:
-    """Seconds of a request's phases, for its line in the log."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def end(self, phase: str) -> None:
-        now = time.monotonic()
-        self.seconds[phase] = round(now - self._since, 3)
-        self._since = now
-
-    def note(self, phase: str, seconds: float | None) -> None:
-        """A phase that was measured elsewhere."""
-        if seconds is not None:
-            self.seconds[phase] = round(seconds, 3)
-
-
-def _legible(request: ChatRequest) -> list[str]:
-    """The words of a request, with `[image]` and `[video]` in the places of the media."""
-    return [
-        f"{message.role}: "
-        + " ".join(part.text if isinstance(part, Text) else f"[{part.kind}]" for part in message.parts)
-        for message in request.messages
-    ]
-
-
-async def _gather(events: AsyncGenerator[Event, None], meta: Meta) -> Answer:
-    texts: dict[int, list[str]] = defaultdict(list)
-    logprobs: dict[int, list[TokenLogprob]] = defaultdict(list)
-    async for event in events:
-        match event:
-            case Piece():
-                texts[event.index].append(event.text)
-                logprobs[event.index] += event.logprobs
-            case Done():
-                said = tuple(
-                    Said(text="".join(texts[index]), reason=reason, logprobs=tuple(logprobs[index]))
-                    for index, reason in enumerate(event.reasons)
-                )
-                return Answer(
-                    meta=meta,
-                    said=said,
-                    usage=event.usage,
-                    seen=event.seen,
-                    first_token_s=event.first_token_s,
-                    first_token_at=event.first_token_at,
-                )
-    raise InternalError()
+        log.info("first answer", extra={"request": run.id, "seconds": timeline.report})
+        return done.model_copy(update={"cold_start": timeline.report})

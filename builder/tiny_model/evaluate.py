@@ -21,9 +21,10 @@ from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened
 from worker.core.settings import load as load_settings
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
-from worker.models.runner import Prompt
-from worker.prompt.builder import PromptBuilder, grids
-from worker.prompt.patches import normalised
+from worker.models.pixel_values import pixel_values
+from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import grids
+from worker.prompt.types import Prompt
 
 MARKS = {"caption": 0.98, "count": 0.98, "number": 0.95, "boxes": 0.95, "motion": 0.95}
 IOU = 0.75
@@ -135,7 +136,7 @@ def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
     """A Markdown table; also what was wrong, where asked for."""
     settings = load_settings({"MODEL_PATH": str(folder), "DEVICE": "cpu", "MODEL_CODE": "transformers"})
     model = load(settings)
-    builder = PromptBuilder(model, settings)
+    builder = PromptBuilder(model.spec, settings)
     right: Counter[tuple[str, str]] = Counter()
     wrong = []
     total = per_cell * len(SKILLS) * len(skills.LANGUAGES)
@@ -167,7 +168,7 @@ def _message(shown: tuple[Opened, ...], ask: skills.Ask) -> Message:
 def generate(model: LoadedModel, prompt: Prompt) -> str:
     """The greedy answer of transformers' own `generate`."""
     ids = generate_ids(model, prompt, _MAX_NEW_TOKENS)
-    return model.tokens.decode(ids)
+    return model.spec.tokenizer.decode(ids)
 
 
 @torch.inference_mode()
@@ -182,7 +183,7 @@ def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more
         ("pixel_values_videos", "video_grid_thw", prompt.videos),
     ):
         if patches:
-            visual[name] = normalised(patches, model.pixels, model.device, model.dtype)
+            visual[name] = pixel_values(patches, model.spec.preprocessor, model.device, model.dtype)
             visual[grid] = grids(patches)
     output = module_of(model.runner).generate(
         input_ids=ids,

@@ -7,13 +7,13 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from builder.tiny_model import skills
 from builder.tiny_model.scenes import random_clip, random_number, random_scene
-from worker.checkpoint.preprocessor import PixelRules
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.core.safe_json import JsonObject
 
 PATCH, MERGE, TEMPORAL = 16, 2, 2
 MIN_PIXELS, MAX_PIXELS = 128 * 128, 256 * 256
@@ -97,7 +97,7 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def model_config() -> dict[str, Any]:
+def model_config() -> JsonObject:
     """`config.json`: about 5.9 million parameters, heads of 64."""
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -150,7 +150,7 @@ def model_config() -> dict[str, Any]:
     }
 
 
-def generation_config() -> dict[str, Any]:
+def generation_config() -> JsonObject:
     return {
         "bos_token_id": special_id("<|endoftext|>"),
         "pad_token_id": special_id("<|endoftext|>"),
@@ -169,13 +169,13 @@ _PATCHING = {
 }
 
 
-PIXEL_RULES = PixelRules(
+PIXEL_RULES = PreprocessorConfig(
     PATCH, MERGE, TEMPORAL, (0.5,) * 3, (0.5,) * 3, MIN_PIXELS, MAX_PIXELS, VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS,
     video_fps=2.0, caps_frames=False, frame_max_tokens=768,
 )  # fmt: skip
 
 
-def preprocessor_config() -> dict[str, Any]:
+def preprocessor_config() -> JsonObject:
     return {
         "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
         **_PATCHING,
@@ -183,7 +183,7 @@ def preprocessor_config() -> dict[str, Any]:
     }
 
 
-def video_preprocessor_config() -> dict[str, Any]:
+def video_preprocessor_config() -> JsonObject:
     return {
         "size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS},
         **_PATCHING,
@@ -195,7 +195,7 @@ def video_preprocessor_config() -> dict[str, Any]:
     }
 
 
-def tokenizer_config() -> dict[str, Any]:
+def tokenizer_config() -> JsonObject:
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "processor_class": "Qwen3VLProcessor",

@@ -20,6 +20,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from builder.tiny_model import recipe, skills
 from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Grid, Stage, load_tokenizer
+from worker.core.safe_json import JsonObject
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def loss_of(model: Any, batch: Batch, device: str) -> torch.Tensor:
     branch = torch.from_numpy(batch.branch).to(device)
     with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
         embeds = model.get_input_embeddings()(ids)
-        visual: dict[str, Any] = {}
+        visual: JsonObject = {}
         if batch.patches is not None:
             pixels = torch.from_numpy(batch.patches).to(device).float().div_(127.5).sub_(1.0)
             mask = ids == recipe.special_id("<|video_pad|>" if batch.is_video else "<|image_pad|>")

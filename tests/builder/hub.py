@@ -38,10 +38,10 @@ class Hub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                hub._answer(self, has_body=True)
+                hub.answer(self, has_body=True)
 
             def do_HEAD(self) -> None:
-                hub._answer(self, has_body=False)
+                hub.answer(self, has_body=False)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -60,7 +60,7 @@ class Hub:
         self._server.server_close()
         self._thread.join()
 
-    def _answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
         if "Authorization" in request.headers:
             self.tokens.add(request.headers["Authorization"])
         path = request.path.partition("?")[0]
@@ -158,7 +158,7 @@ class Hub:
 class ModelScopeHub(Hub):
     """The same as the other hub tells it: paths, envelopes and errors of ModelScope's API, branch `master`."""
 
-    def _answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, *, has_body: bool) -> None:
         if "Authorization" in request.headers:
             self.tokens.add(request.headers["Authorization"])
         url = urlsplit(request.path)

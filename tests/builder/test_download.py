@@ -17,8 +17,8 @@ from builder.download import DownloadError, Source, fetch
 from builder.verify import verify
 from tests.builder.hub import COMMIT, Hub, ModelScopeHub
 from worker.checkpoint import locate
-from worker.checkpoint.locate import ModelError
 from worker.checkpoint.weights import headers, mapped
+from worker.core.errors import ModelError
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.models.native.layers import Tensors
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.core.contract import MAX_TEXT_CHARS
 from worker.core.errors import InputError, WorkerError
-from worker.dialects import choose
+from worker.dialects.base import MAX_TEXT_CHARS
+from worker.dialects.table import DIALECTS
 
 SECRET = "zebra-crossing-4711"
 
@@ -173,20 +173,20 @@ def test_bad_input_has_a_code_and_a_place(body: object, code: str, place: str) -
 
 
 def parse(body: object) -> object:
-    dialect, shown = choose(body)
-    return dialect.parse(shown)
+    call = DIALECTS.choose(body)
+    return call.dialect.parse(call.body())
 
 
 @pytest.mark.parametrize("body,code,place", BAD.values(), ids=BAD.keys())  # noqa: PT006
 def test_every_refusal_is_an_error_of_the_job(body: object, code: str, place: str) -> None:
     try:
-        dialect, shown = choose(body)
+        call = DIALECTS.choose(body)
     except WorkerError:
         return
     try:
-        dialect.parse(shown)
+        call.dialect.parse(call.body())
     except WorkerError as error:
-        [refusal] = dialect.refusal(error, shown)
+        [refusal] = call.dialect.refuse(error, call.wants_stream)
         assert isinstance(refusal, dict)
         assert isinstance(refusal["error"], str)
         assert code in refusal["error"]

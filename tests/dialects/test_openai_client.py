@@ -9,11 +9,12 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
+from worker.core.engine_protocol import Engine
 from worker.core.settings import load
-from worker.service import Generates, Service
+from worker.service import Service
 
 
-def client(engine: Generates) -> openai.OpenAI:
+def client(engine: Engine) -> openai.OpenAI:
     """A client whose requests become jobs with `openai_route` and `openai_input`."""
     service = Service(engine, FakeOpener(), load({}))
 
@@ -82,7 +83,7 @@ def test_a_stream_that_fails_is_the_clients_exception() -> None:
     assert "secret" not in str(failure.value)
 
 
-def test_several_answers_with_log_probabilities(engine: Generates) -> None:
+def test_several_answers_with_log_probabilities(engine: Engine) -> None:
     """Against the tiny model: the client's own types, and probabilities that are some."""
     completion = client(engine).chat.completions.create(
         model="tiny-qwen3-vl",
@@ -112,7 +113,7 @@ def test_several_answers_with_log_probabilities(engine: Generates) -> None:
     assert completion.usage.completion_tokens == 16
 
 
-def test_several_answers_streamed(engine: Generates) -> None:
+def test_several_answers_streamed(engine: Engine) -> None:
     stream = client(engine).chat.completions.create(
         model="tiny-qwen3-vl",
         messages=[{"role": "user", "content": "Hello!"}],

@@ -6,12 +6,14 @@ import pytest
 
 from worker.core.contract import ChatRequest, Controls, Frames, Inline, Media, Text, Url
 from worker.core.errors import InputInvalid, MediaParamInvalid
-from worker.dialects import choose, name_of
+from worker.dialects.table import DIALECTS
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
-    dialect, shown = choose(body)
-    return dialect.parse(shown)
+    call = DIALECTS.choose(body)
+    request = call.dialect.parse(call.body())
+    assert isinstance(request, ChatRequest)
+    return request
 
 
 @pytest.mark.parametrize(
@@ -277,12 +279,11 @@ def test_without_a_model_the_older_services_defaults_hold() -> None:
     ],
 )
 def test_a_dialect_that_is_named_goes_before_the_table(body: dict[str, Any], name: str) -> None:
-    dialect, shown = choose(body)
-    assert name_of(dialect) == name
-    assert len(dialect.parse(shown).messages) == 1
+    assert DIALECTS.choose(body).dialect.name == name
+    assert len(parse(body).messages) == 1
 
 
 @pytest.mark.parametrize("name", ["", "qwen", 3, None, "openai_models", "__init__"])
 def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(name: object) -> None:
     with pytest.raises(InputInvalid, match=r"dialect: .*one of bot_group, bot_private, chat_vl, generate, native"):
-        choose({"dialect": name, "prompt": "x"})
+        DIALECTS.choose({"dialect": name, "prompt": "x"})

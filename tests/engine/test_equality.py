@@ -21,9 +21,9 @@ def expected(library: LoadedModel) -> list[str]:
 
 
 def reference(library: LoadedModel, shown: Shown) -> str:
-    prompt = PromptBuilder(library, Settings()).build(shown.request, shown.media)
+    prompt = PromptBuilder(library.spec, Settings()).build(shown.request, shown.media)
     tokens = generate_ids(library, prompt, shown.request.sampling.max_tokens or 512)
-    return library.tokens.decode(tokens)
+    return library.spec.tokenizer.decode(tokens)
 
 
 async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -> str:
@@ -82,7 +82,7 @@ def test_other_pixels_give_another_text(engine: Engine) -> None:
 
 
 def test_the_position_delta_matters_for_pictures_and_not_for_text(tiny: LoadedModel) -> None:
-    builder = PromptBuilder(tiny, Settings())
+    builder = PromptBuilder(tiny.spec, Settings())
     deltas = []
     for shown in (ask("Hi"), ask("Hi", picture(1)), ask("Hi", clip(1))):
         deltas.append(builder.build(shown.request, shown.media).delta)

@@ -31,14 +31,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from builder.real_rules import QWEN3_VL
 from tests.media.attack_files import FILMS, PICTURES, PNG, Sent, growing, sound
-from worker.core.contract import AS_IT_IS, Clip, Controls, Inline, Media, Opened, Upload, Url
+from worker.core.contract import NO_CONTROLS, Clip, Controls, Inline, Media, Opened, Upload, Url
 from worker.core.errors import WorkerError
 from worker.core.settings import Settings
 from worker.dialects import native
 from worker.media import fetch, guard
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.prompt.patches import Eye
+from worker.prompt.size_policy import SmartResizePolicy
 
 INTERNET = "127.0.0.99"
 INSIDE = "127.0.0.1"
@@ -136,7 +136,7 @@ def _base64() -> Iterator[Attack]:
 
 def _file(group: str, kind: Any, name: str, sent: Sent) -> Attack:
     def make() -> Media:
-        controls = Controls(**sent.controls) if sent.controls else AS_IT_IS
+        controls = Controls(**sent.controls) if sent.controls else NO_CONTROLS
         return Media(kind=kind, source=Upload(data=sent.make()), where=kind, controls=controls)
 
     return Attack(group, name, make, sent.code, sent.wall_s, sent.mib)
@@ -294,17 +294,17 @@ def _is_whole(opened: Opened) -> bool:
 
 def _opener(settings: Settings = SETTINGS) -> Opener:
     resolver: Callable[[], AbstractResolver] = Names
-    return Opener(settings, Fetcher(settings, resolver), Eye(QWEN3_VL, settings))
+    return Opener(settings, Fetcher(settings, resolver), SmartResizePolicy(QWEN3_VL, settings))
 
 
 async def _code_of(made: Media | dict[str, Any], stage: Stage, opener: Opener) -> str:
     try:
         if isinstance(made, dict):
-            native.parse(made)
+            native.DIALECT.parse(made)
             return "seen"
         if isinstance(made.source, Url):
             made = made.model_copy(update={"source": Url(url=stage.filled(made.source.url))})
-        [opened] = await opener.open([made])
+        [[opened]] = await opener.open([made])
     except WorkerError as error:
         tells_too_much = any(hint in error.message for hint in ("/etc", "/proc", " at 0x", "127.0.0.1", "PIL", "av."))
         return f"{error.code}, and too much" if tells_too_much else error.code

@@ -14,13 +14,13 @@ from PIL import Image
 
 from tests.fakes import encoded
 from tests.media.films import film
-from worker.checkpoint.preprocessor import read_rules
+from worker.checkpoint.preprocessor import read_preprocessor
 from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaTooLarge
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media.isolate import Children
 from worker.media.opener import Opener
-from worker.prompt.patches import Eye
+from worker.prompt.size_policy import SmartResizePolicy
 
 FILM = film(20)  # one for both: under load, encoding it again may give other bytes
 PNG = encoded(Image.linear_gradient("L").resize((90, 60)))
@@ -44,9 +44,9 @@ def run(children: Children, work: Any, *arguments: Any, timeout_s: float = 20.0)
 def test_what_is_opened_is_the_same_in_both_ways() -> None:
     def opened(**more: Any) -> tuple[Any, ...]:
         settings = Settings(prepare_threads=2, **more)
-        opener = Opener(settings, None, Eye(read_rules(EMBEDDED_MODEL), settings))  # type: ignore[arg-type]
+        opener = Opener(settings, None, SmartResizePolicy(read_preprocessor(EMBEDDED_MODEL), settings))  # type: ignore[arg-type]
         try:
-            return asyncio.run(opener.open([media("image", PNG), media("video", FILM)]))
+            return tuple(shown for [shown] in asyncio.run(opener.open([media("image", PNG), media("video", FILM)])))
         finally:
             opener.close()
 
@@ -59,11 +59,11 @@ def test_what_is_opened_is_the_same_in_both_ways() -> None:
 
 def test_a_file_that_is_broken_is_told_with_its_place() -> None:
     settings = Settings(prepare_threads=1, media_isolate="process")
-    opener = Opener(settings, None, Eye(read_rules(EMBEDDED_MODEL), settings))  # type: ignore[arg-type]
+    opener = Opener(settings, None, SmartResizePolicy(read_preprocessor(EMBEDDED_MODEL), settings))  # type: ignore[arg-type]
     try:
         with pytest.raises(MediaCorrupt, match="image: "):
             asyncio.run(opener.open([media("image", PNG[:60])]))
-        [seen] = asyncio.run(opener.open([media("image", PNG)]))
+        [[seen]] = asyncio.run(opener.open([media("image", PNG)]))
     finally:
         opener.close()
     assert isinstance(seen, Picture)

@@ -13,7 +13,21 @@ from PIL import Image
 
 from tests.fakes import as_base64
 from tests.media.films import film, number_of
-from worker.core.contract import RGB, Clip, Controls, Frames, Inline, Media, Opened, Picture, Url
+from worker.core.contract import (
+    RGB,
+    ChatRequest,
+    Clip,
+    Controls,
+    Frames,
+    Inline,
+    Media,
+    Message,
+    Opened,
+    Picture,
+    Text,
+    Url,
+    with_opened,
+)
 from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -28,6 +42,7 @@ from worker.core.errors import (
 )
 from worker.core.settings import Settings
 from worker.media import picture
+from worker.media.decoders import DECODERS, DecodeContext, open_picture
 from worker.media.opener import Opener
 
 
@@ -54,7 +69,7 @@ class Slow:
 
 
 class AsItIs:
-    """An eye that sees everything at its own size, a token for each pixel."""
+    """An size_policy that sees everything at its own size, a token for each pixel."""
 
     max_tokens = 10**9
 
@@ -83,7 +98,7 @@ def clip(*colours: str, fps: float | None = None) -> Media:
 def opened(items: Sequence[Media], settings: Settings | None = None) -> tuple[Opened, ...]:
     opener = Opener(settings or Settings(), Slow(), AsItIs())
     try:
-        return asyncio.run(opener.open(items))
+        return tuple(one for opened in asyncio.run(opener.open(items)) for one in opened)
     finally:
         opener.close()
 
@@ -125,7 +140,7 @@ def test_an_animated_picture_is_a_video_where_a_video_is_asked_for() -> None:
 
 
 class Counts(AsItIs):
-    """An eye with a budget that remembers what was decoded."""
+    """An size_policy with a budget that remembers what was decoded."""
 
     max_tokens = 100
 
@@ -197,7 +212,7 @@ def test_a_video_file_comes_by_address_and_inline(is_inline: bool) -> None:
     source = Inline(data=base64.b64encode(data).decode()) if is_inline else Url(url="film")
     opener = Opener(Settings(), Shelf(film=data), AsItIs())
     try:
-        [clip] = asyncio.run(opener.open([film_in(source, nframes=4)]))
+        [[clip]] = asyncio.run(opener.open([film_in(source, nframes=4)]))
     finally:
         opener.close()
     assert isinstance(clip, Clip)
@@ -287,11 +302,11 @@ def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(mo
         with pytest.raises(MediaDecodeTimeout):
             await opener.open([image(inline("red"))])
         assert has_begun.is_set()
-        assert opener._memory._free < opener._memory.total
+        assert opener.workers.memory.free < opener.workers.memory.total
         go_on.set()
-        await asyncio.get_running_loop().run_in_executor(None, opener._threads.shutdown)
+        await asyncio.get_running_loop().run_in_executor(None, opener.close)
         await asyncio.sleep(0)
-        assert opener._memory._free == opener._memory.total
+        assert opener.workers.memory.free == opener.workers.memory.total
 
     asyncio.run(run())
 
@@ -321,7 +336,29 @@ def test_not_all_addresses_are_fetched_at_once() -> None:
         assert shelf.num_open == 3
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert opener._fetches._free == 3
+        assert opener.sources.fetches.free == 3
 
     asyncio.run(run())
     opener.close()
+
+
+def test_one_reference_may_become_many_pictures() -> None:
+    """A document is a decoder and a row of the table: this one cuts a picture into pages."""
+
+    async def pages(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
+        [whole] = await open_picture(context, item)
+        assert isinstance(whole, Picture)
+        half = whole.rgb.shape[1] // 2
+        return Picture(whole.rgb[:, :half], item.controls), Picture(whole.rgb[:, half:], item.controls)
+
+    opener = Opener(Settings(), Slow(), AsItIs(), {**DECODERS, "image": pages})
+    message = Message(role="user", parts=(Text(text="Read"), image(inline("red"), "doc"), Text(text="and this")))
+    request = ChatRequest(messages=(message,))
+    try:
+        request, opened = with_opened(request, asyncio.run(opener.open(request.media)))
+    finally:
+        opener.close()
+    assert [(part.kind, part.where) for part in request.media] == [("image", "doc.pages[0]"), ("image", "doc.pages[1]")]
+    kinds = [type(part).__name__ for part in request.messages[0].parts]
+    assert kinds == ["Text", "Media", "Media", "Text"]
+    assert len(opened) == 2

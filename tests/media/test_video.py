@@ -240,10 +240,10 @@ def test_what_nothing_wanted_depends_on_is_not_decoded() -> None:
     assert found is not None
     packets = video.read_packets(data, found, AS_SENT)
     assert sum(packets.is_key) == 12
-    assert video._spans(packets, [0, 59]) == [range(1), range(55, 60)]
+    assert video.spans_of(packets, [0, 59]) == [range(1), range(55, 60)]
     wanted = {packets.stamps[0], packets.stamps[59]}
-    with video._opened(data, found, AS_SENT) as (container, stream):
-        assert len(list(video._decoded(container, stream, wanted, video._spans(packets, [0, 59])))) == 6
+    with video.opened(data, found, AS_SENT) as (container, stream):
+        assert len(list(video.decoded_frames(container, stream, wanted, video.spans_of(packets, [0, 59])))) == 6
 
 
 def test_in_a_group_nothing_is_decoded_behind_the_last_wanted_frame() -> None:
@@ -251,7 +251,7 @@ def test_in_a_group_nothing_is_decoded_behind_the_last_wanted_frame() -> None:
     found = sniff(data).video
     assert found is not None
     packets = video.read_packets(data, found, AS_SENT)
-    assert video._spans(packets, [0, 20]) == [range(21)]
+    assert video.spans_of(packets, [0, 20]) == [range(21)]
 
 
 @pytest.mark.parametrize(

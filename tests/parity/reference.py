@@ -18,15 +18,16 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.engine import checkpoints
+from tests.models import checkpoints
 from worker.core.contract import ChatRequest, Controls, Media, Message, Opened, Text, Upload
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.models.loading import LoadedModel, load
-from worker.models.runner import Prompt
+from worker.models.pixel_values import pixel_values
 from worker.prompt.builder import PromptBuilder
-from worker.prompt.patches import Eye, normalised
+from worker.prompt.size_policy import SmartResizePolicy
+from worker.prompt.types import Prompt
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14}
@@ -106,8 +107,8 @@ def both(family: str, folder: Path) -> Both:
 
 def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Opened:
     """A file as this worker opens it."""
-    eye = Eye(model.pixels, UNLIMITED, model.max_model_len)
-    opener = Opener(UNLIMITED, Fetcher(UNLIMITED), eye)
+    size_policy = SmartResizePolicy(model.spec.preprocessor, UNLIMITED, model.spec.max_model_len)
+    opener = Opener(UNLIMITED, Fetcher(UNLIMITED), size_policy)
     item = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)  # type: ignore[arg-type]
     try:
         [seen] = asyncio.run(opener.open([item]))
@@ -120,11 +121,13 @@ def prompt(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Pr
     """The same as a prompt with a question behind it."""
     media = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)  # type: ignore[arg-type]
     request = ChatRequest(messages=(Message(role="user", parts=(media, Text(text=QUESTION))),))
-    return PromptBuilder(model, UNLIMITED).build(request, [opened(model, kind, data, controls)])
+    return PromptBuilder(model.spec, UNLIMITED).build(request, [opened(model, kind, data, controls)])
 
 
 def our_pixels(model: LoadedModel, made: Prompt) -> torch.Tensor:
-    return normalised([item.patches for item in made.items], model.pixels, torch.device("cpu"), torch.float32)
+    return pixel_values(
+        [item.patches for item in made.items], model.spec.preprocessor, torch.device("cpu"), torch.float32
+    )
 
 
 def rendered(pair: Both, kind: str) -> str:
@@ -171,7 +174,7 @@ def their_video(pair: Both, frames: list[np.ndarray], indices: list[int], rate: 
 
 def without_outer_span(pair: Both, ids: list[int]) -> list[int]:
     """Their prompt without the pair of vision marks that the library keeps around a video's timed spans."""
-    tokens = pair.model.tokens
+    tokens = pair.model.spec.tokenizer
     start, end = tokens.id_of("<|vision_start|>"), tokens.id_of("<|vision_end|>")
     last = len(ids) - 1 - ids[::-1].index(end)
     first = ids.index(start)

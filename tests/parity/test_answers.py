@@ -38,6 +38,6 @@ def test_both_say_the_same_of_the_albums_pictures(question: str) -> None:
         media = Media(kind="image", source=Upload(data=data), where="test")
         request = ChatRequest(messages=(Message(role="user", parts=(media, Text(text=question))),))
         seen = opened(ours, "image", data, Controls())
-        answer = generate(ours, PromptBuilder(ours, Settings()).build(request, [seen]))
+        answer = generate(ours, PromptBuilder(ours.spec, Settings()).build(request, [seen]))
         note("answers of the tiny model", "tiny", float(answer != expected))
         assert answer == expected, path.name

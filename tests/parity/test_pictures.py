@@ -44,7 +44,7 @@ def sizes(count: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("size", sizes(150), ids=lambda size: f"{size[0]}x{size[1]}")
 def test_sizes_without_controls_are_the_processors(pair: Both, size: tuple[int, int]) -> None:
     height, width = size
-    rules = pair.model.pixels
+    rules = pair.model.spec.preprocessor
     ours = image_size(height, width, rules, FAR)
     processor = pair.processor.image_processor
     patches = processor.get_number_of_image_patches(height, width, {})
@@ -55,16 +55,16 @@ def test_sizes_without_controls_are_the_processors(pair: Both, size: tuple[int, 
 @pytest.mark.parametrize("index", range(60))
 def test_sizes_with_controls_are_those_of_qwen_vl_utils(pair: Both, index: int) -> None:
     rng = random.Random(index)
-    factor = pair.model.pixels.factor
+    factor = pair.model.spec.preprocessor.factor
     height, width = rng.choice(sizes(80)[10:])
     if index % 3 == 0:
         controls = {"resized_height": rng.randrange(16, 1500), "resized_width": rng.randrange(16, 1500)}
     else:
         least = rng.randrange(4, 300) * factor**2
         controls = {"min_pixels": least, "max_pixels": least + rng.randrange(10, 1500) * factor**2}
-    ours = image_size(height, width, pair.model.pixels, FAR, Controls(**controls))
+    ours = image_size(height, width, pair.model.spec.preprocessor, FAR, Controls(**controls))
     theirs = their_size(pair, Image.new("RGB", (width, height)), controls)
-    if "resized_height" in controls and theirs[0] * theirs[1] < pair.model.pixels.image_min_pixels:
+    if "resized_height" in controls and theirs[0] * theirs[1] < pair.model.spec.preprocessor.image_min_pixels:
         return  # they follow whatever is asked for; the checkpoint's own least size holds here (docs/media.md)
     note("size of a picture with controls", pair.family, abs(ours.height - theirs[0]) + abs(ours.width - theirs[1]))
     assert (ours.height, ours.width) == theirs
@@ -82,8 +82,12 @@ def test_ids_and_pixels_are_the_processors(pair: Both, size: tuple[int, int], fo
     ours, pixels = our_pixels(pair.model, made), theirs["pixel_values"]
     far = float((ours - pixels).abs().max())
     is_part = form == "JPEG" and min(size) >= 2 * 1024
-    note("pixel values of a picture, in levels of 256", pair.family, far / (LEVEL * 0.5 / pair.model.pixels.std[0]))
-    assert is_part or far <= 1.01 * LEVEL * 0.5 / min(pair.model.pixels.std)
+    note(
+        "pixel values of a picture, in levels of 256",
+        pair.family,
+        far / (LEVEL * 0.5 / pair.model.spec.preprocessor.std[0]),
+    )
+    assert is_part or far <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
@@ -103,8 +107,12 @@ def test_modes_are_seen_as_they_are_seen_there(pair: Both, mode: str) -> None:
     theirs = their_picture(pair, expected)
     ours = our_pixels(pair.model, prompt(pair.model, "image", data, Controls()))
     far = float((ours - theirs["pixel_values"]).abs().max())
-    note(f"pixel values, mode {mode}, in levels of 256", pair.family, far / (LEVEL * 0.5 / pair.model.pixels.std[0]))
-    assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.pixels.std)
+    note(
+        f"pixel values, mode {mode}, in levels of 256",
+        pair.family,
+        far / (LEVEL * 0.5 / pair.model.spec.preprocessor.std[0]),
+    )
+    assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
 
 
 def test_a_picture_is_not_equal_to_another_one(pair: Both) -> None:

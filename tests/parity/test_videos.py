@@ -91,13 +91,17 @@ def test_ids_grids_and_pixels_are_the_processors(pair: Both, files: dict[str, by
     else:
         assert list(made.ids) == expected
     far = float((our_pixels(pair.model, made) - theirs["pixel_values_videos"]).abs().max())
-    note("pixel values of a video, in levels of 256", pair.family, far / (LEVEL * 0.5 / pair.model.pixels.std[0]))
-    assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.pixels.std)
+    note(
+        "pixel values of a video, in levels of 256",
+        pair.family,
+        far / (LEVEL * 0.5 / pair.model.spec.preprocessor.std[0]),
+    )
+    assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
 
 
 def told(pair: Both, ids: Sequence[int]) -> list[float]:
     """The seconds that a prompt names."""
-    text = pair.model.tokens.decode(ids, with_special=True)
+    text = pair.model.spec.tokenizer.decode(ids, with_special=True)
     return [float(at) for at in re.findall(r"<(\d+\.\d) seconds>", text)]
 
 

@@ -20,7 +20,7 @@ from worker.core import settings
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
-from worker.prompt.patches import Eye
+from worker.prompt.size_policy import SmartResizePolicy
 from worker.service import Service
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -179,7 +179,9 @@ def test_each_of_the_hubs_tests_is_answered_from_a_picture(engine: Any, tiny: An
     limits = Settings(device="cpu")
 
     async def answer() -> Any:
-        service = Service(engine, Opener(limits, Fetcher(limits), Eye(tiny.pixels, limits)), limits)
+        service = Service(
+            engine, Opener(limits, Fetcher(limits), SmartResizePolicy(tiny.spec.preprocessor, limits)), limits
+        )
         [reply] = [output async for output in service.answer(case.input, case.name)]
         return reply
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import openai
 import pytest
@@ -42,13 +42,15 @@ def ended(job: Job) -> Job:
 
 
 @contextmanager
-def worker(platform: Platform, *command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """The worker as the platform starts it."""
+def worker(
+    platform: Platform, *command: str, output: int | IO[str] = subprocess.PIPE, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """The worker as the platform starts it. A pipe is read at the end only; over 64 KiB of log needs a file."""
     process = subprocess.Popen(
         [sys.executable, *(command or ("handler.py",))],
         cwd=ROOT,
         env={**os.environ, "DEVICE": "cpu", "OMP_NUM_THREADS": "1", **platform.environment(), **variables},
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
     )
@@ -65,8 +67,9 @@ def worker(platform: Platform, *command: str, **variables: str) -> Iterator[subp
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with Platform() as platform, worker(platform):
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    log = tmp_path_factory.mktemp("worker") / "log"
+    with Platform() as platform, log.open("w") as output, worker(platform, output=output):
         until(lambda: platform.calls["job-take-batch"] > 0)
         yield platform
 
@@ -281,7 +284,7 @@ _HUNG_DEVICE = _BROKEN_DEVICE.replace(
 _WITHOUT_SALVAGE = """
 import handler
 
-handler.job_api.finish_late_jobs = lambda *_: None
+handler.sdk.finish_late_jobs = lambda *_: None
 handler.main()
 """
 

@@ -14,7 +14,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from worker.checkpoint.locate import ModelError, read_json
+from worker.checkpoint.locate import read_json
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 
 
 class _Generation(Extension):
@@ -32,10 +34,10 @@ class _Namespace(Namespace):
     """A namespace that keeps nothing under a name with an underscore before it: no way out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        self, *given = args
-        for name in dict(*given, **kwargs):
+        self, *values = args
+        for name in dict(*values, **kwargs):
             _refuse_hidden(name)
-        Namespace.__init__(self, *given, **kwargs)
+        Namespace.__init__(self, *values, **kwargs)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _refuse_hidden(name)
@@ -65,16 +67,16 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-class Template:
+class ChatTemplate:
     """A checkpoint's chat template."""
 
     def __init__(self, folder: Path) -> None:
-        own = folder / "chat_template.jinja"
+        file = folder / "chat_template.jinja"
         config = read_json(folder / "tokenizer_config.json")
         try:
-            text = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+            text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
         except UnicodeDecodeError:
-            raise ModelError(f"{own} is damaged: fetch it again") from None
+            raise ModelError(f"{file} is damaged: fetch it again") from None
         text = text or read_json(folder / "chat_template.json").get("chat_template")
         if not isinstance(text, str):
             raise ModelError(f"{folder} has no chat template")
@@ -89,11 +91,13 @@ class Template:
             raise ModelError(f"{folder} has a chat template that cannot be read: {error}") from None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         tokens = {name: config.get(name) for name in names}
-        self._tokens = {name: one["content"] if isinstance(one, dict) else one for name, one in tokens.items() if one}
+        self._tokens = {
+            name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items() if token
+        }
 
-    def render(self, messages: list[dict[str, Any]], told: Mapping[str, Any] = MappingProxyType({})) -> str:
+    def render(self, messages: list[JsonObject], variables: Mapping[str, Any] = MappingProxyType({})) -> str:
         """The conversation as text, up to where the answer begins. `told`: further variables of the template."""
         return self._template.render(
-            **{"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **told},
+            **{"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **variables},
             **self._tokens,
         )

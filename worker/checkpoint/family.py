@@ -1,47 +1,43 @@
-"""What differs between the model families, in one place: a row for each `model_type` that is served."""
+"""What differs between model families in a prompt and in an answer. Knows no torch and no weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from worker.core.contract import Coordinates
+
 Seconds = float
+VIDEO_SPAN = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a family writes media into its prompt, and what its rope index wants to know.
+    """How a family writes media into its prompt and coordinates into its answers.
 
     video_text: from the time of each temporal patch to the text that stands for the whole video, with a
     `<|video_pad|>` for each span (widened to that span's tokens later). is_video_timed: a span for each temporal
     patch, behind its time; else one span for the video, and positions from its seconds per temporal patch.
+    coordinates: what the numbers of a box in an answer count.
     """
 
-    image_pad: str
-    video_pad: str
-    video_placeholder: str
     video_text: Callable[[list[Seconds]], str]
     is_video_timed: bool
+    coordinates: Coordinates
+    image_pad: str = "<|image_pad|>"
+    video_pad: str = "<|video_pad|>"
+    video_placeholder: str = VIDEO_SPAN
 
 
 def patch_times(times: Sequence[Seconds], temporal: int) -> list[Seconds]:
     """Mean of the first and the last frame's time in each temporal patch; the last frame fills the last patch up."""
-    at = [*times, *[times[-1]] * (-len(times) % temporal)]
-    return [(at[index] + at[index + temporal - 1]) / 2 for index in range(0, len(at), temporal)]
+    padded = [*times, *[times[-1]] * (-len(times) % temporal)]
+    return [(padded[index] + padded[index + temporal - 1]) / 2 for index in range(0, len(padded), temporal)]
 
 
-_SPAN = "<|vision_start|><|video_pad|><|vision_end|>"
+def timed_spans(times: list[Seconds]) -> str:
+    """A span for each temporal patch, behind its time."""
+    return "".join(f"<{time:.1f} seconds>{VIDEO_SPAN}" for time in times)
 
 
-def _timed_spans(times: list[Seconds]) -> str:
-    return "".join(f"<{time:.1f} seconds>{_SPAN}" for time in times)
-
-
-TIMED = Family("<|image_pad|>", "<|video_pad|>", _SPAN, _timed_spans, is_video_timed=True)
-ONE_SPAN = Family("<|image_pad|>", "<|video_pad|>", _SPAN, lambda _: _SPAN, is_video_timed=False)
-
-FAMILIES: dict[str, Family] = {
-    "qwen3_vl": TIMED,
-    "qwen3_vl_moe": TIMED,
-    "qwen3_5": TIMED,
-    "qwen3_5_moe": TIMED,
-    "qwen2_5_vl": ONE_SPAN,
-}
+def one_span(_: list[Seconds]) -> str:
+    """One span for the whole video."""
+    return VIDEO_SPAN

@@ -7,7 +7,6 @@ files.
 import contextlib
 import errno
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -15,8 +14,9 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,6 @@ PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
-
-
-class ModelError(Exception):
-    """The checkpoint cannot be served; the message says why, for the operator."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def shards(folder: Path) -> list[str]:
     return sorted(set(where.values()))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """A JSON file's object, empty where there is no such file. Raises ModelError, which names the file."""
     if not path.is_file():
         return {}
@@ -162,12 +158,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_manifest(folder: Path, *, with_hashes: bool) -> None:
     """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
-    for name, told in read_json(folder / MANIFEST).get("files", {}).items():
+    for name, expected in read_json(folder / MANIFEST).get("files", {}).items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
-        if size != told["size"]:
-            raise ModelError(f"{path} has {size} bytes, baked were {told['size']}: build the image again")
-        if with_hashes and sha256(path) != told["sha256"]:
+        if size != expected["size"]:
+            raise ModelError(f"{path} has {size} bytes, baked were {expected['size']}: build the image again")
+        if with_hashes and sha256(path) != expected["sha256"]:
             raise ModelError(f"{path} is not what was baked, a byte differs: build the image again")
 
 
@@ -185,8 +181,9 @@ def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
 
 def _download(model_id: str, settings: Settings) -> Path:
     log.info("downloading %s", model_id)
-    # Imported when it is used: it takes a quarter of a second, and a worker that is paid for by it has its model.
-    hub = importlib.import_module("huggingface_hub")
+    # It takes a quarter of a second to import, and a worker that is paid for by it has its model.
+    import huggingface_hub as hub
+
     try:
         folder = hub.snapshot_download(
             model_id,

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from worker.checkpoint.locate import ModelError, read_json
+from worker.checkpoint.locate import read_json
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 
 
 @dataclass(frozen=True)
-class PixelRules:
+class PreprocessorConfig:
     """How pictures become patches. Limits are in pixels: height x width, for a video times its frames."""
 
     patch: int
@@ -30,7 +31,7 @@ class PixelRules:
         return self.patch * self.merge
 
 
-def read_rules(folder: Path) -> PixelRules:
+def read_preprocessor(folder: Path) -> PreprocessorConfig:
     """The rules of the checkpoint in this folder, from the files for each kind or, as newer ones have it, from one.
     Raises ModelError."""
     try:
@@ -39,11 +40,11 @@ def read_rules(folder: Path) -> PixelRules:
         raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
 
 
-def _rules(folder: Path) -> PixelRules:
+def _rules(folder: Path) -> PreprocessorConfig:
     both = read_json(folder / "processor_config.json")
     image = read_json(folder / "preprocessor_config.json") or both["image_processor"]
     video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor") or image
-    return PixelRules(
+    return PreprocessorConfig(
         patch=image["patch_size"],
         merge=image["merge_size"],
         temporal=image["temporal_patch_size"],
@@ -59,6 +60,6 @@ def _rules(folder: Path) -> PixelRules:
     )
 
 
-def _edge(config: dict[str, Any], edge: str, old_name: str) -> int:
+def _edge(config: JsonObject, edge: str, old_name: str) -> int:
     size = config.get("size") or {}
     return int(size[edge] if edge in size else config[old_name])

@@ -15,10 +15,10 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Protocol
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.decoders import DecodeStream
 
-from worker.checkpoint.locate import ModelError
+from worker.core.errors import ModelError
 
 VOCABULARY = "baked.vocabulary"  # what `builder.vocabulary` writes
 KEPT_WORDS = 65_536
@@ -36,7 +36,7 @@ _BYTE_OF_LETTER = byte_of_letter()
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedToken:
     """A token that is found in text before any other, as `<|im_end|>`."""
 
     content: str
@@ -55,13 +55,15 @@ class Stream(Protocol):
         ...
 
 
-class Tokens:
+class Tokenizer:
     """A checkpoint's tokenizer, by the library. added: by id. Safe to use from many threads."""
 
-    def __init__(self, library: Tokenizer) -> None:
+    def __init__(self, library: HfTokenizer) -> None:
         self._library = library
         found = library.get_added_tokens_decoder()
-        self.added = {token: Added(one.content, one.special) for token, one in found.items()}
+        self.added = {
+            token: AddedToken(added_token.content, added_token.special) for token, added_token in found.items()
+        }
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
@@ -100,7 +102,7 @@ class Tokens:
 
 
 class _LibraryStream:
-    def __init__(self, library: Tokenizer) -> None:
+    def __init__(self, library: HfTokenizer) -> None:
         self._library = library
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
@@ -117,7 +119,7 @@ class _LibraryStream:
         return text[self._num_chars :]
 
 
-class VocabularyTokens(Tokens):
+class VocabularyTokenizer(Tokenizer):
     """The same from a byte-level vocabulary whose ids are in the order of its merges.
 
     data: a line of JSON, `{"rules": …, "added": [[id, content, is_special, is_normalised], …], "count": n}`; n lines,
@@ -127,17 +129,17 @@ class VocabularyTokens(Tokens):
 
     def __init__(self, data: bytes) -> None:
         head, _, rest = data.partition(b"\n")
-        told = json.loads(head)
-        count = told["count"]
+        header = json.loads(head)
+        count = header["count"]
         self._letters = rest[: -count - 1].decode().split("\n")
         self._cuts = rest[-count:]
         self._ids = dict(zip(self._letters, range(count), strict=True))
-        rules = Tokenizer.from_str(json.dumps(told["rules"]))
+        rules = HfTokenizer.from_str(json.dumps(header["rules"]))
         self._normalizer, self._pre_tokenizer = rules.normalizer, rules.pre_tokenizer
-        self.added = {token: Added(content, special) for token, content, special, _ in told["added"]}
-        self._added_ids = {one.content: token for token, one in self.added.items()}
-        self._in_text = _finder([content for _, content, _, is_normalised in told["added"] if not is_normalised])
-        self._in_normalised = _finder([content for _, content, _, is_normalised in told["added"] if is_normalised])
+        self.added = {token: AddedToken(content, special) for token, content, special, _ in header["added"]}
+        self._added_ids = {added_token.content: token for token, added_token in self.added.items()}
+        self._in_text = _finder([content for _, content, _, is_normalised in header["added"] if not is_normalised])
+        self._in_normalised = _finder([content for _, content, _, is_normalised in header["added"] if is_normalised])
         self._merged_again = lru_cache(KEPT_WORDS)(self._merged)
 
     def encode(self, text: str) -> list[int]:
@@ -230,7 +232,7 @@ def _finder(contents: Sequence[str]) -> re.Pattern[str]:
 
 
 class _VocabularyStream:
-    def __init__(self, tokens: VocabularyTokens) -> None:
+    def __init__(self, tokens: VocabularyTokenizer) -> None:
         self._tokens = tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -241,11 +243,13 @@ class _VocabularyStream:
         return self._decoder.decode(b"", True)
 
 
-def read_tokens(folder: Path) -> Tokens:
+def read_tokenizer(folder: Path) -> Tokenizer:
     """A checkpoint's tokens, the quickest way. Raises ModelError."""
     laid_out = folder / VOCABULARY
     file = laid_out if laid_out.is_file() else folder / "tokenizer.json"
     try:
-        return VocabularyTokens(file.read_bytes()) if file is laid_out else Tokens(Tokenizer.from_file(str(file)))
+        return (
+            VocabularyTokenizer(file.read_bytes()) if file is laid_out else Tokenizer(HfTokenizer.from_file(str(file)))
+        )
     except Exception as error:  # the library has no class of its own for what is wrong
         raise ModelError(f"{file} cannot be read: {error}") from None

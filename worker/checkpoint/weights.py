@@ -4,7 +4,6 @@ On the CPU they are the mapped files themselves, converted only where another dt
 go through small pinned buffers, several at a time, so that the host never holds more than those.
 """
 
-import importlib.util
 import json
 import mmap
 import struct
@@ -18,9 +17,10 @@ from typing import Any
 
 import torch
 
-from worker.checkpoint import locate
-from worker.checkpoint.locate import READERS, Checkpoint, ModelError, read_json, shards
-from worker.core.settings import Settings
+from worker.checkpoint.locate import READERS, shards
+from worker.checkpoint.memory import check_room
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {
@@ -28,22 +28,13 @@ _STORED = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
 BUFFER_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
 _PAGE = mmap.PAGESIZE
-_CGROUPS = (  # both kinds: where, the limit, what is used of it, and what of that is files' pages, given back at need
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ("inactive_file", "active_file")),
-    (
-        Path("/sys/fs/cgroup/memory"),
-        *("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ("total_inactive_file", "total_active_file"),
-    ),
-)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a tensor lies: `begin` and `end` in bytes of the file."""
 
     file: Path
@@ -54,66 +45,7 @@ class Stored:
     end: int
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A model that was found. reading: its weights on their way; None where the library has to read them itself,
-    because they are quantised or are to be, or go to several devices. num_devices: how many."""
-
-    found: Checkpoint
-    device: torch.device
-    dtype: torch.dtype
-    reading: "Reading | None"
-    num_devices: int = 1
-
-
-def begin(settings: Settings, found: Checkpoint | None = None) -> Begun:
-    """Begin to read the weights of the model that was found, or is now. Raises ModelError."""
-    found = found or locate.find(settings)
-    device = device_of(settings.device)
-    dtype = dtype_of(settings.dtype, device, found.folder)
-    if _is_quantised(settings, found.folder, device):
-        bits = {"8bit": 8, "4bit": 4}.get(settings.quantization)
-        check_room(num_bytes(stored_in(found.folder), dtype, bits), device)
-        return Begun(found, device, dtype, None)
-    num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
-    if num_devices > 1:
-        return Begun(found, device, dtype, None, num_devices)
-    return Begun(found, device, dtype, Reading(found.folder, device, dtype).start())
-
-
-def devices_for(folder: Path, dtype: torch.dtype) -> int:
-    """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
-    free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    needed = num_bytes(stored_in(folder), dtype)
-    if len(free) == 1 or needed <= free[0]:
-        return 1
-    if needed > sum(free):
-        raise ModelError(
-            f"the weights need {needed / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
-            "a smaller model, a smaller DTYPE or a larger machine"
-        )
-    return len(free)
-
-
-def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> bool:
-    """Whether the weights are, or are to be. Raises ModelError where that cannot be here."""
-    own = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
-    if own is None and settings.quantization == "none":
-        return False
-    if own is not None and settings.quantization != "none":
-        raise ModelError(f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {own}: unset it")
-    method = own or "bitsandbytes"
-    if device.type != "cuda" and method != "bitsandbytes":
-        raise ModelError(f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights")
-    package = _PACKAGES.get(method)
-    if package is not None and importlib.util.find_spec(package) is None:
-        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else "install it there"
-        told = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
-        raise ModelError(told)
-    return True
-
-
-class Reading:
+class WeightReader:
     """Reads all tensors of a folder on a thread of its own, from `start` on. On the CPU the tensors are there before
     all of their pages are."""
 
@@ -127,7 +59,7 @@ class Reading:
         self._are_there = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weights")
 
-    def start(self) -> "Reading":
+    def start(self) -> "WeightReader":
         self._thread.start()
         return self
 
@@ -164,7 +96,7 @@ class Reading:
         self._are_there.set()
 
 
-def headers(file: Path) -> Iterator[Stored]:
+def headers(file: Path) -> Iterator[StoredTensor]:
     """The tensors of a safetensors file, without reading them. Raises ModelError, which names the file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -173,7 +105,7 @@ def headers(file: Path) -> Iterator[Stored]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise ModelError(f"{file} is no whole safetensors file: fetch it again")
         try:
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: JsonObject = json.loads(stream.read(length))
         except ValueError:
             raise ModelError(f"{file} has a damaged header: fetch it again") from None
     first, ends = 8 + length, 0
@@ -185,7 +117,7 @@ def headers(file: Path) -> Iterator[Stored]:
                 dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
                 if end - begin != torch.Size(shape).numel() * dtype.itemsize:
                     raise ModelError(f"{file}: {name} has not the bytes of its shape")
-                found.append(Stored(file, name, dtype, shape, first + begin, first + end))
+                found.append(StoredTensor(file, name, dtype, shape, first + begin, first + end))
                 ends = max(ends, end)
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{file} has a damaged header: fetch it again") from None
@@ -194,69 +126,24 @@ def headers(file: Path) -> Iterator[Stored]:
     yield from found
 
 
-def stored_in(folder: Path) -> list[Stored]:
+def stored_in(folder: Path) -> list[StoredTensor]:
     """The tensors of all of a checkpoint's files. Raises ModelError."""
-    return [one for shard in shards(folder) for one in headers(folder / shard)]
+    return [entry for shard in shards(folder) for entry in headers(folder / shard)]
 
 
-def num_bytes(stored: Sequence[Stored], dtype: torch.dtype, bits: int | None = None) -> int:
+def num_bytes(stored: Sequence[StoredTensor], dtype: torch.dtype, bits: int | None = None) -> int:
     """Of all tensors in the dtype they will have; with `bits`, of the matrices with so many bits a number. Embeddings
     and the head stay as they are."""
 
-    def of(one: Stored) -> int:
-        is_small = bits is not None and len(one.shape) == 2 and "embed" not in one.name and "lm_head" not in one.name
-        return torch.Size(one.shape).numel() * (bits or 0 if is_small else 8 * _target(one.dtype, dtype).itemsize) // 8
-
-    return sum(of(one) for one in stored)
-
-
-def check_room(needed: int, device: torch.device) -> None:
-    """Raises ModelError where the weights cannot fit, before any is read."""
-    free = free_bytes(device)
-    if needed > free:
-        raise ModelError(
-            f"the weights need {needed / 2**30:.1f} GiB on {device}, and {free / 2**30:.1f} GiB are free: "
-            "a smaller model, a smaller DTYPE or a larger machine"
+    def of(entry: StoredTensor) -> int:
+        is_small = (
+            bits is not None and len(entry.shape) == 2 and "embed" not in entry.name and "lm_head" not in entry.name
+        )
+        return (
+            torch.Size(entry.shape).numel() * (bits or 0 if is_small else 8 * _target(entry.dtype, dtype).itemsize) // 8
         )
 
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken: the device's, or on the CPU the machine's within the container's limit."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    for group, most, used, cached in _CGROUPS:
-        limit = group / most
-        if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
-            stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-            held = int((group / used).read_text(encoding="utf-8")) - sum(int(stat.get(name, 0)) for name in cached)
-            free = min(free, int(text) - held)
-    return free
-
-
-def device_of(wanted: str) -> torch.device:
-    """The device that the setting names. Raises ModelError where there is none."""
-    has_cuda = torch.cuda.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    if wanted.startswith("cuda") and not has_cuda:
-        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device: DEVICE=cpu, or a machine with a GPU")
-    return torch.device(wanted)
-
-
-def dtype_of(wanted: str, device: torch.device, folder: Path) -> torch.dtype:
-    """What the setting says; `auto` is float32 on the CPU, elsewhere the checkpoint's own."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    if device.type == "cpu":
-        return torch.float32
-    config = read_json(folder / "config.json")
-    for part in (config.get("text_config") or {}, config):
-        for name in ("dtype", "torch_dtype"):
-            if part.get(name) in DTYPES:
-                return DTYPES[part[name]]
-    return torch.bfloat16
+    return sum(of(entry) for entry in stored)
 
 
 def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
@@ -264,57 +151,57 @@ def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
 
 
 def mapped(
-    stored: Sequence[Stored], device: torch.device, dtype: torch.dtype
+    stored: Sequence[StoredTensor], device: torch.device, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     """Tensors that are the files' own pages, not yet read; copies where another dtype is wanted. Those of a file share
     one storage, so that neighbours can be seen as one tensor. First the files of which something is not a copy."""
     tensors: dict[str, torch.Tensor] = {}
     files: dict[Path, tuple[mmap.mmap, torch.Tensor]] = {}
     shared: dict[Path, torch.Tensor] = {}
-    for one in stored:
-        if one.file not in files:
-            with one.file.open("rb") as file:
+    for entry in stored:
+        if entry.file not in files:
+            with entry.file.open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
-            files[one.file] = pages, torch.frombuffer(pages, dtype=torch.uint8)
-        pages, whole = files[one.file]
-        raw = whole[one.begin : one.end]
-        raw = raw.clone() if one.begin % one.dtype.itemsize else raw
-        target = _target(one.dtype, dtype)
-        if one.dtype == target:
-            shared[one.file] = whole
-        tensors[one.name] = raw.view(one.dtype).view(one.shape).to(device, target)
-        first = -(-one.begin // _PAGE) * _PAGE
-        if one.dtype != target and first < one.end:  # a copy: the pages that it was made of are needed no more
-            pages.madvise(mmap.MADV_DONTNEED, first, one.end - first)
+            files[entry.file] = pages, torch.frombuffer(pages, dtype=torch.uint8)
+        pages, whole = files[entry.file]
+        raw = whole[entry.begin : entry.end]
+        raw = raw.clone() if entry.begin % entry.dtype.itemsize else raw
+        target = _target(entry.dtype, dtype)
+        if entry.dtype == target:
+            shared[entry.file] = whole
+        tensors[entry.name] = raw.view(entry.dtype).view(entry.shape).to(device, target)
+        first = -(-entry.begin // _PAGE) * _PAGE
+        if entry.dtype != target and first < entry.end:  # a copy: the pages that it was made of are needed no more
+            pages.madvise(mmap.MADV_DONTNEED, first, entry.end - first)
     return list(shared.values()), tensors
 
 
-def copied(stored: Sequence[Stored], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def copied(stored: Sequence[StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Tensors on a device, through a few buffers that are filled while others are on their way."""
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]
     spare = threading.local()
 
-    def copy(one: Stored) -> torch.Tensor:
+    def copy(entry: StoredTensor) -> torch.Tensor:
         if not hasattr(spare, "buffer"):
             spare.buffer = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
             spare.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        raw = torch.empty(one.end - one.begin, dtype=torch.uint8, device=device)
-        with one.file.open("rb", buffering=0) as file, torch.cuda.stream(spare.stream):
-            file.seek(one.begin)
+        raw = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device=device)
+        with entry.file.open("rb", buffering=0) as file, torch.cuda.stream(spare.stream):
+            file.seek(entry.begin)
             for at in range(0, len(raw), BUFFER_BYTES):
                 part = spare.buffer[: min(BUFFER_BYTES, len(raw) - at)]
                 _fill(file, memoryview(part.numpy()))
                 raw[at : at + len(part)].copy_(part, non_blocking=True)
                 if spare.stream is not None:
                     spare.stream.synchronize()  # the buffer is free again; the other readers go on meanwhile
-            tensor = raw.view(one.dtype).view(one.shape).to(_target(one.dtype, dtype))
+            tensor = raw.view(entry.dtype).view(entry.shape).to(_target(entry.dtype, dtype))
             if spare.stream is not None:
                 spare.stream.synchronize()
         return tensor
 
     with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as readers:
-        return dict(zip([one.name for one in stored], readers.map(copy, stored), strict=True))
+        return dict(zip([entry.name for entry in stored], readers.map(copy, stored), strict=True))
 
 
 def _fill(file: Any, view: memoryview) -> None:

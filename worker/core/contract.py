@@ -1,29 +1,23 @@
-"""The language spoken inside: one request, its parts, and the events that answer it.
+"""The values of a request, from the dialect that read it to the dialect that answers it.
 
-Every value is frozen. Dialects make a `ChatRequest`; the engine answers with `Piece` … `Done`. This module
-knows no dialect, no network and no model.
+Every value is frozen. Dialects make a `ChatRequest`; an engine answers with `Piece` … `Done`. Knows no dialect, no
+network and no model.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-MAX_TEXT_CHARS = 500_000
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_MESSAGES = 512
-MAX_TOKENS_CEILING = 1_000_000
-MAX_ANSWERS = 16
-MAX_LIKELY = 20
-MAX_BIASES = 1024
-MAX_SECONDS_CEILING = 604_800  # a week, the longest that the platform lets a job run
+from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "time"]
 Kind = Literal["image", "video"]
+# What the numbers of a box count in an answer's text: thousandths of the source, or pixels of the resized picture.
+Coordinates = Literal["thousandths", "resized_pixels"]
+TemplateValue = str | bool | int | float
 
 
 class Value(BaseModel):
@@ -50,11 +44,14 @@ class Upload(Value):
     data: bytes = Field(repr=False)
 
 
+File = Url | Inline | Upload
+
+
 class Frames(Value):
     """Pictures that make a video, `fps` of them a second (None takes the checkpoint's rate), or each at its own of the
     `times` in seconds."""
 
-    frames: tuple[Url | Inline | Upload, ...]
+    frames: tuple[File, ...]
     fps: float | None = None
     times: tuple[float, ...] | None = None
 
@@ -79,7 +76,7 @@ class Controls(Value):
     video_end: float | None = None
 
 
-AS_IT_IS = Controls.model_construct()
+NO_CONTROLS = Controls.model_construct()
 
 
 class Text(Value):
@@ -92,9 +89,9 @@ class Media(Value):
     """A picture or video in a message; `where` is its place in the request, for error messages."""
 
     kind: Kind
-    source: Url | Inline | Upload | Frames
+    source: File | Frames
     where: str
-    controls: Controls = AS_IT_IS
+    controls: Controls = NO_CONTROLS
 
 
 class Message(Value):
@@ -122,14 +119,14 @@ class Sampling(Value):
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
-    stop: Annotated[tuple[str, ...], Field(repr=False)] = ()
+    stop: tuple[str, ...] = Field(default=(), repr=False)
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
 
 
-class Talk(Value):
+class ConversationRef(Value):
     """The conversation that a bot's message belongs to and that the worker remembers. key: which; content: the
     message's own words; at: when it was said, in seconds by its client's clock, None: when it came."""
 
@@ -140,19 +137,23 @@ class Talk(Value):
 
 
 class ChatRequest(Value):
-    """A whole request: what is said, how to answer, and in which form. Without messages it asks about the model alone.
-    max_seconds: from its arrival to its end; talk: the one message goes on with a conversation that is remembered;
-    template: what the chat template is told besides."""
+    """A whole request: what is said, how to answer, and in which form.
+
+    max_seconds: from its arrival to its end. counts_only: the prompt is built and counted, and the model is not run.
+    conversation: the one message continues a conversation that is remembered. template: further variables of the chat
+    template. ignored: fields of the body that change nothing here, for the log.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
     max_seconds: float | None = None
     stream: bool = False
     include_usage: bool = False
+    counts_only: bool = False
     model: str | None = None
     ignored: tuple[str, ...] = ()
-    talk: Talk | None = None
-    template: tuple[tuple[str, str | bool | int | float], ...] = ()
+    conversation: ConversationRef | None = None
+    template: tuple[tuple[str, TemplateValue], ...] = ()
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -160,17 +161,39 @@ class ChatRequest(Value):
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
 
 
+class ModelQuery(Value):
+    """A request that asks which model is served, or about the one that it names."""
+
+    model: str | None = None
+
+
 RGB = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file before anything is made of it. height, width: upright, in pixels. orientation: EXIF's number of how its
+    pixels are stored (1: upright). files: its bytes as they came, for an engine that reads files itself."""
+
+    height: int
+    width: int
+    orientation: int = 1
+    files: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
 class Picture:
-    """An opened picture, upright. rgb: (height, width, 3). sides: its true height and width, where it was decoded at a
-    part of them."""
+    """An opened picture, upright. rgb: (height, width, 3); smaller than its source where it was decoded at a part of
+    the sides."""
 
     rgb: RGB
-    controls: Controls = AS_IT_IS
-    sides: tuple[int, int] | None = None
+    controls: Controls = NO_CONTROLS
+    source: Source | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the source."""
+        return _source_size(self.source, self.rgb)
 
 
 @dataclass(frozen=True)
@@ -184,15 +207,51 @@ class Clip:
     frames: tuple[RGB, ...]
     fps: float | None
     times: tuple[float, ...] | None = None
-    controls: Controls = AS_IT_IS
+    controls: Controls = NO_CONTROLS
     is_sized: bool = False
+    source: Source | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the source."""
+        return _source_size(self.source, self.frames[0])
+
+
+def _source_size(source: Source | None, rgb: RGB) -> tuple[int, int]:
+    return (rgb.shape[0], rgb.shape[1]) if source is None else (source.height, source.width)
 
 
 Opened = Picture | Clip
 
 
-class Seen(Value):
-    """A picture or video as the model saw it. where: its place in the request; times: seconds of a video's frames."""
+def with_opened(request: ChatRequest, opened: tuple[tuple[Opened, ...], ...]) -> tuple[ChatRequest, tuple[Opened, ...]]:
+    """The request with one part for each picture and clip that its media became, and those in the same order. A
+    reference that became several, as a document its pages, is as many parts."""
+    if all(len(parts) == 1 for parts in opened):
+        return request, tuple(parts[0] for parts in opened)
+    left = iter(opened)
+    messages = tuple(
+        message.model_copy(
+            update={"parts": tuple(part for original in message.parts for part in _parts_of(original, left))}
+        )
+        for message in request.messages
+    )
+    return request.model_copy(update={"messages": messages}), tuple(part for parts in opened for part in parts)
+
+
+def _parts_of(part: Text | Media, left: Iterator[tuple[Opened, ...]]) -> list[Text | Media]:
+    if isinstance(part, Text):
+        return [part]
+    became = next(left)
+    kinds: list[Kind] = ["image" if isinstance(opened, Picture) else "video" for opened in became]
+    places = [part.where] if len(became) == 1 else [f"{part.where}.pages[{index}]" for index in range(len(became))]
+    return [part.model_copy(update={"kind": kind, "where": at}) for kind, at in zip(kinds, places, strict=True)]
+
+
+class MediaInfo(Value):
+    """A picture or video as the model saw it. where: its place in the request; width, height: of the resized picture;
+    times: seconds of a video's frames. source_width, source_height: upright, before resizing; orientation: EXIF's
+    number of how the source is stored; coordinates: what the model's boxes count."""
 
     where: str
     kind: Kind
@@ -200,6 +259,10 @@ class Seen(Value):
     height: int
     tokens: int
     times: tuple[float, ...] = ()
+    source_width: int = 0
+    source_height: int = 0
+    orientation: int = 1
+    coordinates: Coordinates = "thousandths"
 
 
 class Usage(Value):
@@ -219,13 +282,12 @@ class Usage(Value):
 
 class Meta(Value):
     """What is known of an answer before its first word. code: whose model code runs the model; created: in seconds
-    since 1970; is_named: whether the request names its model."""
+    since 1970."""
 
     id: str
     model: str
     code: str
     created: int
-    is_named: bool = False
     include_usage: bool = False
     num_answers: int = 1
 
@@ -235,7 +297,7 @@ class Start(Value):
 
 
 @dataclass(frozen=True)
-class Likely:
+class TokenAlternative:
     """A token that could stand in a place. text: as far as it is whole characters; logprob: natural logarithm of the
     model's own probability, before temperature and the rest."""
 
@@ -248,8 +310,8 @@ class Likely:
 class TokenLogprob:
     """The token that was chosen, and the likeliest ones in order."""
 
-    chosen: Likely
-    top: tuple[Likely, ...]
+    chosen: TokenAlternative
+    top: tuple[TokenAlternative, ...]
 
 
 class Piece(Value):
@@ -262,20 +324,24 @@ class Piece(Value):
 
 
 class Done(Value):
-    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; seen: the
+    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; media: the
     pictures and videos, in order; first_token_s: the engine's seconds to the first token; first_token_at: when it
     came, on the clock of `time.monotonic`; cold_start: seconds of the start's phases, with the worker's first
     answer."""
 
     reasons: tuple[FinishReason, ...]
     usage: Usage
-    seen: tuple[Seen, ...] = ()
+    media: tuple[MediaInfo, ...] = ()
     first_token_s: float | None = None
     first_token_at: float | None = None
     cold_start: dict[str, float] | None = None
 
 
-class Said(Value):
+Event = Piece | Done
+StreamEvent = Start | Piece | Done
+
+
+class Choice(Value):
     """One of the answers to a request."""
 
     text: str
@@ -287,37 +353,30 @@ class Answer(Value):
     """A finished answer: the stream, gathered."""
 
     meta: Meta
-    said: tuple[Said, ...]
+    choices: tuple[Choice, ...]
     usage: Usage
-    seen: tuple[Seen, ...] = ()
-    first_token_s: float | None = None
-    first_token_at: float | None = None
+    media: tuple[MediaInfo, ...] = ()
     cold_start: dict[str, float] | None = None
 
 
-Event = Piece | Done
-StreamEvent = Start | Piece | Done
+class Counted(Value):
+    """A prompt that was built and not run: its tokens, and its pictures and videos as the model would see them."""
+
+    meta: Meta
+    prompt_tokens: int
+    media: tuple[MediaInfo, ...] = ()
 
 
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 512.0 is as whole as 512."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+class ModelCard(Value):
+    """The model that is served. is_named: whether the request asked for it by its name."""
+
+    model: str
+    created: int
+    is_named: bool
 
 
-# What dialects share when they declare their own bodies.
-Whole = Annotated[int, BeforeValidator(_whole)]
-BoundedText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
-MaxTokens = Annotated[Whole, Field(ge=1, le=MAX_TOKENS_CEILING)]
-MinTokens = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
-Temperature = Annotated[float, Field(ge=0, le=10)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[Whole, Field(ge=0, le=1_000_000)]
-MinP = Annotated[float, Field(ge=0, le=1)]
-RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
-AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
-MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
-NumAnswers = Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)]
-NumLikely = Annotated[Whole, Field(ge=0, le=MAX_LIKELY)]
-TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=MAX_STOPS)]
-Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
-StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+class Silence(Value):
+    """The message was for others: it is remembered, and not answered."""
+
+
+Reply = Answer | Counted | ModelCard | Silence

@@ -3,9 +3,9 @@
 WorkerError
 ├── InputError                  400  the body is at fault
 │   ├── InputNotObject               `input` is missing or is not an object
-│   ├── KeyInvalid              401  the HTTP door has a key and this is not it
-│   ├── BodyTooLarge            413  more bytes than the HTTP door takes
-│   ├── BodyTimeout             408  the body came too slowly to the HTTP door
+│   ├── KeyInvalid              401  the HTTP server has a key and this is not it
+│   ├── BodyTooLarge            413  more bytes than the HTTP server takes
+│   ├── BodyTimeout             408  the body came too slowly to the HTTP server
 │   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
 │   ├── RouteUnknown            404  no such route
 │   ├── ModelNotFound           404  another model is served
@@ -26,16 +26,20 @@ WorkerError
 │   ├── MediaTokenBudget        413  pictures and videos would become too many tokens
 │   ├── MediaVideoTooLong            more seconds or frames than allowed
 │   └── MediaVideoNoFrames           nothing to see in the file or in the part that was asked for
-└── ServerError                 500  the worker is at fault
-    ├── QueueFull               429  too many requests are waiting
-    ├── OutOfMemory             503  this request did not fit in memory
-    ├── ResultTooLarge          507  the answer is larger than the platform takes
-    ├── DeadlineExceeded        504  the time was over before the answer began
-    ├── EngineStopped           503  the engine has ended; the worker must be replaced
-    └── InternalError                a fault of our own; the log has the details
+├── ServerError                 500  the worker is at fault
+│   ├── QueueFull               429  too many requests are waiting
+│   ├── OutOfMemory             503  this request did not fit in memory
+│   ├── ResultTooLarge          507  the answer is larger than the platform takes
+│   ├── DeadlineExceeded        504  the time was over before the answer began
+│   ├── EngineStopped           503  the engine has ended; the worker must be replaced
+│   └── InternalError                a fault of our own; the log has the details
+└── StartError                  503  the worker cannot start: for the operator, no request is there yet
+    ├── SettingError                 an environment variable has a value that is not valid
+    └── ModelError                   the checkpoint cannot be served
 
-A message is made of the constant text of its class, the place in the request, and our own words and numbers:
-never of the caller's data, a library's text or a path.
+A message for a caller is made of the constant text of its class, the place in the request, and our own words and
+numbers: never of the caller's data, a library's text or a path. What a StartError says to the operator may name paths:
+it is the exception's own text and is never sent to a caller.
 """
 
 import json
@@ -96,7 +100,7 @@ class InputNotObject(InputError):
 
 
 class KeyInvalid(InputError):
-    """The HTTP door has a key, and the request's is missing or another."""
+    """The HTTP server has a key, and the request's is missing or another."""
 
     code = "KEY_INVALID"
     status = 401
@@ -104,7 +108,7 @@ class KeyInvalid(InputError):
 
 
 class BodyTooLarge(InputError):
-    """More bytes than the HTTP door takes."""
+    """More bytes than the HTTP server takes."""
 
     code = "BODY_TOO_LARGE"
     status = 413
@@ -112,7 +116,7 @@ class BodyTooLarge(InputError):
 
 
 class BodyTimeout(InputError):
-    """The body came too slowly to the HTTP door."""
+    """The body came too slowly to the HTTP server."""
 
     code = "BODY_TIMEOUT"
     status = 408
@@ -325,22 +329,50 @@ class InternalError(ServerError):
     retryable = True
 
 
-def every_error() -> Iterator[type[WorkerError]]:
-    """The leaves of the tree that can be raised, in the order above."""
+class StartError(WorkerError):
+    """The worker cannot start. `str()` says why, for the operator; `message` is what a caller may know."""
 
-    def walk(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
-        if "code" in vars(error):
-            yield error
-        for child in error.__subclasses__():
-            yield from walk(child)
+    status = 503
+    retryable = True
+    text = "the worker could not start; its log says why"
 
-    return walk(WorkerError)
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.args = (reason,)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class SettingError(StartError):
+    """An environment variable has a value that is not valid; the reason names it."""
+
+    code = "SETTING_INVALID"
+
+
+class ModelError(StartError):
+    """The checkpoint cannot be served."""
+
+    code = "MODEL_UNUSABLE"
+
+
+def request_errors() -> Iterator[type[WorkerError]]:
+    """The errors that can end a request, in the order above."""
+    for branch in (InputError, MediaError, ServerError):
+        yield from _leaves(branch)
+
+
+def _leaves(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
+    if "code" in vars(error):
+        yield error
+    for child in error.__subclasses__():
+        yield from _leaves(child)
 
 
 def table() -> str:
     """All errors as the Markdown table of docs/errors.md."""
     rows = ["| code | status | retry | when |", "|---|---|---|---|"]
-    for error in every_error():
+    for error in request_errors():
         meaning = (error.__doc__ or "").strip().splitlines()[0]
         rows.append(f"| `{error.code}` | {error.status} | {'yes' if error.retryable else 'no'} | {meaning} |")
     return "\n".join(rows) + "\n"

@@ -8,7 +8,8 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
+
+from worker.core.safe_json import JsonObject
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -20,7 +21,7 @@ def set_up(level: str, *, as_json: bool) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
+def _facts(record: logging.LogRecord) -> JsonObject:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
@@ -29,7 +30,7 @@ class AsJson(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = _facts(record)
-        event: dict[str, Any] = {"requestId": facts.pop("request")} if "request" in facts else {}
+        event: JsonObject = {"requestId": facts.pop("request")} if "request" in facts else {}
         event |= {
             "message": record.getMessage(),
             "level": record.levelname,

@@ -1,13 +1,16 @@
-"""Values that every JSON reader takes: no lone surrogates, no NaN or infinity, nothing but JSON's own types."""
+"""JSON as types, and values that every JSON reader takes: no lone surrogates, no NaN, nothing but JSON's own types."""
 
 import math
 import re
 from typing import Any
 
+JsonObject = dict[str, Any]
+Json = JsonObject | list[Any] | str | int | float | bool | None
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def safe(value: Any) -> Any:
+def safe(value: object) -> Json:
     """The value with surrogates as U+FFFD and non-finite numbers as null. Raises TypeError for what is not JSON."""
     match value:
         case None | bool() | int():
@@ -19,6 +22,6 @@ def safe(value: Any) -> Any:
         case list() | tuple():
             return [safe(item) for item in value]
         case dict():
-            return {safe(str(key)): safe(item) for key, item in value.items()}
+            return {_SURROGATES.sub("\ufffd", str(key)): safe(item) for key, item in value.items()}
         case _:
             raise TypeError(f"{type(value).__name__} is not JSON")

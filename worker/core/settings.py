@@ -1,267 +1,47 @@
-"""Every environment variable and limit, read once and frozen; the only reader of os.environ.
+"""The process's settings: every environment variable and limit, read once and frozen; the only reader of os.environ.
 
-`python -m worker.core.settings` prints the table that docs/settings.md shows.
+`python -m worker.core.settings` prints the tables that docs/settings.md shows.
 """
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
+
+from worker.core.errors import SettingError
+from worker.core.setting_groups import (
+    GROUPS,
+    MIB,
+    BotSettings,
+    EngineSettings,
+    Group,
+    JobSettings,
+    LogSettings,
+    MediaSettings,
+    ModelSettings,
+    PlatformSettings,
+    ServerSettings,
+)
+
+__all__ = ["EMBEDDED_MODEL", "MIB", "Settings", "current", "load", "load_with_file", "stay_offline", "table"]
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "tiny_model"
-MIB = 2**20
-
-Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class SettingError(Exception):
-    """An environment variable does not parse; the message names it."""
-
-
-class Settings(BaseModel):
+class Settings(
+    ModelSettings,
+    EngineSettings,
+    JobSettings,
+    LogSettings,
+    MediaSettings,
+    ServerSettings,
+    BotSettings,
+    PlatformSettings,
+):
     """One value for each variable; the variable's name is the field's in capitals."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_path: Path | None = Field(
-        None,
-        description="Checkpoint folder to serve; goes before `MODEL_ID`. Neither: the model in the image, "
-        "else the embedded tiny one",
-    )
-    model_id: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*/\w[\w.-]*$")] | None = Field(
-        None,
-        description="Model to serve by its name on the hub, as `Qwen/Qwen3-VL-8B-Instruct`: looked for in the image, "
-        "the platform's cache and the hub's cache",
-    )
-    model_revision: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")] | None = Field(
-        None,
-        description="Branch, tag or commit of it; unset: `main`, or the newest that is there. "
-        "A baked model is what was baked: a name of a branch or tag is not compared with it, another commit is not it",
-    )
-    baked_models: Path = Field(Path("/models"), description="Folder of the image whose folders are checkpoints")
-    platform_cache: Path = Field(
-        Path("/runpod-volume/huggingface-cache/hub"), description="Where the platform puts the models that it caches"
-    )
-    hub_cache: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
-        Path("~/.cache/huggingface/hub"), validate_default=True, description="The hub's own cache, where downloads go"
-    )
-    check_hashes: bool = Field(
-        False, description="Compares the hashes of a baked model's files at every start, not only their sizes"
-    )
-    allow_download: bool = Field(False, description="Downloads the model at the start where it is nowhere else")
-    model_name: str | None = Field(
-        None, description="Name in answers and for the OpenAI route; unset takes the folder's"
-    )
-    device: Device = Field(
-        "auto",
-        description="`auto` (CUDA where there is one; all GPUs where the model is larger than one, the slow way), "
-        "`cpu`, `cuda` or `cuda:N`",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto` is float32 on the CPU, on a GPU the checkpoint's own"
-    )
-    quantization: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="Weights in 8 or 4 bit by bitsandbytes, for small cards (docs/image.md)"
-    )
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
-        "auto",
-        description="Attention over prompts and in the vision tower; `auto` is FlashAttention 2 on CUDA where "
-        "it is installed, else torch's own",
-    )
-    cuda_graphs: bool = Field(
-        True,
-        description="Record decode steps as CUDA graphs once the same rows have taken some, with the worker's own "
-        "model code; they take some memory of the device",
-    )
-    model_code: Literal["auto", "native", "transformers"] = Field(
-        "auto",
-        description="Whose model code runs the model: `native` is this worker's own, quicker to start and to run, for "
-        "Qwen3-VL and Qwen2.5-VL; `auto` takes it where it can",
-    )
-    max_model_len: Positive | None = Field(
-        None, description="Most tokens of prompt + answer; unset takes the model's own limit"
-    )
-    max_num_seqs: Positive = Field(16, description="Sequences decoded at once")
-    max_queue: Positive = Field(
-        256, description="Requests that may wait for the engine; more are refused with QUEUE_FULL"
-    )
-    kv_cache_mib: Positive | None = Field(
-        None,
-        description="Memory for keys and values; unset: what is free after the weights, less the reserve below "
-        "(on the CPU a quarter of what is free)",
-    )
-    vision_reserve_mib: Positive = Field(
-        1536, description="Device memory kept free of keys and values for the vision tower and a prompt's activations"
-    )
-    prefill_chunk: Positive = Field(
-        1024, description="Tokens of prompts computed between two tokens of running answers"
-    )
-    feature_cache_mib: Count = Field(
-        256, description="Memory for what the vision tower said of pictures seen before; 0: none is kept"
-    )
-    prefix_cache_mib: Count = Field(
-        512,
-        description="Memory for keys and values of earlier prompts, so that a shared beginning is not computed "
-        "twice; 0: none is kept",
-    )
-    engine_stuck_s: Seconds = Field(
-        180.0,
-        description="Seconds that one turn of the engine may take; a device that hangs longer has every job get its "
-        "error and the worker ask to be replaced",
-    )
-    max_tokens_default: Positive = Field(512, description="`max_tokens` where the request has none")
-    concurrency: Positive = Field(
-        48,
-        description="Jobs taken from the platform at once; more than `MAX_NUM_SEQS`, "
-        "so that media is fetched while the device works",
-    )
-    stream_interval_ms: Count = Field(
-        100,
-        description="Least time between two chunks of a stream, which grows to five times as much in a long one; "
-        "the first and the last do not wait",
-    )
-    max_job_s: Seconds = Field(
-        570.0,
-        description="Seconds from a job's arrival after which the text so far is its answer (`finish_reason` "
-        "`time`); keep it below the endpoint's execution timeout",
-    )
-    drain_s: Seconds = Field(
-        20.0, description="Seconds that running jobs may still take when the worker is told to stop"
-    )
-    progress_after_s: Seconds = Field(
-        3.0, description="Seconds without a word after which a job's phases are told to the platform as progress"
-    )
-    late_jobs_s: Seconds = Field(
-        20.0, description="Seconds to finish jobs that the platform handed over while the worker was being stopped"
-    )
-    max_result_bytes: Positive = Field(
-        15 * MIB, description="Bytes of an answer, and of all chunks of a stream; more fails with RESULT_TOO_LARGE"
-    )
-    max_chunk_bytes: Positive = Field(900_000, description="Bytes of a chunk of a stream")
-    prepare_threads: Positive = Field(4, description="Threads that decode pictures and build prompts")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe level that is logged"
-    )
-    log_prompts: bool = Field(
-        False, description="Logs the words of requests (never pictures); without it no content reaches the log"
-    )
-
-    runpod_log_level: Literal["NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"] = Field(
-        "INFO", description="The same for the platform's SDK; at DEBUG it logs inputs and answers"
-    )
-
-    max_images: Positive = Field(16, description="Pictures in a request")
-    max_videos: Positive = Field(2, description="Videos in a request")
-    max_frames: Positive = Field(
-        256, le=768, description="Frames in a list that makes a video, and frames of a video file that are seen"
-    )
-    max_image_bytes: Positive = Field(20 * MIB, description="Bytes of a picture")
-    max_job_bytes: Positive = Field(192 * MIB, description="Bytes of all media of a request")
-    max_job_pixels: Positive = Field(
-        400_000_000, description="Pixels of all pictures and frames of a request before they are resized"
-    )
-    max_image_pixels: Positive = Field(50_000_000, description="Pixels of a picture before it is resized")
-    max_image_side: Positive = Field(16_384, description="Pixels of a picture's longer side")
-    max_image_tokens: Positive = Field(
-        1280, description="Tokens that a picture may become; larger ones are resized to it"
-    )
-    max_video_tokens: Positive = Field(
-        16_384, description="Tokens that a video may become; larger ones are resized to it"
-    )
-    max_media_tokens: Positive | None = Field(
-        None,
-        description="Tokens of all pictures and videos of a request, known before they are decoded; unset: as many as "
-        "the model takes",
-    )
-    max_video_bytes: Positive = Field(128 * MIB, description="Bytes of a video file")
-    max_video_s: Seconds = Field(600.0, description="Seconds of a video file")
-    max_video_packets: Positive = Field(36_000, description="Frames in a video file, seen or not")
-    max_video_frame_pixels: Positive = Field(4096 * 2160, description="Pixels of a frame of a video file")
-    max_video_side: Positive = Field(4096, description="Pixels of a frame's longer side")
-    max_video_fps: Annotated[float, Field(gt=0, le=240)] = Field(
-        8.0, description="Frames a second of a video file that are seen, at most"
-    )
-    media_isolate: Literal["thread", "process"] = Field(
-        "thread",
-        description="`process`: pictures and videos are decoded in child processes of limited memory, each of which a "
-        "codec's crash or a time-out ends alone; for workers that strangers send to",
-    )
-    max_fetches: Positive = Field(16, description="Addresses fetched at once, over all requests")
-    decode_memory_bytes: Positive = Field(
-        2048 * MIB, description="Memory of all pictures and videos being decoded at once"
-    )
-    decode_timeout_s: Seconds = Field(10.0, description="Seconds to decode a picture")
-    video_decode_timeout_s: Seconds = Field(60.0, description="Seconds to decode a video file")
-    connect_timeout_s: Seconds = Field(5.0, description="Seconds to connect to an address")
-    read_timeout_s: Seconds = Field(10.0, description="Seconds without a byte from an address")
-    image_timeout_s: Seconds = Field(20.0, description="Seconds to fetch a picture, all in all")
-    video_timeout_s: Seconds = Field(90.0, description="Seconds to fetch a video file, all in all")
-    max_redirects: Count = Field(3, description="Redirects followed, each checked anew")
-    media_allowed_domains: str = Field(
-        "", description="Comma-separated domains (with their subdomains) that may be fetched; empty: any public one"
-    )
-    allowed_media_paths: str = Field(
-        "",
-        description="Colon-separated folders below which requests may name files as `file:///…`; empty: none may",
-    )
-    media_allow_loopback: bool = Field(
-        False, description="Lets pictures come from this machine, on any port: for tests and local use only"
-    )
-
-    host: str = Field("127.0.0.1", description="Address at which the HTTP door listens")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port of the HTTP door; 0: any free one")
-    api_key: str = Field(
-        "",
-        repr=False,
-        description="Comma-separated keys of the HTTP door; without one it listens on this machine alone",
-    )
-    qpikey: str = Field("", repr=False, description="The same, under the name that an older service had")
-    auth: Literal["on", "off"] = Field("on", description="`off` lets the HTTP door listen anywhere without a key")
-    cors_origins: str = Field("*", description="Comma-separated origins whose pages may call the HTTP door")
-    max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a request's body at the HTTP door")
-    body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP door")
-    body_whole_s: Seconds = Field(300.0, description="Seconds for a whole body at the HTTP door")
-    send_timeout_s: Seconds = Field(
-        60.0, description="Seconds that a client of the HTTP door may leave a part of its stream unread"
-    )
-    max_requests: Positive = Field(
-        512, description="Requests that the HTTP door works on at once; more are refused with QUEUE_FULL"
-    )
-    playground: bool = Field(True, description="Serves a page to try the worker, `/playground`, at the HTTP door")
-    lazy_load: bool = Field(False, description="Loads the model with the first request, not at the start")
-
-    history_url: Annotated[str, StringConstraints(pattern=r"^(memory://|sqlite:///.+|rediss?://.+)$")] = Field(
-        "memory://",
-        repr=False,
-        description="Where the bot's conversations are kept: `memory://`, `sqlite:///relative/path`, "
-        "`sqlite:////absolute/path`, or `redis://host:port/db`, which several workers may share",
-    )
-    history_ttl_s: Seconds = Field(86_400.0, description="Seconds after which a message to the bot is forgotten")
-    history_turns: Positive = Field(20, description="Messages of a conversation that the bot remembers")
-    history_tokens: Positive = Field(
-        4096, description="Tokens of earlier messages, pictures and replies that a prompt of the bot may begin with"
-    )
-    history_images: Count = Field(4, description="Pictures of earlier messages in a prompt of the bot")
-    history_mib: Positive = Field(
-        256, description="Memory or disk for all conversations; the oldest messages go first. Redis has its own limit"
-    )
-    group_reply: Literal["always", "mention"] = Field(
-        "always", description="Whether the bot answers every message of a group, or those with its name in them"
-    )
-    bot_name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
-        "Qwen", description="The bot's name in groups"
-    )
-    bot_prompt: str = Field("", description="System message of the bot's conversations; empty: none")
-
-    runpod_webhook_get_job: str | None = Field(
-        None, description="Set by the platform; its presence means that jobs come from there"
-    )
 
     @property
     def is_on_platform(self) -> bool:
@@ -274,7 +54,7 @@ class Settings(BaseModel):
     @property
     def media_roots(self) -> tuple[Path, ...]:
         """The folders of `allowed_media_paths`, without links."""
-        return tuple(Path(one).resolve() for one in self.allowed_media_paths.split(":") if one.strip())
+        return tuple(Path(folder).resolve() for folder in self.allowed_media_paths.split(":") if folder.strip())
 
     @property
     def allowed_domains(self) -> tuple[str, ...]:
@@ -293,10 +73,16 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         raise SettingError(f"the environment variable {name} does not parse: {first['msg']}") from None
 
 
-def load_with_file(given: Mapping[str, str], file: Path = Path(".env")) -> Settings:
-    """What is given goes before the process's environment, and that before the lines of `file`."""
+@cache
+def current() -> Settings:
+    """The process's own settings: its environment is read once. Raises SettingError."""
+    return load()
+
+
+def load_with_file(overrides: Mapping[str, str], file: Path = Path(".env")) -> Settings:
+    """What is given takes precedence over the process's environment, and that over the lines of `file`."""
     lines = {name: value for name, value in dotenv_values(file).items() if value}
-    return load({**lines, **os.environ, **given})
+    return load({**lines, **os.environ, **overrides})
 
 
 def stay_offline(settings: Settings) -> None:
@@ -307,9 +93,13 @@ def stay_offline(settings: Settings) -> None:
 
 
 def table() -> str:
-    """All settings as the Markdown table of docs/settings.md."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    """All settings as the Markdown tables of docs/settings.md, one for each group."""
+    return "\n".join(_group_table(group) for group in GROUPS)
+
+
+def _group_table(group: type[Group]) -> str:
+    rows = [f"## {group.heading}", "", group.__doc__ or "", "", "| variable | default | meaning |", "|---|---|---|"]
+    for name, field in group.model_fields.items():
         default = "" if field.default in (None, "") else f"`{_shown(field.default)}`"
         rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows) + "\n"

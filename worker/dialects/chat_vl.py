@@ -6,32 +6,36 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, Strict, ValidationError
 
-from worker.core.contract import (
+from worker.core.contract import Answer, ChatRequest, Done, Meta, Piece, Sampling, Start, StreamEvent, Usage
+from worker.core.errors import InputInvalid
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import (
     MAX_MESSAGES,
     MAX_TEXT_CHARS,
-    Answer,
+    Body,
     BoundedText,
-    ChatRequest,
-    Done,
-    MaxTokens,
-    Meta,
-    Piece,
-    Sampling,
-    Start,
-    StreamEvent,
+    Chunk,
+    Dialect,
+    ReplyBody,
+    StreamWriter,
+    Upload,
+    answers_only,
+    invalid,
+    job_error,
+    upload_error,
+    validated,
 )
-from worker.core.errors import InputInvalid, WorkerError
-from worker.dialects import fields
-from worker.dialects.fields import Body
+from worker.dialects.media_fields import MAX_FORMS
+from worker.dialects.messages import CONTENT, conversation, message
+from worker.dialects.sampling_fields import MaxTokens
 
 T = TypeVar("T")
-ROUTE = "/chat-vl"
 MAX_TOKENS = 256
 
 
 class ChatVLMessage(Body):
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | Annotated[list[Any], Field(max_length=fields.MAX_FORMS)]
+    content: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | Annotated[list[Any], Field(max_length=MAX_FORMS)]
 
 
 class ChatVLBody(Body):
@@ -39,56 +43,77 @@ class ChatVLBody(Body):
 
     model_config = ConfigDict(strict=False)
 
-    messages: BoundedText | list[Any] | dict[str, Any] = Field(repr=False)
+    messages: BoundedText | list[Any] | JsonObject = Field(repr=False)
     file: Annotated[str, Strict()] | Annotated[bytes, Strict()] | None = Field(None, repr=False)
     max_new_tokens: MaxTokens = MAX_TOKENS
     stream: bool = False
 
 
-def speaks(body: dict[str, Any]) -> bool:
-    return body.get("route") == ROUTE
+class ChatVLForm(ReplyBody):
+    """Messages as JSON in a string; the file fills the block without a source."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    messages: str = Field(examples=['[{"role": "user", "content": [{"type": "image"}]}]'])
+    file: bytes | None = Field(None, json_schema_extra={"type": "string", "format": "binary"})
+    max_new_tokens: int = Field(MAX_TOKENS, ge=1)
+    stream: bool = False
 
 
-def parse(body: dict[str, Any]) -> ChatRequest:
-    """Raises InputInvalid, InputNotObject, MediaParamInvalid."""
-    given = fields.routed(body)
-    form = fields.validated(ChatVLBody, given)
+class TokenUsage(ReplyBody):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatVLReply(ReplyBody):
+    """The whole answer."""
+
+    response: str
+    usage: TokenUsage
+
+
+def _parse(body: JsonObject) -> ChatRequest:
+    """Raises InputInvalid, MediaParamInvalid."""
+    form = validated(ChatVLBody, body)
     num_filled = 0
-    said = []
-    for index, one in enumerate(_messages(form.messages)):
+    messages = []
+    for index, raw in enumerate(_messages(form.messages)):
         where = f"messages[{index}]"
-        message = _at(where, ChatVLMessage.model_validate, one)
-        content = message.content
+        turn = _at(where, ChatVLMessage.model_validate, raw)
+        content = turn.content
         if isinstance(content, list):
             blocks, filled = _filled(content, form.file, f"{where}.content")
             num_filled += filled
-            content = _at(f"{where}.content", fields.CONTENT.validate_python, blocks)
-        said.append(fields.message(message.role, content, f"{where}.content"))
+            content = _at(f"{where}.content", CONTENT.validate_python, blocks)
+        messages.append(message(turn.role, content, f"{where}.content"))
     if form.file is not None and not num_filled:
         raise InputInvalid(where="file", detail="no block without a source asks for it")
     return ChatRequest(
-        messages=fields.conversation(said), sampling=Sampling(max_tokens=form.max_new_tokens), stream=form.stream
+        messages=conversation(messages), sampling=Sampling(max_tokens=form.max_new_tokens), stream=form.stream
     )
 
 
-def _at(where: str, validate: Callable[[Any], T], value: Any) -> T:
+def _at(where: str, validate: Callable[[object], T], value: object) -> T:
     """The value, validated; a fault is named by its place below `where`. Raises InputInvalid."""
     try:
         return validate(value)
     except ValidationError as error:
-        failure = fields.invalid(error)
+        failure = invalid(error)
         inner = "" if failure.where in (None, "input") else failure.where
         raise failure.at(f"{where}{inner}" if str(inner).startswith("[") else f"{where}.{inner}".rstrip(".")) from None
 
 
-def _messages(given: str | list[Any] | dict[str, Any]) -> list[Any]:
+def _messages(field: str | list[Any] | JsonObject) -> list[Any]:
     """One message or a list of them, as JSON in a string or as it is. Raises InputInvalid."""
-    if isinstance(given, str):
+    if isinstance(field, str):
         try:
-            given = json.loads(given)
+            field = json.loads(field)
         except (ValueError, RecursionError):
             raise InputInvalid(where="messages", detail="not valid JSON") from None
-    messages = [given] if isinstance(given, dict) else given
+    messages = [field] if isinstance(field, dict) else field
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise InputInvalid(where="messages", detail=f"a message or a list of 1 to {MAX_MESSAGES}")
     return messages
@@ -108,17 +133,20 @@ def _filled(blocks: list[Any], file: str | bytes | None, where: str) -> tuple[li
     return filled, num_bare
 
 
-def reply(answer: Answer) -> dict[str, Any]:
-    used = answer.usage
-    usage = {
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "total_tokens": used.total_tokens,
+def _shape(answer: Answer) -> JsonObject:
+    return {"response": answer.choices[0].text, "usage": token_usage(answer.usage)}
+
+
+def token_usage(usage: Usage) -> dict[str, int]:
+    """The three counts that every API has."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
     }
-    return {"response": answer.said[0].text, "usage": usage}
 
 
-def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
+def _chunks(event: StreamEvent, _: Meta) -> list[Chunk]:
     """The text and nothing else."""
     match event:
         case Piece():
@@ -127,5 +155,16 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
             return []
 
 
-def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
-    return [{"error": error.as_json()}]
+DIALECT = Dialect(
+    name="chat_vl",
+    about="Messages and one uploaded file",
+    route="/chat-vl",
+    upload=Upload("file"),
+    parse=_parse,
+    reply=answers_only(_shape),
+    writer=lambda meta: StreamWriter(meta, _chunks, job_error),
+    http_error=lambda error, declared_type: upload_error(error, declared_type),
+    body=ChatVLForm,
+    reply_model=ChatVLReply,
+    stream_type="text/plain; charset=utf-8",
+)

@@ -3,34 +3,33 @@
 {"prompt": "What is this?", "image": "https://…"}  ->  {"id", "model", "text", "finish_reason", "usage"}
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import Field
 
 from worker.core.contract import (
-    MAX_MESSAGES,
     Answer,
-    BoundedText,
     ChatRequest,
+    Choice,
     Done,
+    MediaInfo,
     Message,
     Meta,
     Piece,
-    Said,
-    Seen,
     Start,
     StreamEvent,
     Text,
     Usage,
 )
 from worker.core.errors import InputInvalid, RouteUnknown, WorkerError
-from worker.dialects import fields
-from worker.dialects.fields import Body, Content, MediaForm, SamplingFields, VideoForm
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, StreamWriter, answers_only, validated
+from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoForm, image, video
+from worker.dialects.messages import PlainMessage, conversation, message
+from worker.dialects.sampling_fields import SamplingFields, logprobs
 
-
-class NativeMessage(Body):
-    role: Literal["system", "user", "assistant"]
-    content: Content
+_SHOWN_OF_MEDIA = ("where", "kind", "width", "height", "tokens", "times")
 
 
 class NativeBody(SamplingFields):
@@ -39,115 +38,121 @@ class NativeBody(SamplingFields):
     prompt: BoundedText | None = Field(None, repr=False)
     system: BoundedText | None = Field(None, repr=False)
     image: MediaForm | None = None
-    images: Annotated[list[MediaForm], Field(max_length=fields.MAX_FORMS)] = []
+    images: Annotated[list[MediaForm], Field(max_length=MAX_FORMS)] = []
     video: VideoForm | None = None
-    videos: Annotated[list[VideoForm], Field(max_length=fields.MAX_FORMS)] = []
-    messages: list[NativeMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    videos: Annotated[list[VideoForm], Field(max_length=MAX_FORMS)] = []
+    messages: list[PlainMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     stream: bool = False
 
 
-def speaks(body: dict[str, Any]) -> bool:
-    """The native dialect is what remains when no other speaks."""
-    return True
-
-
-def parse(body: dict[str, Any]) -> ChatRequest:
+def _parse(body: JsonObject) -> ChatRequest:
     """Raises InputInvalid, RouteUnknown."""
     if "route" in body:
         raise RouteUnknown(where="route")
-    native = fields.validated(NativeBody, body)
+    form = validated(NativeBody, body)
     return ChatRequest(
-        messages=fields.conversation(_messages(native)),
-        sampling=native.sampling(),
-        max_seconds=native.max_seconds,
-        stream=native.stream,
+        messages=conversation(_messages(form)),
+        sampling=form.sampling(),
+        max_seconds=form.max_seconds,
+        stream=form.stream,
     )
 
 
-def _messages(body: NativeBody) -> tuple[Message, ...]:
-    if body.messages is not None:
-        extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(body, name)]
+def _messages(form: NativeBody) -> tuple[Message, ...]:
+    if form.messages is not None:
+        extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(form, name)]
         if extra:
             raise InputInvalid(where=extra[0], detail="cannot stand beside messages")
         return tuple(
-            fields.message(message.role, message.content, f"messages[{index}].content")
-            for index, message in enumerate(body.messages)
+            message(turn.role, turn.content, f"messages[{index}].content") for index, turn in enumerate(form.messages)
         )
-    if body.prompt is None:
+    if form.prompt is None:
         raise InputInvalid(where="input", detail="prompt or messages is required")
-    pictures = [] if body.image is None else [fields.image(body.image, "image")]
-    pictures += [fields.image(form, f"images[{index}]") for index, form in enumerate(body.images)]
-    videos = [] if body.video is None else [fields.video(body.video, "video")]
-    videos += [fields.video(form, f"videos[{index}]") for index, form in enumerate(body.videos)]
-    user = Message(role="user", parts=(*pictures, *videos, Text(text=body.prompt)))
-    if body.system is None:
+    pictures = [] if form.image is None else [image(form.image, "image")]
+    pictures += [image(picture, f"images[{index}]") for index, picture in enumerate(form.images)]
+    videos = [] if form.video is None else [video(form.video, "video")]
+    videos += [video(clip, f"videos[{index}]") for index, clip in enumerate(form.videos)]
+    user = Message(role="user", parts=(*pictures, *videos, Text(text=form.prompt)))
+    if form.system is None:
         return (user,)
-    return (Message(role="system", parts=(Text(text=body.system),)), user)
+    return (Message(role="system", parts=(Text(text=form.system),)), user)
 
 
-def reply(answer: Answer) -> dict[str, Any]:
+def _shape(answer: Answer) -> JsonObject:
     """`text` is the first answer; where `n` asked for several, `choices` has all."""
-    first, *others = choices = [_choice(said) for said in answer.said]
+    first, *others = choices = [_choice(choice) for choice in answer.choices]
     head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **first}
     more = {"choices": choices} if others else {}
-    return {**head, **more, **_seen(answer.seen), "usage": usage(answer.usage), **_cold_start(answer.cold_start)}
+    return {**head, **more, **_media(answer.media), "usage": _usage(answer.usage), **_cold_start(answer.cold_start)}
 
 
-def _cold_start(phases: dict[str, float] | None) -> dict[str, Any]:
+def _cold_start(phases: Mapping[str, float] | None) -> JsonObject:
     return {} if phases is None else {"cold_start": phases}
 
 
-def _seen(seen: tuple[Seen, ...]) -> dict[str, Any]:
+def _media(media: tuple[MediaInfo, ...]) -> JsonObject:
     """How the model saw the request's pictures and videos: sides in pixels, tokens, seconds of the frames."""
-    if not seen:
+    if not media:
         return {}
-    return {"media": [one.model_dump(mode="json", exclude_defaults=True) for one in seen]}
+    shown = set(_SHOWN_OF_MEDIA)
+    return {"media": [item.model_dump(mode="json", include=shown, exclude_defaults=True) for item in media]}
 
 
-def _choice(said: Said) -> dict[str, Any]:
-    choice: dict[str, Any] = {"text": said.text, "finish_reason": said.reason}
-    if said.logprobs:
-        choice["logprobs"] = fields.logprobs(said.logprobs)
-    return choice
+def _choice(choice: Choice) -> JsonObject:
+    shown: JsonObject = {"text": choice.text, "finish_reason": choice.reason}
+    if choice.logprobs:
+        shown["logprobs"] = logprobs(choice.logprobs)
+    return shown
 
 
-def usage(used: Usage) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, int]:
     return {
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "total_tokens": used.total_tokens,
-        "image_tokens": used.image_tokens,
-        "video_tokens": used.video_tokens,
-        "cached_tokens": used.cached_tokens,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "image_tokens": usage.image_tokens,
+        "video_tokens": usage.video_tokens,
+        "cached_tokens": usage.cached_tokens,
     }
 
 
-def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
+def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
     match event:
         case Start():
             return []
         case Piece():
             return [_piece(event, meta)]
         case Done():
-            end: dict[str, Any] = {"id": meta.id, "model": meta.model, "model_code": meta.code, "text": ""}
+            end: JsonObject = {"id": meta.id, "model": meta.model, "model_code": meta.code, "text": ""}
             end["finish_reason"] = event.reasons[0]
             if len(event.reasons) > 1:
                 end["finish_reasons"] = list(event.reasons)
-            return [{**end, **_seen(event.seen), "usage": usage(event.usage), **_cold_start(event.cold_start)}]
+            return [{**end, **_media(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}]
 
 
-def _piece(event: Piece, meta: Meta) -> dict[str, Any]:
-    piece: dict[str, Any] = {"text": event.text}
+def _piece(event: Piece, meta: Meta) -> JsonObject:
+    piece: JsonObject = {"text": event.text}
     if meta.num_answers > 1:
         piece["index"] = event.index
     if event.logprobs:
-        piece["logprobs"] = fields.logprobs(event.logprobs)
+        piece["logprobs"] = logprobs(event.logprobs)
     return piece
 
 
-def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
+def _refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
     """A failed job's last words. A stream first says why, since the platform keeps `error` from streams."""
-    last: list[dict[str, Any] | str] = [{"error": error.as_json()}]
-    if body.get("stream") is not True:
+    last: list[Chunk] = [{"error": error.as_json()}]
+    if not is_stream:
         return last
     return [{"type": "failed", "detail": {"code": error.code, "message": error.message}}, *last]
+
+
+DIALECT = Dialect(
+    name="native",
+    about="This worker's own form",
+    parse=_parse,
+    reply=answers_only(_shape),
+    writer=lambda meta: StreamWriter(meta, _chunks, _refuse),
+    refuse=_refuse,
+    body=NativeBody,
+)

@@ -10,11 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from worker.core.contract import (
-    MAX_MESSAGES,
     Answer,
     ChatRequest,
     Done,
-    MaxTokens,
     Meta,
     Piece,
     Role,
@@ -23,11 +21,25 @@ from worker.core.contract import (
     TokenLogprob,
     Usage,
 )
-from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
-from worker.dialects import fields
-from worker.dialects.fields import Body, Content, SamplingFields, TemplateVariables, VideoControls
+from worker.core.errors import InputInvalid, WorkerError
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import (
+    MAX_MESSAGES,
+    Body,
+    Chunk,
+    Dialect,
+    HttpError,
+    ReplyBody,
+    StreamWriter,
+    answers_only,
+    shown_name,
+    validated,
+)
+from worker.dialects.chat_vl import TokenUsage, token_usage
+from worker.dialects.media_fields import VideoControls, seen_as
+from worker.dialects.messages import Content, conversation, message
+from worker.dialects.sampling_fields import MaxTokens, SamplingFields, TemplateVariables, logprobs
 
-ROUTE = "/v1/chat/completions"
 MAX_NAMES_LOGGED = 20
 
 _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
@@ -37,7 +49,7 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
 }
 # An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
 _FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-_ROLES: dict[str, Role] = {"developer": "system"}
+_ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 _REASONS = {"stop": "stop", "length": "length", "time": "length"}  # the API knows no end by time
 
 
@@ -74,25 +86,68 @@ class OpenAIBody(SamplingFields):
 _HONOURED = frozenset(OpenAIBody.model_fields)
 
 
-def speaks(body: dict[str, Any]) -> bool:
-    return "openai_route" in body or body.get("route") == ROUTE
+class OpenAIFault(ReplyBody):
+    """The error object of the OpenAI API."""
+
+    class Error(ReplyBody):
+        """What is wrong, and where."""
+
+        message: str
+        type: Literal["invalid_request_error", "server_error"]
+        param: str | None
+        code: str
+
+    error: Error
 
 
-def parse(body: dict[str, Any]) -> ChatRequest:
-    """Raises InputInvalid, InputNotObject, RouteUnknown."""
-    given = _given(body)
-    _refuse_unbuilt(given)
-    chat = fields.validated(OpenAIBody, given)
+class ChatChoice(ReplyBody):
+    """One of the answers."""
+
+    class AssistantMessage(ReplyBody):
+        """The answer's words."""
+
+        role: Literal["assistant"]
+        content: str
+        refusal: None
+
+    index: int
+    message: AssistantMessage
+    logprobs: JsonObject | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatUsage(TokenUsage):
+    """Tokens, and those of pictures, of videos, and known before."""
+
+    prompt_tokens_details: dict[str, int]
+
+
+class OpenAIReply(ReplyBody):
+    """The API's chat completion, and `response` beside it."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+    response: str
+
+
+def _parse(body: JsonObject) -> ChatRequest:
+    """Raises InputInvalid, MediaParamInvalid."""
+    _refuse_unbuilt(body)
+    chat = validated(OpenAIBody, body)
     if chat.max_completion_tokens is not None:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     if chat.model is None:
-        chat = chat.model_copy(update={name: own for name, own in _FLAT.items() if getattr(chat, name) is None})
-    messages = fields.conversation(
-        fields.message(_ROLES.get(message.role, message.role), message.content, f"messages[{index}].content")  # type: ignore[arg-type]
-        for index, message in enumerate(chat.messages)
+        chat = chat.model_copy(update={name: flat for name, flat in _FLAT.items() if getattr(chat, name) is None})
+    messages = conversation(
+        message(_ROLES[turn.role], turn.content, f"messages[{index}].content")
+        for index, turn in enumerate(chat.messages)
     )
     if chat.mm_processor_kwargs is not None:
-        messages = tuple(fields.seen_as(message, chat.mm_processor_kwargs) for message in messages)
+        messages = tuple(seen_as(turn, chat.mm_processor_kwargs) for turn in messages)
     return ChatRequest(
         messages=messages,
         template=tuple((chat.chat_template_kwargs or {}).items()),
@@ -101,57 +156,41 @@ def parse(body: dict[str, Any]) -> ChatRequest:
         stream=chat.stream or False,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         model=chat.model,
-        ignored=_ignored(given),
+        ignored=_ignored(body),
     )
 
 
-def _given(body: dict[str, Any]) -> dict[str, Any]:
-    """The API's own body, from the platform's OpenAI route or from ours."""
-    if "openai_route" not in body:
-        return fields.routed(body)
-    if body["openai_route"] != ROUTE:
-        raise RouteUnknown(where="openai_route")
-    for name in body.keys() - {"openai_route", "openai_input"}:
-        raise fields.no_such_field(name)
-    given = body.get("openai_input")
-    if not isinstance(given, dict):
-        raise InputNotObject(where="openai_input")
-    return given
-
-
-def _ignored(given: dict[str, Any]) -> tuple[str, ...]:
-    names = {fields.shown_name(name) for name in given.keys() - _HONOURED - _NOTHING_ASKED.keys()}
+def _ignored(body: JsonObject) -> tuple[str, ...]:
+    names = {shown_name(name) for name in body.keys() - _HONOURED - _NOTHING_ASKED.keys()}
     known = OpenAIMessage.model_fields.keys()
-    names |= {f"messages[].{fields.shown_name(name)}" for one in given["messages"] for name in one.keys() - known}
-    options = given.get("stream_options") or {}
-    names |= {
-        f"stream_options.{fields.shown_name(name)}" for name in options.keys() - StreamOptions.model_fields.keys()
-    }
+    names |= {f"messages[].{shown_name(name)}" for turn in body["messages"] for name in turn.keys() - known}
+    options = body.get("stream_options") or {}
+    names |= {f"stream_options.{shown_name(name)}" for name in options.keys() - StreamOptions.model_fields.keys()}
     return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
-def _refuse_unbuilt(given: dict[str, Any]) -> None:
+def _refuse_unbuilt(body: JsonObject) -> None:
     for name, harmless in _NOTHING_ASKED.items():
-        if name in given and given[name] not in harmless:
+        if name in body and body[name] not in harmless:
             raise InputInvalid(where=name, detail="this worker does not support this value yet")
 
 
-def reply(answer: Answer) -> dict[str, Any]:
+def _shape(answer: Answer) -> JsonObject:
     """The API's object, and `response` beside it for the clients of an older service on the same route."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": said.text, "refusal": None},
-            "logprobs": _logprobs(said.logprobs),
-            "finish_reason": _REASONS[said.reason],
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": _logprobs(choice.logprobs),
+            "finish_reason": _REASONS[choice.reason],
         }
-        for index, said in enumerate(answer.said)
+        for index, choice in enumerate(answer.choices)
     ]
     head = _head(answer.meta, "chat.completion")
-    return {**head, "choices": choices, "usage": _usage(answer.usage), "response": answer.said[0].text}
+    return {**head, "choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
 
 
-def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
+def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
     """Server-sent events; the platform writes strings through as they are."""
     match event:
         case Start():
@@ -168,49 +207,64 @@ def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
             return [text + "data: [DONE]\n\n"]
 
 
-def _logprobs(tokens: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
-    return {"content": fields.logprobs(tokens), "refusal": None} if tokens else None
+def _logprobs(tokens: tuple[TokenLogprob, ...]) -> JsonObject | None:
+    return {"content": logprobs(tokens), "refusal": None} if tokens else None
 
 
-def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
-    shown = {"error": as_openai(error)}
-    given = body.get("openai_input", body.get("body"))
-    if isinstance(given, dict) and given.get("stream") is True:
-        return [_sse(shown) + "data: [DONE]\n\n"]
-    return [{"error": json.dumps(shown)}]
+def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
+    """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
+    shown = _error_object(error)
+    return [_sse(shown) + "data: [DONE]\n\n"] if is_stream else [{"error": json.dumps(shown)}]
 
 
-def as_openai(error: WorkerError) -> dict[str, Any]:
+def http_error(error: WorkerError, declared_type: str | None) -> HttpError:
+    """The API's error object with the error's own status."""
+    return HttpError(error.status, _error_object(error))
+
+
+def _error_object(error: WorkerError) -> JsonObject:
     """The error object of the API: message, type, param, code."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     code = "model_not_found" if error.code == "MODEL_NOT_FOUND" else error.code
-    return {"message": error.message, "type": kind, "param": error.where, "code": code}
+    return {"error": {"message": error.message, "type": kind, "param": error.where, "code": code}}
 
 
-def _head(meta: Meta, kind: str) -> dict[str, Any]:
+def _head(meta: Meta, kind: str) -> JsonObject:
     return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
 
 
 def _chunk(
-    meta: Meta, delta: dict[str, str], index: int, reason: str | None = None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    meta: Meta, delta: dict[str, str], index: int, reason: str | None = None, logprobs: JsonObject | None = None
+) -> JsonObject:
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
     chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
     return {**chunk, "usage": None} if meta.include_usage else chunk
 
 
-def _usage(used: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "total_tokens": used.total_tokens,
-        "prompt_tokens_details": {
-            "image_tokens": used.image_tokens,
-            "video_tokens": used.video_tokens,
-            "cached_tokens": used.cached_tokens,
-        },
-    }
+def _usage(usage: Usage) -> JsonObject:
+    details = {name: getattr(usage, name) for name in ("image_tokens", "video_tokens", "cached_tokens")}
+    return {**token_usage(usage), "prompt_tokens_details": details}
 
 
-def _sse(value: dict[str, Any]) -> str:
+def _sse(value: JsonObject) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+_PICTURE = {"type": "image_url", "image_url": {"url": "https://example.org/shapes.png"}}
+_QUESTION = {"type": "text", "text": "What is in the picture?"}
+DIALECT = Dialect(
+    name="openai_chat",
+    about="OpenAI Chat Completions",
+    route="/v1/chat/completions",
+    is_openai=True,
+    parse=_parse,
+    reply=answers_only(_shape),
+    writer=lambda meta: StreamWriter(meta, _chunks, refuse),
+    refuse=refuse,
+    http_error=http_error,
+    body=OpenAIBody,
+    reply_model=OpenAIReply,
+    fault=OpenAIFault,
+    stream_type="text/event-stream",
+    example={"messages": [{"role": "user", "content": [_PICTURE, _QUESTION]}]},
+)

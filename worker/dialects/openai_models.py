@@ -1,35 +1,57 @@
-"""OpenAI's list of models, `/v1/models` and `/v1/models/<name>`, as the platform's OpenAI route carries them."""
+"""OpenAI's list of models: `GET /v1/models` and `/v1/models/<name>`."""
 
-from typing import Any
+from typing import Literal, assert_never
 
-from worker.core.contract import Answer, ChatRequest, Meta, StreamEvent
-from worker.core.errors import WorkerError
-from worker.dialects import fields, openai_chat
-
-ROUTE = "/v1/models"
-
-
-def speaks(body: dict[str, Any]) -> bool:
-    route = body.get("openai_route")
-    return isinstance(route, str) and (route == ROUTE or route.startswith(ROUTE + "/"))
+from worker.core.contract import Answer, Counted, ModelCard, ModelQuery, Reply, Silence
+from worker.core.safe_json import JsonObject
+from worker.dialects import openai_chat
+from worker.dialects.base import Dialect, ReplyBody
 
 
-def parse(body: dict[str, Any]) -> ChatRequest:
-    """A request that asks the model nothing. Raises InputInvalid."""
-    for name in body.keys() - {"openai_route", "openai_input"}:
-        raise fields.no_such_field(name)
-    return ChatRequest(messages=(), model=body["openai_route"][len(ROUTE) + 1 :] or None)
+class OpenAIModel(ReplyBody):
+    """The served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
 
 
-def reply(answer: Answer) -> dict[str, Any]:
-    meta = answer.meta
-    card = {"id": meta.model, "object": "model", "created": meta.created, "owned_by": "worker-qwen-vl"}
-    return card if meta.is_named else {"object": "list", "data": [card]}
+class OpenAIModelList(ReplyBody):
+    """All that is served: one model."""
+
+    object: Literal["list"]
+    data: list[OpenAIModel]
 
 
-def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
-    raise AssertionError("a list of models is never streamed")
+def _parse(body: JsonObject) -> ModelQuery:
+    return ModelQuery(model=body["tail"] or None)
 
 
-def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
-    return openai_chat.refusal(error, body)
+def _reply(outcome: Reply) -> JsonObject:
+    match outcome:
+        case ModelCard():
+            card = {"id": outcome.model, "object": "model", "created": outcome.created, "owned_by": "worker-qwen-vl"}
+            return card if outcome.is_named else {"object": "list", "data": [card]}
+        case Answer() | Counted() | Silence():
+            raise AssertionError(f"{type(outcome).__name__} is no outcome of a question about the model")
+        case _:
+            assert_never(outcome)
+
+
+DIALECT = Dialect(
+    name="openai_models",
+    about="The model that is served",
+    route="/v1/models",
+    method="GET",
+    has_tail=True,
+    is_openai=True,
+    is_named=False,
+    parse=_parse,
+    reply=_reply,
+    refuse=openai_chat.refuse,
+    http_error=openai_chat.http_error,
+    reply_model=OpenAIModelList,
+    tail_reply_model=OpenAIModel,
+    fault=openai_chat.OpenAIFault,
+)

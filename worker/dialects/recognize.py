@@ -1,16 +1,29 @@
 """`POST /v1/image/recognize`: one picture, one question."""
 
-from typing import Any
+import re
+from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from worker.core.contract import Answer, BoundedText, ChatRequest, Message, Meta, Sampling, StreamEvent, Text
+from worker.core.contract import Answer, ChatRequest, Message, Sampling, Text
 from worker.core.errors import WorkerError
-from worker.dialects import fields
-from worker.dialects.fields import Body, MediaForm
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import (
+    Body,
+    BoundedText,
+    Dialect,
+    HttpError,
+    ReplyBody,
+    Upload,
+    answers_only,
+    upload_error,
+    validated,
+)
+from worker.dialects.media_fields import MediaForm, image
 
-ROUTE = "/v1/image/recognize"
 MAX_TOKENS = 1024
+
+_PLAIN_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 
 
 class RecognizeBody(Body):
@@ -18,24 +31,49 @@ class RecognizeBody(Body):
     prompt: BoundedText = Field(repr=False)
 
 
-def speaks(body: dict[str, Any]) -> bool:
-    return body.get("route") == ROUTE
+class RecognizeForm(ReplyBody):
+    """A picture and a question."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    image: bytes = Field(json_schema_extra={"type": "string", "format": "binary"})
+    prompt: str = Field(examples=["What is in the picture?"])
 
 
-def parse(body: dict[str, Any]) -> ChatRequest:
-    """Raises InputInvalid, InputNotObject."""
-    form = fields.validated(RecognizeBody, fields.routed(body))
-    parts = (fields.image(form.image, "image"), Text(text=form.prompt))
+class RecognizeReply(ReplyBody):
+    """The whole answer."""
+
+    status: Literal["success"]
+    result: str
+
+
+def _parse(body: JsonObject) -> ChatRequest:
+    """Raises InputInvalid."""
+    form = validated(RecognizeBody, body)
+    parts = (image(form.image, "image"), Text(text=form.prompt))
     return ChatRequest(messages=(Message(role="user", parts=parts),), sampling=Sampling(max_tokens=MAX_TOKENS))
 
 
-def reply(answer: Answer) -> dict[str, Any]:
-    return {"status": "success", "result": answer.said[0].text}
+def _shape(answer: Answer) -> JsonObject:
+    return {"status": "success", "result": answer.choices[0].text}
 
 
-def chunks(event: StreamEvent, meta: Meta) -> list[dict[str, Any] | str]:
-    raise AssertionError("there is no stream on this route")
+def _error(error: WorkerError, declared_type: str | None) -> HttpError:
+    """What was expected, and what the client said that it sent."""
+    if error.code == "MEDIA_UNSUPPORTED_TYPE" and declared_type is not None:
+        received = declared_type if _PLAIN_TYPE.fullmatch(declared_type) else "something else"
+        error = type(error)(where=error.where, detail=f"an image was expected, {received} was received")
+    return upload_error(error)
 
 
-def refusal(error: WorkerError, body: dict[str, Any]) -> list[dict[str, Any] | str]:
-    return [{"error": error.as_json()}]
+DIALECT = Dialect(
+    name="recognize",
+    about="One picture, one question",
+    route="/v1/image/recognize",
+    upload=Upload("image"),
+    parse=_parse,
+    reply=answers_only(_shape),
+    http_error=_error,
+    body=RecognizeForm,
+    reply_model=RecognizeReply,
+)

@@ -1,4 +1,4 @@
-"""The rooms that know torch: loading, prompts, sequences, batching, sampling, streaming.
+"""Many requests on one model at once: scheduling, prefill, decode, sampling, and what a failure costs.
 
-Knows no dialect and no network. `Engine` is the face; everything else is a room behind it.
+`engine.py` is the entry point. Knows no dialect and no network.
 """

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from worker.checkpoint.tokenizer import Tokens
-from worker.core.contract import Likely
+from worker.checkpoint.tokenizer import Tokenizer
+from worker.core.contract import TokenAlternative
 
 
-def likely(tokens: Tokens, token: int, logprob: float) -> Likely:
+def alternative(tokenizer: Tokenizer, token: int, logprob: float) -> TokenAlternative:
     """A token in the contract's terms."""
-    raw = tokens.bytes_of(token)
-    return Likely(text=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
+    raw = tokenizer.bytes_of(token)
+    return TokenAlternative(text=raw.decode(errors="replace"), bytes=raw, logprob=logprob)
 
 
 class TextStream:
@@ -19,10 +19,10 @@ class TextStream:
     that is decided. After a stop string was found, `is_stopped` is true and no more text comes.
     """
 
-    def __init__(self, tokens: Tokens, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self.is_stopped = False
         self._stops = stops
-        self._stream = tokens.stream()
+        self._stream = tokenizer.stream()
         self._held = ""
 
     def push(self, token: int) -> str:

@@ -3,7 +3,8 @@
 import torch
 
 from worker.engine.prefix_cache import FeatureCache, PrefixCache
-from worker.models.runner import Features, Filled, Prompt, Runner
+from worker.models.runner import Features, PrefillCache, Runner
+from worker.prompt.types import Prompt
 
 
 class Prefill:
@@ -15,7 +16,7 @@ class Prefill:
         self._prompt, self._tokens = prompt, list(tokens)
         self._runner, self._features, self._prefixes = runner, features, prefixes
         self._seen: dict[int, Features] = {}
-        self.cache: Filled = runner.empty_cache()
+        self.cache: PrefillCache = runner.prefill_cache()
         self.reused = prefixes.fill(prompt.fingerprint, self.cache) if prefixes else 0
         self._done = self.reused
         self.logits: torch.Tensor | None = None
@@ -34,7 +35,7 @@ class Prefill:
         """Whether it is a prompt without pictures of which nothing is computed yet."""
         return not self._done and not self._tokens and not self._prompt.items
 
-    def finish(self, logits: torch.Tensor, cache: Filled) -> None:
+    def finish(self, logits: torch.Tensor, cache: PrefillCache) -> None:
         """Take over what was computed together with others."""
         self.logits, self.cache, self._done = logits, cache, self._length
 
@@ -65,7 +66,7 @@ class Prefill:
                 continue
             if any(self._prompt.items[other].key == item.key for other in fresh):
                 continue  # the same picture again: the next step finds it among the kept
-            size = self._prompt.seen[index].tokens
+            size = self._prompt.media[index].tokens
             if fresh and cost + size > budget:
                 break
             fresh.append(index)

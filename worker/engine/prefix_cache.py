@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from worker.models.runner import Features, Filled
+from worker.models.runner import Features, PrefillCache
 
 SHORTEST_PREFIX = 32  # tokens; computing fewer is cheaper than keeping them
 
@@ -14,7 +14,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Kept(Generic[K, V]):
+class LruBytes(Generic[K, V]):
     """Values up to a number of bytes; the longest unused go first. One larger than the limit is not kept."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -55,7 +55,7 @@ class Kept(Generic[K, V]):
         return [(key, value) for key, (value, _) in self._values.items()]
 
 
-class FeatureCache(Kept[bytes, Features]):
+class FeatureCache(LruBytes[bytes, Features]):
     """Features by content."""
 
 
@@ -70,7 +70,7 @@ class PrefixCache:
     a recurrent state cannot be cut back to where two prompts part."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._kept: Kept[int, _Prefix] = Kept(max_bytes)
+        self._kept: LruBytes[int, _Prefix] = LruBytes(max_bytes)
         self._next = 0
 
     @property
@@ -81,7 +81,7 @@ class PrefixCache:
     def num_hits(self) -> int:
         return self._kept.num_hits
 
-    def fill(self, fingerprint: torch.Tensor, cache: Filled) -> int:
+    def fill(self, fingerprint: torch.Tensor, cache: PrefillCache) -> int:
         """Put the longest known beginning into an empty `cache`; its length, less than the prompt's, 0 for none."""
         best, length = -1, SHORTEST_PREFIX - 1
         for key, known in self._kept.items():
@@ -95,7 +95,7 @@ class PrefixCache:
             cache.update(keys[:, :, :length], values[:, :, :length], index)
         return length
 
-    def keep(self, fingerprint: torch.Tensor, cache: Filled) -> None:
+    def keep(self, fingerprint: torch.Tensor, cache: PrefillCache) -> None:
         """Remember a prefilled prompt. What it says more than one that is known replaces that one."""
         if len(fingerprint) < SHORTEST_PREFIX:
             return

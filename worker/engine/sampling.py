@@ -1,13 +1,13 @@
-"""From logits to a token: row by row, whatever else is in the batch.
+"""From logits to tokens, the same for a row whatever else is in the batch.
 
 The order is transformers': penalties and bias, then temperature, top-k, top-p, min-p. A row's numbers depend on the
-row alone; what is done for all rows at once (the likeliest tokens, their way to the CPU) changes no value.
+row alone; what is done for all rows at once (penalties, the likeliest tokens, their way to the CPU) changes no value.
 """
 
 import random
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ MAX_SHORTLIST = 64
 
 
 @dataclass(frozen=True)
-class Choice:
+class ResolvedSampling:
     """How one request's tokens are chosen, every default filled in. temperature 0 is greedy, top_k 0 means all.
 
     repetition_penalty: divides (multiplies, where negative) the logits of every token of prompt and answer.
@@ -54,10 +54,10 @@ class Choice:
         )
 
 
-def resolve(sampling: Sampling, defaults: Mapping[str, Any]) -> Choice:
+def resolve(sampling: Sampling, defaults: Mapping[str, Any]) -> ResolvedSampling:
     """The request's wishes over the checkpoint's generation config. No seed: one from the operating system."""
     default_temperature = defaults.get("temperature", 1.0) if defaults.get("do_sample") else 0.0
-    return Choice(
+    return ResolvedSampling(
         temperature=_given(sampling.temperature, default_temperature),
         top_p=_given(sampling.top_p, defaults.get("top_p") or 1.0),
         top_k=_given(sampling.top_k, defaults.get("top_k") or 0),
@@ -85,90 +85,150 @@ class Ranked:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row of a step as the model left it, with what was found out about all rows at once.
-
-    greedy: its likeliest token. is_finite: whether that token's logit is a number. shortlist: its
-    MAX_SHORTLIST likeliest tokens, where some row of the step wanted them.
-    """
+    """One row of a step. logits: (vocabulary,) float32, the model's own. adjusted: after penalties, bias and bans, the
+    same tensor where nothing changes them. greedy: the likeliest token after these. is_finite: whether the likeliest
+    token's own logit is a number. shortlist: the MAX_SHORTLIST likeliest tokens, where some row of the step wants
+    them."""
 
     logits: torch.Tensor
+    adjusted: torch.Tensor
     greedy: int
     is_finite: bool
     shortlist: Ranked | None
 
 
-def rows(logits: torch.Tensor, choices: Sequence[Choice]) -> list[Row]:
-    """The rows of a step, logits (rows, vocabulary), with one copy to the CPU for all of them."""
+def logits_step(logits: torch.Tensor, samplers: Sequence["Sampler"]) -> list[Row]:
+    """The rows of a step, logits (rows, vocabulary): what changes logits is done for all rows at once, with one copy to
+    the CPU. Drawing a token from a row is its sampler's."""
     logits = logits.float()
+    adjusted = adjust(logits, samplers)
     best, greedy = logits.max(-1)
+    if adjusted is not logits:
+        greedy = adjusted.argmax(-1)
     heads = torch.stack([greedy.double(), best.isfinite().double()]).cpu()
-    shortlists: list[Ranked | None] = [None] * len(choices)
-    if any(_fits_shortlist(choice) for choice in choices):
-        top = logits.topk(min(MAX_SHORTLIST, logits.shape[-1]), dim=-1)
+    shortlists: list[Ranked | None] = [None] * len(samplers)
+    if any(sampler.fits_shortlist for sampler in samplers):
+        top = adjusted.topk(min(MAX_SHORTLIST, adjusted.shape[-1]), dim=-1)
         shortlists = [Ranked(*pair) for pair in zip(top.values.cpu(), top.indices.cpu(), strict=True)]
     return [
-        Row(logits[index], int(heads[0, index]), bool(heads[1, index]), shortlists[index])
-        for index in range(len(choices))
+        Row(logits[index], adjusted[index], int(heads[0, index]), bool(heads[1, index]), shortlists[index])
+        for index in range(len(samplers))
     ]
 
 
-def _fits_shortlist(choice: Choice) -> bool:
-    return not choice.is_greedy and not choice.changes_logits and 0 < choice.top_k <= MAX_SHORTLIST
-
-
-class Chooser:
+class Sampler:
     """Chooses one answer's tokens: its rules, its own source of chance, and what it has said so far.
 
     ending: the tokens that would end the answer; `min_tokens` keeps them away.
     """
 
-    def __init__(self, choice: Choice, prompt: Iterable[int], ending: Iterable[int], index: int = 0) -> None:
-        self.choice = choice
-        self._source = random.Random(f"{choice.seed}/{index}" if index else choice.seed)
-        self._ending = torch.tensor(sorted(ending), dtype=torch.long)
-        self._prompt = frozenset(prompt if choice.repetition_penalty != 1 else ())
-        self._said: Counter[int] = Counter()
-        self._bias_ids = torch.tensor([token for token, _ in choice.logit_bias], dtype=torch.long)
-        self._bias = torch.tensor([bias for _, bias in choice.logit_bias])
+    def __init__(
+        self, resolved: ResolvedSampling, prompt: Iterable[int], ending: Iterable[int], index: int = 0
+    ) -> None:
+        self.resolved = resolved
+        self.ending = sorted(ending)
+        self.said: Counter[int] = Counter()
+        # Tokens of prompt and answer, each once, in the order in which they came.
+        self.known = dict.fromkeys(prompt if resolved.repetition_penalty != 1 else ())
+        self._source = random.Random(f"{resolved.seed}/{index}" if index else resolved.seed)
+
+    @property
+    def fits_shortlist(self) -> bool:
+        """Whether the step's likeliest tokens are all that it chooses among."""
+        return not self.resolved.is_greedy and 0 < self.resolved.top_k <= MAX_SHORTLIST
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether the answer may not end yet."""
+        return self.said.total() < self.resolved.min_tokens
 
     def choose(self, row: Row) -> int:
         """The next token."""
-        token = self._next(row)
-        self._said[token] += 1
+        token = row.greedy if self.resolved.is_greedy else self._drawn(row)
+        self.said[token] += 1
+        self.known.setdefault(token)
         return token
 
-    def _next(self, row: Row) -> int:
-        choice = self.choice
-        if choice.changes_logits:
-            logits = self.adjusted(row.logits)
-            if choice.is_greedy:
-                return int(logits.argmax())
-            ranked = _ranked(logits, choice.top_k)
-        elif choice.is_greedy:
-            return row.greedy
-        elif row.shortlist is not None and _fits_shortlist(choice):
-            ranked = row.shortlist
-        else:
-            ranked = _ranked(row.logits, choice.top_k)
-        return int(ranked.ids[draw(chances(ranked.logits, choice), self._source.random())])
+    def _drawn(self, row: Row) -> int:
+        is_short = row.shortlist is not None and self.fits_shortlist
+        ranked = row.shortlist if is_short and row.shortlist is not None else _ranked(row.adjusted, self.resolved.top_k)
+        return int(ranked.ids[draw(chances(ranked.logits, self.resolved), self._source.random())])
 
-    def adjusted(self, logits: torch.Tensor) -> torch.Tensor:
-        """(vocabulary,) logits after penalties, bias and the ban on ending early."""
-        choice, device, logits = self.choice, logits.device, logits.clone()
-        said = torch.tensor(list(self._said), dtype=torch.long)
-        if choice.repetition_penalty != 1:
-            known = [token for token in sorted(self._prompt.union(self._said)) if token < len(logits)]
-            ids = torch.tensor(known, dtype=torch.long, device=device)  # some models' picture tokens are never said
-            old = logits[ids]
-            logits[ids] = torch.where(old < 0, old * choice.repetition_penalty, old / choice.repetition_penalty)
-        if len(said) and (choice.presence_penalty or choice.frequency_penalty):
-            times = torch.tensor(list(self._said.values()), dtype=logits.dtype)
-            logits[said.to(device)] -= (choice.presence_penalty + choice.frequency_penalty * times).to(device)
-        if choice.logit_bias:
-            logits[self._bias_ids.to(device)] += self._bias.to(device)
-        if self._said.total() < choice.min_tokens:
-            logits[self._ending.to(device)] = -torch.inf
+
+Place = tuple[int, Sequence[int]]  # a row, and tokens in it
+
+
+def adjust(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """(rows, vocabulary) logits after each row's penalties, bias and bans; the same tensor where there are none."""
+    if not any(sampler.resolved.changes_logits for sampler in samplers):
         return logits
+    adjusted = logits.clone()
+    for processor in LOGITS_PROCESSORS:
+        processor(adjusted, samplers)
+    return adjusted
+
+
+def _penalise_repetition(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    size = logits.shape[-1]  # some models' picture tokens are never said
+    found = [(row, sampler) for row, sampler in enumerate(samplers) if sampler.resolved.repetition_penalty != 1]
+    places: list[Place] = [(row, [token for token in sampler.known if token < size]) for row, sampler in found]
+    if (at := _indices(places, logits.device)) is None:
+        return
+    penalties = _spread([sampler.resolved.repetition_penalty for _, sampler in found], places, logits)
+    old = logits[at]
+    logits[at] = torch.where(old < 0, old * penalties, old / penalties)
+
+
+def _penalise_said(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    """Presence once, frequency for each time."""
+    found = [
+        (row, sampler)
+        for row, sampler in enumerate(samplers)
+        if sampler.resolved.presence_penalty or sampler.resolved.frequency_penalty
+    ]
+    places: list[Place] = [(row, list(sampler.said)) for row, sampler in found]
+    if (at := _indices(places, logits.device)) is None:
+        return
+    presence = _spread([sampler.resolved.presence_penalty for _, sampler in found], places, logits)
+    frequency = _spread([sampler.resolved.frequency_penalty for _, sampler in found], places, logits)
+    times = torch.tensor([count for _, sampler in found for count in sampler.said.values()], dtype=logits.dtype)
+    logits[at] -= presence + frequency * times.to(logits.device)
+
+
+def _bias(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    places: list[Place] = [
+        (row, [token for token, _ in sampler.resolved.logit_bias]) for row, sampler in enumerate(samplers)
+    ]
+    if (at := _indices(places, logits.device)) is None:
+        return
+    biases = [bias for sampler in samplers for _, bias in sampler.resolved.logit_bias]
+    logits[at] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+
+
+def _ban_ending(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    places: list[Place] = [(row, sampler.ending) for row, sampler in enumerate(samplers) if sampler.must_go_on]
+    if (at := _indices(places, logits.device)) is not None:
+        logits[at] = -torch.inf
+
+
+LogitsProcessor = Callable[[torch.Tensor, Sequence[Sampler]], None]
+# Each changes (rows, vocabulary) logits in place, for all rows at once; in transformers' order.
+LOGITS_PROCESSORS: tuple[LogitsProcessor, ...] = (_penalise_repetition, _penalise_said, _bias, _ban_ending)
+
+
+def _indices(places: Sequence[Place], device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Rows and tokens as an index of logits; None for no token."""
+    rows = [row for row, tokens in places for _ in tokens]
+    if not rows:
+        return None
+    both = torch.tensor([rows, [token for _, tokens in places for token in tokens]], device=device)
+    return both[0], both[1]
+
+
+def _spread(values: Sequence[float], places: Sequence[Place], logits: torch.Tensor) -> torch.Tensor:
+    """Each row's value for each of its tokens."""
+    spread = [value for value, (_, tokens) in zip(values, places, strict=True) for _ in tokens]
+    return torch.tensor(spread, dtype=logits.dtype, device=logits.device)
 
 
 def _ranked(logits: torch.Tensor, top_k: int) -> Ranked:
@@ -177,22 +237,22 @@ def _ranked(logits: torch.Tensor, top_k: int) -> Ranked:
     return Ranked(top.values.cpu(), top.indices.cpu())
 
 
-def chances(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
+def chances(logits: torch.Tensor, resolved: ResolvedSampling) -> torch.Tensor:
     """The distribution that is drawn from, over logits in falling order: temperature, top-k, top-p, min-p.
 
     The same rules as transformers' warpers: top-p keeps the smallest set of likeliest tokens that reaches p, min-p
     those with at least that share of the likeliest one's probability.
     """
-    scaled = logits.double() / choice.temperature
-    if choice.top_k:
-        scaled[choice.top_k :] = -torch.inf
+    scaled = logits.double() / resolved.temperature
+    if resolved.top_k:
+        scaled[resolved.top_k :] = -torch.inf
     kept = torch.softmax(scaled, dim=-1)
-    if choice.top_p < 1:
+    if resolved.top_p < 1:
         before = kept.cumsum(-1) - kept
         before[0] = -1  # the likeliest token stays, however small top_p is
-        kept[before >= choice.top_p] = 0
-    if choice.min_p > 0:
-        kept[kept < choice.min_p * kept[0]] = 0
+        kept[before >= resolved.top_p] = 0
+    if resolved.min_p > 0:
+        kept[kept < resolved.min_p * kept[0]] = 0
     return kept / kept.sum()
 
 

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from worker.checkpoint.tokenizer import Tokens
+from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
 from worker.core.deadline import Deadline
 from worker.core.errors import DeadlineExceeded, InternalError, WorkerError
-from worker.engine.detokenizer import TextStream, likely
-from worker.engine.sampling import Chooser, Row, likeliest
-from worker.models.runner import Prompt
+from worker.engine.detokenizer import TextStream, alternative
+from worker.engine.sampling import Row, Sampler, likeliest
+from worker.prompt.types import Prompt
 
 Emit = Callable[[Event | WorkerError], None]
 
@@ -57,7 +57,7 @@ class Request:
             Done(
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
                 usage=usage,
-                seen=self.prompt.seen,
+                media=self.prompt.media,
                 first_token_s=None if self.first_token_at is None else self.first_token_at - self.came_at,
                 first_token_at=self.first_token_at,
             )
@@ -74,17 +74,17 @@ class Request:
 class Sequence:
     """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
 
-    num_likely: how many likeliest tokens to name with each, None for no log-probabilities.
+    num_alternatives: how many likeliest tokens to name with each, None for no log-probabilities.
     is_retried: whether it was taken back once.
     """
 
     request: Request
     index: int
-    chooser: Chooser
+    sampler: Sampler
     stream: TextStream
     ending: frozenset[int]
-    vocabulary: Tokens
-    num_likely: int | None = None
+    tokenizer: Tokenizer
+    num_alternatives: int | None = None
     tokens: list[int] = field(default_factory=list)
     is_finished: bool = False
     is_retried: bool = False
@@ -95,6 +95,15 @@ class Sequence:
         return self.is_finished or self.request.is_cancelled
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt.ids)
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens of the prompt and of the answer as long as it may become."""
+        return self.request.num_positions
+
+    @property
     def next_position(self) -> int:
         """M-RoPE position of the newest token, the same on all three axes."""
         return len(self.request.prompt.ids) + len(self.tokens) - 1 + self.request.prompt.delta
@@ -103,13 +112,13 @@ class Sequence:
         """Choose a token; emit its text, and the end where this was the last. Raises InternalError for NaN."""
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
-        token = self.chooser.choose(row)
+        token = self.sampler.choose(row)
         if self.request.first_token_at is None:
             self.request.first_token_at = time.monotonic()
         self.tokens.append(token)
         is_end = token in self.ending
-        if self.num_likely is not None:
-            self._logprobs.append(self._logprob(row, token, self.num_likely))
+        if self.num_alternatives is not None:
+            self._logprobs.append(self._logprob(row, token, self.num_alternatives))
         if is_end:
             self._end("stop")
             return
@@ -128,8 +137,9 @@ class Sequence:
 
     def _logprob(self, row: Row, token: int, count: int) -> TokenLogprob:
         logprob, top = likeliest(row, token, count)
-        known = self.vocabulary
-        return TokenLogprob(likely(known, token, logprob), tuple(likely(known, one, value) for one, value in top))
+        tokenizer = self.tokenizer
+        alternatives = tuple(alternative(tokenizer, other, value) for other, value in top)
+        return TokenLogprob(alternative(tokenizer, token, logprob), alternatives)
 
     def _end(self, reason: FinishReason) -> None:
         self._emit(self.stream.finish(), is_last=True)

@@ -1,107 +1,106 @@
-"""The engine for models that only `generate` can run: batch after batch, each until its last answer has ended.
+"""Batch after batch by the library's `generate`, each until its last answer has ended: for models that nothing else can
+run.
 
-Choosing tokens, streams, stops, seeds, log-probabilities, cancels and deadlines are those of `Engine`; a request that
-comes while a batch runs waits for its end.
+Choosing tokens, streams, stops, seeds, log-probabilities, cancels and deadlines are those of every engine; a request
+that comes while a batch runs waits for its end.
 """
 
-import logging
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from worker.core.errors import InternalError, OutOfMemory
+from worker.core.errors import InternalError
 from worker.core.settings import Settings
-from worker.engine.engine import Engine
-from worker.engine.sampling import Row, rows
-from worker.engine.scheduler import Entry
+from worker.engine.caches import EngineCaches, caches_for, kv_cache_bytes
+from worker.engine.continuous_batch import take
+from worker.engine.engine import Engine, EngineParts
+from worker.engine.loop import Pulse
+from worker.engine.recovery import Group, Recovery, contained
+from worker.engine.sampling import Row, logits_step
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
-from worker.models.hf.hf_generate import ForeignPrompt, ForeignRunner
-from worker.models.loading import ServedModel
-
-log = logging.getLogger(__name__)
+from worker.models.hf.hf_generate import GenerateModel, HfGenerateRunner
+from worker.models.hf.hf_prompt import HfPrompt
 
 
-class WindowEngine(Engine):
-    """See `Engine`. One model, by `generate`."""
+def static_engine(model: GenerateModel, settings: Settings) -> Engine:
+    """An engine for a model that only `generate` can run."""
+    runner = model.runner
+    caches = caches_for(runner.kv_cache(), settings, model.device)
+    max_bytes = kv_cache_bytes(settings, model.device, model.num_devices)
+    scheduler: Scheduler[Sequence] = Scheduler(caches.kv, settings.max_num_seqs, max_bytes, runner.bytes_per_token)
+    recovery = Recovery(scheduler, caches)
+    parts = EngineParts(scheduler, caches, recovery, StaticBatch(runner, scheduler, caches, recovery))
+    return Engine(model, model.builder, settings, parts)
 
-    def __init__(self, model: ServedModel, settings: Settings, on_death: Callable[[], None] = lambda: None) -> None:
-        runner = model.runner
-        assert isinstance(runner, ForeignRunner)
-        super().__init__(model, settings, on_death, builder=runner.builder)
-        self._generate_by = runner.generate
 
-    def _prefill_some(self) -> None:
-        """Prompts are computed with their batch."""
-        self._admit()
+class StaticBatch:
+    """See `loop.Batch`."""
 
-    def _decode_all(self) -> None:
+    def __init__(
+        self, runner: HfGenerateRunner, scheduler: Scheduler[Sequence], caches: EngineCaches, recovery: Recovery
+    ) -> None:
+        self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
+
+    def turn(self, pulse: Pulse) -> None:
         """Answer a batch whole: the first, and those like it that fit beside it when all are as long as the longest."""
-        left = [entry for entry in self._beginning if not entry.is_over]
-        batch: list[Entry] = []
-        for entry in left:
-            is_like = not batch or bool(entry.request.prompt.seen) == bool(batch[0].request.prompt.seen)
-            if is_like and (not batch or self._padded_bytes([*batch, entry]) <= self._admission.max_bytes):
-                batch.append(entry)
-        self._beginning = [entry for entry in left if entry not in batch]
+        scheduler = self._scheduler
+        scheduler.admit()
+        left = [group for group in scheduler.prefilling if not group.is_over]
+        batch: list[Group] = []
+        for group in left:
+            is_like = not batch or _has_pictures(group) == _has_pictures(batch[0])
+            if is_like and (not batch or self._padded_bytes([*batch, group]) <= scheduler.max_bytes):
+                batch.append(group)
+        scheduler.prefilling = [group for group in left if group not in batch]
         if batch:
-            self._answer(batch)
+            self._answer(batch, pulse)
 
-    def _padded_bytes(self, entries: list[Entry]) -> int:
+    def clear(self) -> None:
+        self._caches.kv.clear()
+
+    def _padded_bytes(self, groups: list[Group]) -> int:
         """Keys and values of a batch: every row is as long as the longest prompt and the longest answer."""
-        rows = sum(len(entry.sequences) for entry in entries)
-        longest = max(len(entry.request.prompt.ids) for entry in entries)
-        longest += max(entry.request.max_tokens for entry in entries)
+        rows = sum(len(group.sequences) for group in groups)
+        longest = max(group.num_prompt_tokens for group in groups)
+        longest += max(group.num_positions - group.num_prompt_tokens for group in groups)
         return rows * longest * self._runner.bytes_per_token
 
-    def _answer(self, entries: list[Entry]) -> None:
-        self._live = [sequence for entry in entries for sequence in entry.sequences]
+    def _answer(self, groups: list[Group], pulse: Pulse) -> None:
+        sequences = [sequence for group in groups for sequence in group.sequences]
+        self._scheduler.running = sequences
         try:
-            self._generate(self._live)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            self._take_apart(entries, error)
+            with contained(partial(self._recovery.batch_failed, groups)):
+                self._generate(sequences, pulse)
         finally:
-            self._live = []
+            self._scheduler.running = []
 
-    def _generate(self, sequences: list[Sequence]) -> None:
+    def _generate(self, sequences: list[Sequence], pulse: Pulse) -> None:
         prompts = [sequence.request.prompt for sequence in sequences]
-        foreign = [prompt for prompt in prompts if isinstance(prompt, ForeignPrompt)]
-        choices = [sequence.chooser.choice for sequence in sequences]
+        samplers = [sequence.sampler for sequence in sequences]
 
         def choose(logits: torch.Tensor) -> list[int | None]:
-            found = rows(logits.float(), choices)
-            return [self._choose(sequence, row) for sequence, row in zip(sequences, found, strict=True)]
+            rows = logits_step(logits, samplers)
+            return [self._next_token(sequence, row) for sequence, row in zip(sequences, rows, strict=True)]
 
         def is_over() -> list[bool]:
-            self._receive()  # what comes meanwhile has its deadline, too
-            self._end_overdue()
-            return [sequence.is_over or self._is_closing for sequence in sequences]
+            pulse.keep_up()  # what comes meanwhile has its deadline, too
+            return [sequence.is_over or pulse.is_closing for sequence in sequences]
 
         most = max(sequence.request.max_tokens for sequence in sequences)
-        self._generate_by(foreign, most, choose, is_over, self._beat)
+        hf_prompts = [prompt for prompt in prompts if isinstance(prompt, HfPrompt)]
+        self._runner.generate(hf_prompts, most, choose, is_over, pulse.beat)
         for sequence in sequences:
-            if not sequence.is_over and not self._is_closing:
+            if not sequence.is_over and not pulse.is_closing:
                 sequence.request.fail(InternalError(detail="the batch ended early"))
 
-    def _beat(self) -> None:
-        self._beats += 1
-
-    def _choose(self, sequence: Sequence, row: Row) -> int | None:
+    def _next_token(self, sequence: Sequence, row: Row) -> int | None:
+        """None where the answer has ended."""
         if sequence.is_over:
             return None
-        self._take(sequence, row)
+        take(sequence, row, self._recovery)
         return sequence.tokens[-1] if sequence.tokens else None
 
-    def _take_apart(self, entries: list[Entry], error: Exception) -> None:
-        """A batch failed, and it cannot be told by whom: who has said nothing yet is tried again alone, once."""
-        is_memory = isinstance(error, torch.OutOfMemoryError)
-        log.error("a batch of %d requests failed", len(entries), exc_info=None if is_memory else error)
-        for entry in reversed(entries):
-            if entry.is_over:
-                continue
-            if entry.must_be_alone or any(sequence.tokens for sequence in entry.sequences):
-                entry.request.fail(OutOfMemory() if is_memory else InternalError())
-            else:
-                entry.must_be_alone = True
-                self._admission.waiting.appendleft(entry)
+
+def _has_pictures(group: Group) -> bool:
+    return bool(group.sequences[0].request.prompt.media)

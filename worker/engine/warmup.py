@@ -1,5 +1,6 @@
 """A picture and a video answered before the first request, so that it finds everything as the second does."""
 
+import contextlib
 import queue
 
 import numpy as np
@@ -39,11 +40,10 @@ class WarmUp:
         self._events: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
         media = [Media(kind=kind, source=Url(url="memory:"), where="warm-up") for kind, _ in shown]
         request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             engine.submit(engine.builder.build(request, [opened for _, opened in shown]), _SAMPLING, self._events.put)
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def wait(self) -> None:
         """Until it is answered. Raises WorkerError."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from worker.core.contract import RGB, Clip
+from worker.core.contract import RGB, Clip, Source
 from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -24,7 +24,7 @@ from worker.core.errors import (
 from worker.core.settings import Settings
 from worker.media.limits import refuse_costly
 from worker.media.picture import BROKEN, as_rgb, bounded, check_size
-from worker.media.sniff import Found
+from worker.media.sniff import SniffResult
 from worker.media.video import Shrink
 
 MOVING = ("GIF", "WEBP", "PNG")
@@ -46,7 +46,7 @@ class Times:
         return self.width * self.height * 30
 
 
-def read_times(data: bytes, found: Found, settings: Settings) -> Times:
+def read_times(data: bytes, found: SniffResult, settings: Settings) -> Times:
     """Raises MediaUnsupportedType where nothing moves, MediaCorrupt, MediaDimensions, MediaVideoTooLong."""
     at, times = 0.0, []
     size = (0, 0)
@@ -63,7 +63,9 @@ def read_times(data: bytes, found: Found, settings: Settings) -> Times:
     return Times(*size, tuple(times))
 
 
-def decode(data: bytes, found: Found, read: Times, chosen: Sequence[int], settings: Settings, shrink: Shrink) -> Clip:
+def decode(
+    data: bytes, found: SniffResult, read: Times, chosen: Sequence[int], settings: Settings, shrink: Shrink
+) -> Clip:
     """The chosen frames through `shrink`. Raises MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, and what
     `read_times` does."""
     count = len(chosen) + len(chosen) % 2
@@ -78,10 +80,11 @@ def decode(data: bytes, found: Found, read: Times, chosen: Sequence[int], settin
         fps=None,
         times=tuple(read.times[index] for index in chosen),
         is_sized=True,
+        source=Source(read.height, read.width),
     )
 
 
-def _shown(data: bytes, found: Found, settings: Settings) -> Iterator[Image.Image]:
+def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Image.Image]:
     """Frame after frame, each composed with those before it."""
     assert found.picture is not None
     deadline = time.monotonic() + settings.video_decode_timeout_s

@@ -12,6 +12,10 @@ class Budget:
         self._free = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    @property
+    def free(self) -> int:
+        return self._free
+
     async def take(self, size: int) -> None:
         """Wait until `size` bytes are free, and hold them. A size over the total must be refused before."""
         assert size <= self.total

@@ -30,7 +30,7 @@ class _DeniedAddressError(OSError):
 
 
 @dataclass
-class _Doorman:
+class _SocketGuard:
     """Makes sockets for allowed addresses only, and remembers that it turned one away."""
 
     allow_loopback: bool
@@ -58,7 +58,7 @@ class Fetcher:
 
         Raises MediaUrl…, MediaFetch…, MediaTooLarge.
         """
-        doorman = _Doorman(self._settings.media_allow_loopback)
+        doorman = _SocketGuard(self._settings.media_allow_loopback)
         url = self._check(address)
         try:
             async with asyncio.timeout(timeout_s), self._session(doorman) as session:
@@ -84,7 +84,7 @@ class Fetcher:
             address, domains=self._settings.allowed_domains, allow_loopback=self._settings.media_allow_loopback
         )
 
-    def _session(self, doorman: _Doorman) -> aiohttp.ClientSession:
+    def _session(self, doorman: _SocketGuard) -> aiohttp.ClientSession:
         limits = self._settings
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(

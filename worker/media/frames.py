@@ -27,7 +27,7 @@ class Limits:
     max_frames: int
 
 
-def between(times: Sequence[float], controls: Controls) -> tuple[int, int]:
+def span_of(times: Sequence[float], controls: Controls) -> tuple[int, int]:
     """First and last index of the frames from `video_start` to `video_end`, in seconds from the first frame.
 
     Raises MediaParamInvalid, MediaVideoNoFrames.
@@ -70,7 +70,7 @@ def choose(times: Sequence[float], controls: Controls, limits: Limits) -> list[i
 
     Raises MediaParamInvalid, MediaVideoNoFrames.
     """
-    first, last = between(times, controls)
+    first, last = span_of(times, controls)
     span = np.asarray(times[first : last + 1])
     rate = _rate(span)
     count = how_many(len(span), rate, controls, limits)

@@ -37,22 +37,20 @@ class Children:
         """What `work` returns or raises. There must be an idle child. Raises MediaDecodeTimeout, and MediaCorrupt where
         the child crashed."""
         child = self._idle.pop()
-        is_good = False
+        is_lost = False
         try:
-            result = await asyncio.wait_for(asyncio.wrap_future(child.submit(work, *arguments)), timeout_s)
-            is_good = True
-            return result
+            return await asyncio.wait_for(asyncio.wrap_future(child.submit(work, *arguments)), timeout_s)
         except TimeoutError:
+            is_lost = True
             raise MediaDecodeTimeout() from None
         except BrokenProcessPool:
+            is_lost = True
             raise MediaCorrupt(detail="it could not be decoded") from None
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            is_good = True
+        except (asyncio.CancelledError, GeneratorExit):
+            is_lost = True
             raise
         finally:
-            if not is_good:
+            if is_lost:
                 self._all.discard(child)
                 _kill(child)
                 child = self._child()

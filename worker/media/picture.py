@@ -19,6 +19,7 @@ from worker.media.sniff import sniff
 
 MAX_RATIO = 200
 DRAFT_RATIO = 2
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's numbers of pictures that lie on their side
 WORKING_BYTES_PER_PIXEL = 30  # measured: WebP with alpha and 16-bit PNG need 28, JPEG 18
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` tells it with numbers
@@ -28,12 +29,13 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warn
 @dataclass(frozen=True)
 class Header:
     """A picture whose format and sides are known and allowed, not yet decoded. height, width: of it upright. formats:
-    the only ones as which Pillow may open it."""
+    the only ones as which Pillow may open it. orientation: EXIF's number of how it is stored."""
 
     data: bytes
     formats: tuple[str, ...]
     height: int
     width: int
+    orientation: int = 1
 
     @property
     def num_pixels(self) -> int:
@@ -55,18 +57,20 @@ def read_header(data: bytes, settings: Settings) -> Header:
     try:
         with bounded(settings):
             image = Image.open(io.BytesIO(data), formats=formats)
-        width, height = reversed(image.size) if _is_turned(image) else image.size
+            orientation = _orientation(image)
+        width, height = reversed(image.size) if orientation in SIDEWAYS else image.size
     except BROKEN:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
-    return Header(data, formats, height, width)
+    return Header(data, formats, height, width, orientation)
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether it lies on its side. A PNG may say so behind its pixels; to look there would be to decode it."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 for upright. A PNG may say it behind its pixels; to look there would be to decode it."""
     if image.format == "PNG" and "exif" not in image.info:
-        return False
-    return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return 1
+    number = image.getexif().get(ExifTags.Base.Orientation)
+    return number if isinstance(number, int) and 1 <= number <= 8 else 1
 
 
 def decode(header: Header, wanted: tuple[int, int] | None = None) -> RGB:

@@ -8,7 +8,7 @@ VideoFormat = Literal["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "avi
 
 
 @dataclass(frozen=True)
-class Found:
+class SniffResult:
     """`picture` or `video` is the format that it is read as; `name` is our word for what it seems to be."""
 
     name: str
@@ -16,41 +16,41 @@ class Found:
     video: VideoFormat | None = None
 
 
-_UNKNOWN = Found("of no known format")
-_ISO_VIDEO = Found("a video file", video="mov,mp4,m4a,3gp,3g2,mj2")
-_AVI = Found("a video file", video="avi")
-_MPEG_TS = Found("a video file", video="mpegts")
-_HEADS: tuple[tuple[bytes, Found], ...] = (
-    (b"\xff\xd8\xff", Found("a JPEG", "JPEG")),
-    (b"\x89PNG\r\n\x1a\n", Found("a PNG", "PNG")),
-    (b"GIF87a", Found("a GIF", "GIF")),
-    (b"GIF89a", Found("a GIF", "GIF")),
-    (b"BM", Found("a BMP", "BMP")),
-    (b"II*\x00", Found("a TIFF")),
-    (b"MM\x00*", Found("a TIFF")),
-    (b"%PDF", Found("a PDF")),
-    (b"\x1aE\xdf\xa3", Found("a video file", video="matroska,webm")),
-    (b"<svg", Found("an SVG")),
-    (b"<?xml", Found("an XML text")),
+_UNKNOWN = SniffResult("of no known format")
+_ISO_VIDEO = SniffResult("a video file", video="mov,mp4,m4a,3gp,3g2,mj2")
+_AVI = SniffResult("a video file", video="avi")
+_MPEG_TS = SniffResult("a video file", video="mpegts")
+_HEADS: tuple[tuple[bytes, SniffResult], ...] = (
+    (b"\xff\xd8\xff", SniffResult("a JPEG", "JPEG")),
+    (b"\x89PNG\r\n\x1a\n", SniffResult("a PNG", "PNG")),
+    (b"GIF87a", SniffResult("a GIF", "GIF")),
+    (b"GIF89a", SniffResult("a GIF", "GIF")),
+    (b"BM", SniffResult("a BMP", "BMP")),
+    (b"II*\x00", SniffResult("a TIFF")),
+    (b"MM\x00*", SniffResult("a TIFF")),
+    (b"%PDF", SniffResult("a PDF")),
+    (b"\x1aE\xdf\xa3", SniffResult("a video file", video="matroska,webm")),
+    (b"<svg", SniffResult("an SVG")),
+    (b"<?xml", SniffResult("an XML text")),
 )
-_BRANDS: dict[bytes, Found] = {
-    b"avif": Found("an AVIF", "AVIF"),
-    b"avis": Found("an AVIF", "AVIF"),
-    b"heic": Found("a HEIC"),
-    b"heix": Found("a HEIC"),
-    b"hevc": Found("a HEIC"),
-    b"mif1": Found("a HEIC"),
-    b"msf1": Found("a HEIC"),
+_BRANDS: dict[bytes, SniffResult] = {
+    b"avif": SniffResult("an AVIF", "AVIF"),
+    b"avis": SniffResult("an AVIF", "AVIF"),
+    b"heic": SniffResult("a HEIC"),
+    b"heix": SniffResult("a HEIC"),
+    b"hevc": SniffResult("a HEIC"),
+    b"mif1": SniffResult("a HEIC"),
+    b"msf1": SniffResult("a HEIC"),
 }
 
 
-def sniff(data: bytes) -> Found:
+def sniff(data: bytes) -> SniffResult:
     """The kind of these bytes."""
     for head, found in _HEADS:
         if data.startswith(head):
             return found
     if data[:4] == b"RIFF":
-        return {b"WEBP": Found("a WebP", "WEBP"), b"AVI ": _AVI}.get(data[8:12], _UNKNOWN)
+        return {b"WEBP": SniffResult("a WebP", "WEBP"), b"AVI ": _AVI}.get(data[8:12], _UNKNOWN)
     if data[4:8] == b"ftyp":
         return _iso_brand(data)
     if data[4:8] in (b"moov", b"mdat", b"wide", b"free"):  # QuickTime before there were brands
@@ -60,7 +60,7 @@ def sniff(data: bytes) -> Found:
     return _UNKNOWN
 
 
-def _iso_brand(data: bytes) -> Found:
+def _iso_brand(data: bytes) -> SniffResult:
     """ISO files say what they are in their major brand, or among the compatible ones."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]

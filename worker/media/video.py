@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
-from worker.core.contract import RGB, Clip
+from worker.core.contract import RGB, Clip, Source
 from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -31,6 +31,8 @@ from worker.media.sniff import VideoFormat
 DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4"})
 WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the one being converted
 BYTES_PER_PIXEL = 3
+ORIENTATIONS = (1, 8, 3, 6)  # EXIF's numbers, by quarters to be turned counterclockwise
+SIDEWAYS = (6, 8)
 _MAX_STREAMS = 32
 Shrink = Callable[[RGB, int], RGB]
 
@@ -56,7 +58,7 @@ class Packets:
 
 def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
     """Raises MediaUnsupportedType, MediaCorrupt, MediaDimensions, MediaVideoTooLong, MediaVideoNoFrames."""
-    with _opened(data, form, settings) as (container, stream):
+    with opened(data, form, settings) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         _check_sides(width, height, settings)
         found: list[tuple[int, int, bool]] = []
@@ -87,30 +89,33 @@ def decode(
 
     Raises MediaParamInvalid, MediaCorrupt, MediaDimensions, MediaDecodeTimeout, MediaVideoNoFrames.
     """
-    count = len(chosen) + len(chosen) % 2
+    count, orientation = len(chosen) + len(chosen) % 2, 1
     kept: dict[int, RGB] = {}
     deadline = time.monotonic() + settings.video_decode_timeout_s
     wanted = {packets.stamps[index] for index in chosen}
-    with _opened(data, form, settings) as (container, stream):
-        for frame in _decoded(container, stream, wanted, _spans(packets, chosen)):
+    with opened(data, form, settings) as (container, stream):
+        for frame in decoded_frames(container, stream, wanted, spans_of(packets, chosen)):
             if time.monotonic() > deadline:
                 raise MediaDecodeTimeout()
             if frame.pts in wanted and frame.pts not in kept:
+                orientation = ORIENTATIONS[_turns(frame)]
                 kept[frame.pts] = shrink(_upright(frame, packets), count)
                 if len(kept) == len(wanted):
                     break
     seen = [index for index in chosen if packets.stamps[index] in kept]
     if not seen:
         raise MediaVideoNoFrames()
+    height, width = packets.height, packets.width
     return Clip(
         frames=tuple(kept[packets.stamps[index]] for index in seen),
         fps=None,
         times=tuple(packets.times[index] for index in seen),
         is_sized=True,
+        source=Source(width, height, orientation) if orientation in SIDEWAYS else Source(height, width, orientation),
     )
 
 
-def _decoded(container: Any, stream: Any, wanted: set[int], spans: list[range]) -> Iterator[Any]:
+def decoded_frames(container: Any, stream: Any, wanted: set[int], spans: list[range]) -> Iterator[Any]:
     """Frames as they come. What nothing wanted depends on is left out: packets outside of the spans, and frames within
     them that no other one refers to."""
     context = stream.codec_context
@@ -137,7 +142,7 @@ def _decoded(container: Any, stream: Any, wanted: set[int], spans: list[range]) 
         yield from context.decode(None)
 
 
-def _spans(packets: Packets, chosen: Sequence[int]) -> list[range]:
+def spans_of(packets: Packets, chosen: Sequence[int]) -> list[range]:
     """The packets to decode for the chosen frames, by number: from the last key frame before each of them, both in the
     file and on the screen, to its own. A frame shown before a key frame may lie behind it in the file."""
     keys = [at for at, is_key in enumerate(packets.is_key) if is_key]
@@ -160,8 +165,14 @@ def _upright(frame: Any, packets: Packets) -> RGB:
     if (frame.width, frame.height) != (packets.width, packets.height):
         raise MediaDimensions(detail="the frames' size changes in the middle")
     pixels: RGB = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
+    turns = _turns(frame)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _turns(frame: Any) -> int:
+    """Quarters that it is to be turned by, counterclockwise."""
+    turns: int = round(frame.rotation / 90) % 4
+    return turns
 
 
 def _check_sides(width: int, height: int, settings: Settings) -> None:
@@ -173,7 +184,7 @@ def _check_sides(width: int, height: int, settings: Settings) -> None:
 
 
 @contextmanager
-def _opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tuple[Any, Any]]:
+def opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream; whatever FFmpeg says against the bytes is MediaCorrupt."""
     options = {
         "protocol_whitelist": "none",
@@ -187,7 +198,7 @@ def _opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tupl
         with av.open(  # type: ignore[call-overload]  # its stubs say that these are strings
             io.BytesIO(data), mode="r", format=form.split(",")[0], options=options, stream_options=while_opening
         ) as container:
-            stream = next((one for one in container.streams.video if not _is_cover(one)), None)
+            stream = next((candidate for candidate in container.streams.video if not _is_cover(candidate)), None)
             if stream is None:
                 raise MediaVideoNoFrames(detail="there is no video stream")
             if stream.codec_context is None or stream.codec_context.name not in DECODERS:

@@ -13,23 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-SMALLEST_WIDTH = 256
+from worker.models.kv_widths import rows_for, width_for
 
 
-def width_for(tokens: int) -> int:
-    """The width of the pool for a sequence of up to `tokens`: 256, 384, 512, 768, 1024, … tokens."""
-    width = SMALLEST_WIDTH
-    while width < tokens:
-        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
-    return width
-
-
-def rows_for(count: int) -> int:
-    """The rows that a pool has memory for when it holds `count`: doubled up to 8, then eight more at a time."""
-    return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
-
-
-class States(Protocol):
+class RecurrentStates(Protocol):
     """A recurrent layer's states, one row for each row of the step."""
 
     def make_room(self, rows: int, filled: Any) -> None:
@@ -52,7 +39,7 @@ _STAMPS = count()
 
 
 @dataclass
-class _Pool:
+class Pool:
     """Rows of one width. keys, values: of each layer, (rows, kv_heads, width, head_dim), with room for more than
     `lengths`. stamp: another one whenever that memory is."""
 
@@ -72,28 +59,28 @@ class _Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
+class StepGroup:
     """A pool's part in the step under way. span: its rows in the step; columns: where each of them writes. Layers
     may lie on other devices than the step's: `on` has what they need there."""
 
-    pool: _Pool
+    pool: Pool
     span: slice
     rows: torch.Tensor
     columns: torch.Tensor
     width: int
     mask: torch.Tensor
-    elsewhere: "dict[torch.device, _Group]" = field(default_factory=dict)
+    elsewhere: "dict[torch.device, StepGroup]" = field(default_factory=dict)
 
-    def on(self, device: torch.device) -> "_Group":
+    def on(self, device: torch.device) -> "StepGroup":
         if device == self.mask.device:
             return self
         if device not in self.elsewhere:
-            rows, columns, mask = (one.to(device) for one in (self.rows, self.columns, self.mask))
-            self.elsewhere[device] = _Group(self.pool, self.span, rows, columns, self.width, mask)
+            rows, columns, mask = (tensor.to(device) for tensor in (self.rows, self.columns, self.mask))
+            self.elsewhere[device] = StepGroup(self.pool, self.span, rows, columns, self.width, mask)
         return self.elsewhere[device]
 
 
-class SlotCache:
+class KVCache:
     """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend. keeps_pools: the
     memory of a pool that is empty stays until sequences of other widths are expected."""
 
@@ -103,15 +90,15 @@ class SlotCache:
         bytes_per_token: int,
         device: torch.device,
         dtype: torch.dtype,
-        states: Mapping[int, States] | None = None,
+        states: Mapping[int, RecurrentStates] | None = None,
         *,
         keeps_pools: bool = False,
     ) -> None:
         self._keeps_pools = keeps_pools
         self._bytes_per_token = bytes_per_token
         self._device, self._dtype = device, dtype
-        self._pools: dict[int, _Pool] = {}
-        self._groups: list[_Group] = []
+        self.pools: dict[int, Pool] = {}
+        self._groups: list[StepGroup] = []
         self._expected: dict[int, int] = {}
         self._states = dict(states or {})
         attending = [layer for layer in range(num_layers) if layer not in self._states]
@@ -121,11 +108,11 @@ class SlotCache:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row of the step."""
-        return [length for pool in self._pools.values() for length in pool.lengths]
+        return [length for pool in self.pools.values() for length in pool.lengths]
 
     @property
     def num_live(self) -> int:
-        return sum(len(pool.lengths) for pool in self._pools.values())
+        return sum(len(pool.lengths) for pool in self.pools.values())
 
     @property
     def has_states(self) -> bool:
@@ -139,12 +126,12 @@ class SlotCache:
     @property
     def num_bytes(self) -> int:
         """Memory that the pools hold."""
-        return sum(pool.num_bytes for pool in list(self._pools.values()))
+        return sum(pool.num_bytes for pool in list(self.pools.values()))
 
     @property
-    def _filled(self) -> list[_Pool]:
+    def _filled(self) -> list[Pool]:
         """The pools with rows, as these follow each other in the step."""
-        return [pool for pool in self._pools.values() if pool.lengths]
+        return [pool for pool in self.pools.values() if pool.lengths]
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -154,15 +141,15 @@ class SlotCache:
     @property
     def stamps(self) -> set[int]:
         """Of all memory that there is, with rows or without."""
-        return {pool.stamp for pool in self._pools.values()}
+        return {pool.stamp for pool in self.pools.values()}
 
     def bytes_with(self, tokens: Sequence[int]) -> int:
         """Memory that the pools would hold if sequences of up to so many tokens joined."""
-        counts = {width: len(pool.lengths) for width, pool in self._pools.items() if pool.lengths}
+        counts = {width: len(pool.lengths) for width, pool in self.pools.items() if pool.lengths}
         for wanted in tokens:
             width = width_for(wanted)
             counts[width] = counts.get(width, 0) + 1
-        held = {width: pool.num_bytes for width, pool in self._pools.items()}
+        held = {width: pool.num_bytes for width, pool in self.pools.items()}
         return sum(
             max(rows_for(count) * width * self._bytes_per_token, held.get(width, 0)) for width, count in counts.items()
         )
@@ -179,15 +166,13 @@ class SlotCache:
     def trim(self) -> None:
         """Give back the memory of pools that are empty and not expected to be filled."""
         self._groups = []
-        self._pools = {
-            width: pool for width, pool in self._pools.items() if pool.lengths or self._expected.get(width, 0)
-        }
+        self.pools = {width: pool for width, pool in self.pools.items() if pool.lengths or self._expected.get(width, 0)}
 
     def join(self, prefilled: Any, length: int, most: int) -> int:
         """Copy what a prefill of `length` tokens left into a new row that may grow to `most` tokens. The row's number
         in the step; those from there on move up by one."""
         width = width_for(most)
-        pool = self._pools.get(width) or _Pool(width)
+        pool = self.pools.get(width) or Pool(width)
         row = len(pool.lengths)
         for index, filled in enumerate(prefilled.layers):
             if index in self._attending:
@@ -197,15 +182,15 @@ class SlotCache:
             states.make_room(self.num_live + 1, prefilled.layers[layer])
         # From here on nothing fails: all layers have the row, or none has.
         self._expected[width] = max(0, self._expected.get(width, 0) - 1)
-        self._pools[width] = pool
-        before = takewhile(lambda other: other is not pool, self._pools.values())
+        self.pools[width] = pool
+        before = takewhile(lambda other: other is not pool, self.pools.values())
         place = sum(len(other.lengths) for other in before) + row
         for layer, states in self._states.items():
             states.join(place, self.num_live, prefilled.layers[layer])
         pool.lengths.append(length)
         return place
 
-    def _fill(self, pool: _Pool, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, length: int) -> None:
+    def _fill(self, pool: Pool, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, length: int) -> None:
         assert filled is not None
         row = len(pool.lengths)
         if at == len(stores) or stores[at].shape[0] <= row:
@@ -241,13 +226,13 @@ class SlotCache:
                 states.clear()
         self._groups = []  # it would hold the memory of a pool that goes
         if not self._keeps_pools:
-            self._pools = {width: each for width, each in self._pools.items() if each.lengths}
+            self.pools = {width: each for width, each in self.pools.items() if each.lengths}
         return gone
 
     def clear(self) -> None:
         """Drop all rows and their memory."""
         self._groups = []
-        self._pools.clear()
+        self.pools.clear()
         for states in self._states.values():
             states.clear()
 
@@ -280,15 +265,15 @@ class SlotCache:
         """The step's rows of a tensor whose rows are all that the pools have room for."""
         filled = self._filled
         parts = torch.split(spread, [pool.room for pool in filled])
-        own = [part[: len(pool.lengths)] for pool, part in zip(filled, parts, strict=True)]
-        return own[0] if len(own) == 1 else torch.cat(own)
+        live_rows = [part[: len(pool.lengths)] for pool, part in zip(filled, parts, strict=True)]
+        return live_rows[0] if len(live_rows) == 1 else torch.cat(live_rows)
 
-    def _group(self, pool: _Pool, span: slice, columns: torch.Tensor, width: int) -> _Group:
+    def _group(self, pool: Pool, span: slice, columns: torch.Tensor, width: int) -> StepGroup:
         hidden = torch.arange(width, device=self._device)[None] > columns[:, None]
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
         rows = torch.arange(len(columns), device=self._device)
-        return _Group(pool, span, rows, columns, width, mask[:, None, None])
+        return StepGroup(pool, span, rows, columns, width, mask[:, None, None])
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, (rows, kv_heads, 1, head_dim), where each row's next token belongs."""
@@ -310,7 +295,7 @@ class SlotCache:
     def end_step(self) -> None:
         """Each row has one more token."""
         self._groups = []
-        for pool in self._pools.values():
+        for pool in self.pools.values():
             pool.lengths = [length + 1 for length in pool.lengths]
 
 

@@ -1,189 +1,173 @@
-"""A checkpoint folder to a model that is ready to run, with everything beside its weights that shapes a prompt."""
+"""A checkpoint folder to a model on its device, with the rules beside its weights."""
 
-import importlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from worker.checkpoint.chat_template import Template
-from worker.checkpoint.family import FAMILIES, Family
-from worker.checkpoint.locate import ModelError, read_json
-from worker.checkpoint.preprocessor import PixelRules, read_rules
-from worker.checkpoint.tokenizer import Tokens, read_tokens
-from worker.checkpoint.weights import Begun, begin
+from worker.checkpoint.load_plan import LoadPlan, begin
+from worker.checkpoint.locate import Checkpoint, read_json
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.checkpoint.spec import FamilySpec, ModelSpec, read_spec
+from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
+from worker.core.engine_protocol import EngineInfo
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.core.timeline import Timeline
-from worker.models.native import shapes
+from worker.models.families import FAMILIES
+from worker.models.family import ModelFamily
+from worker.models.native.code import NativeCode
 from worker.models.native.graphs import CudaRecorder, Recorder
 from worker.models.native.runner import NativeRunner
+from worker.models.native.shapes import shallow, why_not
 from worker.models.runner import Runner
 
 log = logging.getLogger(__name__)
-DEFAULT_MODEL_LEN = 32_768
-DEFAULT_TOKENS_PER_SECOND = 4
+Code = Literal["native", "transformers", "generate"]
+Families = Mapping[str, ModelFamily]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What an engine needs of any model. code: whose model code `runner` runs, `generate` where it is the library's
-    whole loop. num_devices: over how many its layers are spread, `device` being the first."""
+    """A model on its device. code: whose model code runs it, `generate` where it is the library's whole loop.
+    num_devices: over how many its layers are spread, `device` being the first."""
 
-    name: str
-    code: Literal["native", "transformers", "generate"]
-    runner: Any
-    tokens: Tokens
-    generation: dict[str, Any]
-    eos_ids: frozenset[int]
-    max_model_len: int
-    vocabulary_size: int
+    spec: ModelSpec
+    code: Code
     device: torch.device
     dtype: torch.dtype
     num_devices: int = 1
 
+    def info(self) -> EngineInfo:
+        """What an engine says of itself."""
+        gpu = torch.cuda.get_device_properties(self.device) if self.device.type == "cuda" else None
+        return EngineInfo(
+            model=self.spec.name,
+            code=self.code,
+            max_model_len=self.spec.max_model_len,
+            device=str(self.device),
+            torch_version=torch.__version__,
+            cuda_available=torch.cuda.is_available(),
+            gpu_memory=f"{gpu.total_memory / 2**30:.1f}GB" if gpu else "N/A",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel(ServedModel):
-    """A model of a known family on its device and its checkpoint's rules. tokens_per_second: positions of a second of
-    video, where it is one span. shallow: a runner of its first layers alone, to warm up with; None where there is
+    """A model of a known family. shallow: a runner of its first layers alone, to warm up with; None where there is
     none."""
 
+    spec: FamilySpec
     runner: Runner
-    family: Family
-    template: Template
-    pixels: PixelRules
-    tokens_per_second: float
-    shallow: Runner | None
+    shallow: Runner | None = None
+
+
+def model_type(found: Checkpoint) -> str | None:
+    """What a checkpoint's config.json says that it is."""
+    kind = read_json(found.folder / "config.json").get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
 def load(
     settings: Settings,
-    begun: Begun | None = None,
+    plan: LoadPlan | None = None,
     timeline: Timeline | None = None,
-    tokens: Tokens | None = None,
+    tokenizer: Tokenizer | None = None,
+    families: Families = FAMILIES,
 ) -> LoadedModel:
     """The model that the settings name, else the embedded tiny one. Raises ModelError."""
     timeline = timeline or Timeline()
-    begun = begun or begin(settings)
-    found, device, dtype = begun.found, begun.device, begun.dtype
-    folder = found.folder
-    config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(FAMILIES))}")
-    text, vision = shapes.parts(config)
-    if tokens is None:
-        tokens = read_tokens(folder)
+    plan = plan or begin(settings)
+    kind = model_type(plan.found)
+    family = families.get(kind or "")
+    if family is None:
+        raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(families))}")
+    if tokenizer is None:
+        tokenizer = read_tokenizer(plan.found.folder)
         timeline.end("tokenizer")
-    pixels = read_rules(folder)
-    code = _code(settings, begun, config)
+    spec = read_spec(plan.found, settings, family, tokenizer)
+    code = _native_code(settings, plan, family)
+    name: Code = "transformers" if code is None else "native"
     runner: Runner
-    shallow: Runner | None
-    if code == "native":
-        runner, shallow = _native(settings, begun, config, pixels, timeline)
-    else:
-        # Imported when it is needed: it takes longer than everything else of a start.
-        library = importlib.import_module("worker.models.hf.loading")
+    first_layers: Runner | None = None
+    if code is None:
+        # It takes longer to import than everything else of a start.
+        from worker.models.hf import loading as hf_loading
+
         timeline.end("importing transformers")
-        runner, shallow = library.load(settings, begun, pixels, timeline), None
+        runner = hf_loading.load(settings, plan, spec.preprocessor, timeline)
+    else:
+        runner, first_layers = _native(settings, plan, code, spec.preprocessor, timeline)
     timeline.end("model")
-    generation = read_json(folder / "generation_config.json")
-    name = settings.model_name or found.name
-    if folder == EMBEDDED_MODEL:
-        log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", name)
-    how = "" if settings.quantization == "none" else f", weights in {settings.quantization}"
-    shown = (name, found.origin, device, str(dtype).removeprefix("torch."), how, code)
-    log.info("serving %s from %s on %s in %s%s, by %s model code", *shown)
+    _log_served(settings, plan, spec, name)
     return LoadedModel(
-        name=name,
-        code=code,
+        spec=spec,
+        code=name,
         runner=runner,
-        family=FAMILIES[kind],
-        template=Template(folder),
-        tokens=tokens,
-        pixels=pixels,
-        generation=generation,
-        eos_ids=_eos_ids(generation, config),
-        max_model_len=model_len(settings, text.get("max_position_embeddings")),
-        vocabulary_size=int(text["vocab_size"]),
-        tokens_per_second=float(vision.get("tokens_per_second", DEFAULT_TOKENS_PER_SECOND)),
-        device=device,
-        dtype=dtype,
-        num_devices=begun.num_devices,
-        shallow=shallow,
+        shallow=first_layers,
+        device=plan.device,
+        dtype=plan.dtype,
+        num_devices=plan.num_devices,
     )
 
 
-def _code(settings: Settings, begun: Begun, config: dict[str, Any]) -> Literal["native", "transformers"]:
-    """Whose model code runs it: ours where it can, unless the settings say otherwise. Raises ModelError."""
+def _log_served(settings: Settings, plan: LoadPlan, spec: ModelSpec, code: Code) -> None:
+    found = plan.found
+    if found.folder == EMBEDDED_MODEL:
+        log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", spec.name)
+    how = "" if settings.quantization == "none" else f", weights in {settings.quantization}"
+    shown = (spec.name, found.origin, plan.device, str(plan.dtype).removeprefix("torch."), how, code)
+    log.info("serving %s from %s on %s in %s%s, by %s model code", *shown)
+
+
+def _native_code(settings: Settings, plan: LoadPlan, family: ModelFamily) -> NativeCode | None:
+    """Our own code where it can run the model and the settings do not say otherwise. Raises ModelError."""
     if settings.model_code == "transformers":
-        return "transformers"
-    why = shapes.why_not(config)
-    if begun.num_devices > 1:
-        why = f"its layers are spread over {begun.num_devices} GPUs, the slow way: each waits for the one before"
-    elif begun.reading is None:
-        why = "its weights are quantised"
-    elif settings.attention not in ("auto", "sdpa"):
-        why = f"ATTENTION is {settings.attention}"
+        return None
+    why = _why_not_native(settings, plan, family)
     if why is None:
-        return "native"
+        return family.native
     if settings.model_code == "native":
         raise ModelError(f"MODEL_CODE is native, which cannot run this model: {why}. MODEL_CODE=auto")
     log.info("transformers runs this model: %s", why)
-    return "transformers"
+    return None
+
+
+def _why_not_native(settings: Settings, plan: LoadPlan, family: ModelFamily) -> str | None:
+    if plan.num_devices > 1:
+        return f"its layers are spread over {plan.num_devices} GPUs, the slow way: each waits for the one before"
+    if plan.reader is None:
+        return "its weights are quantised"
+    if settings.attention not in ("auto", "sdpa"):
+        return f"ATTENTION is {settings.attention}"
+    if family.native is None:
+        known = ", ".join(sorted(kind for kind, other in FAMILIES.items() if other.native is not None))
+        return f"the model type {model_type(plan.found)} is not among {known}"
+    return why_not(read_json(plan.found.folder / "config.json"), family.native.layout)
 
 
 def _native(
-    settings: Settings, begun: Begun, config: dict[str, Any], pixels: PixelRules, timeline: Timeline
+    settings: Settings, plan: LoadPlan, code: NativeCode, preprocessor: PreprocessorConfig, timeline: Timeline
 ) -> tuple[NativeRunner, NativeRunner | None]:
-    assert begun.reading is not None
-    tensors = begun.reading.tensors()
+    assert plan.reader is not None
+    config: JsonObject = read_json(plan.found.folder / "config.json")
+    tensors = plan.reader.tensors()
     timeline.end("waiting for weights")
     try:
-        shallow = None
-        if begun.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time
-            shallow = NativeRunner(*shapes.shallow(config, tensors), pixels, begun.device)
-        runner = NativeRunner(config, tensors, pixels, begun.device, _recorder(settings, begun.device))
-        if begun.device.type == "cuda":
-            torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
-        return runner, shallow
+        first_layers = None
+        if plan.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time
+            first_layers = NativeRunner(code, *shallow(config, code.layout, tensors), preprocessor, plan.device)
+        runner = NativeRunner(code, config, tensors, preprocessor, plan.device, recorder(settings, plan.device))
     except ModelError as error:
-        raise ModelError(f"{begun.found.folder} is no {config['model_type']}: {error}") from None
+        raise ModelError(f"{plan.found.folder} is no {config['model_type']}: {error}") from None
+    if plan.device.type == "cuda":
+        torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
+    return runner, first_layers
 
 
-def _recorder(settings: Settings, device: torch.device) -> Recorder | None:
+def recorder(settings: Settings, device: torch.device) -> Recorder | None:
     """What records decode steps, where there is something to gain by it."""
     return CudaRecorder(device) if device.type == "cuda" and settings.cuda_graphs else None
-
-
-def facts(model: ServedModel) -> dict[str, Any]:
-    """What `/health` says of the machine."""
-    gpu = torch.cuda.get_device_properties(model.device) if model.device.type == "cuda" else None
-    return {
-        "model": model.name,
-        "device": str(model.device),
-        "torch_version": torch.__version__,
-        "cuda_available": torch.cuda.is_available(),
-        "gpu_memory": f"{gpu.total_memory / 2**30:.1f}GB" if gpu else "N/A",
-    }
-
-
-def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
-    ids = ending_ids(generation, config)
-    if not ids:
-        raise ModelError("the checkpoint names no eos_token_id")
-    return ids
-
-
-def model_len(settings: Settings, own: int | None) -> int:
-    """The most tokens of a prompt and its answer: as set, and no more than the checkpoint's own."""
-    own = own or DEFAULT_MODEL_LEN
-    return min(settings.max_model_len or own, own)
-
-
-def ending_ids(generation: dict[str, Any], config: dict[str, Any]) -> frozenset[int]:
-    """The tokens that end an answer, as far as the checkpoint's files name them."""
-    text, _ = shapes.parts(config)
-    ids = generation.get("eos_token_id", text.get("eos_token_id", config.get("eos_token_id")))
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -20,6 +20,7 @@ from runpod.serverless.modules import rp_http, rp_job, rp_scale
 from runpod.serverless.modules.worker_state import JobsProgress
 
 from worker.core.errors import ResultTooLarge
+from worker.core.safe_json import JsonObject
 
 log = logging.getLogger(__name__)
 DEADLINE_MARGIN_S = 2.0  # before the platform's own limit, to deliver what there is
@@ -32,7 +33,7 @@ MAX_UPDATES = 8
 GOODBYE_S = 1.0  # for an update under way when the job ends
 
 
-def max_seconds(job: dict[str, Any]) -> float:
+def max_seconds(job: JsonObject) -> float:
     """How long the job may take by its own policy, less a margin; infinity where it has none."""
     policy = job.get("policy")
     limit = policy.get("executionTimeout") if isinstance(policy, dict) else None
@@ -60,7 +61,7 @@ def on_stop(act: Callable[[], object]) -> None:
     rp_scale.JobScaler.handle_shutdown = handle
 
 
-def finish_late_jobs(options: dict[str, Any], seconds: float) -> None:
+def finish_late_jobs(options: JsonObject, seconds: float) -> None:
     """Do what the platform handed over to the poll that was open at the stop: the SDK takes it and forgets it."""
     late = [dict(vars(job)) for job in JobsProgress()]
     if not late:
@@ -127,14 +128,14 @@ def _shrunk(data: str) -> str | None:
 class Progress:
     """Tells the platform the phases of a slow job, a few at most, and none after its result."""
 
-    def __init__(self, job: dict[str, Any], after_s: float) -> None:
+    def __init__(self, job: JsonObject, after_s: float) -> None:
         self._job = job
         self._phase = "waiting"
         self._told: str | None = None
         self._num_left = MAX_UPDATES
         self._slow_at = time.monotonic() + after_s
         self._timer = asyncio.get_running_loop().call_later(after_s, self._send)
-        self._sending: asyncio.Task[None] | None = None
+        self.sending: asyncio.Task[None] | None = None
 
     def __call__(self, phase: str) -> None:
         """The job has come to another phase."""
@@ -146,23 +147,23 @@ class Progress:
         """The result comes next: whatever is under way arrives before it or not at all."""
         self._num_left = 0
         self._timer.cancel()
-        if self._sending is not None:
-            await asyncio.wait({self._sending}, timeout=GOODBYE_S)
-            self._sending.cancel()
+        if self.sending is not None:
+            await asyncio.wait({self.sending}, timeout=GOODBYE_S)
+            self.sending.cancel()
 
     def forget(self) -> None:
         """The job has gone: nothing more is told."""
         self._num_left = 0
         self._timer.cancel()
-        if self._sending is not None:
-            self._sending.cancel()
+        if self.sending is not None:
+            self.sending.cancel()
 
     def _send(self) -> None:
-        is_free = self._sending is None or self._sending.done()
+        is_free = self.sending is None or self.sending.done()
         if self._num_left > 0 and is_free and self._phase != self._told:
             self._num_left -= 1
             self._told = self._phase
-            self._sending = asyncio.create_task(self._post(self._phase))
+            self.sending = asyncio.create_task(self._post(self._phase))
 
     async def _post(self, phase: str) -> None:
         async with AsyncClientSession() as session:

@@ -6,8 +6,8 @@ Source: `smart_resize` of qwen-vl-utils 0.0.14 and of transformers' Qwen2-VL and
 import math
 from dataclasses import dataclass
 
-from worker.checkpoint.preprocessor import PixelRules
-from worker.core.contract import AS_IT_IS, Controls
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.core.contract import NO_CONTROLS, Controls
 from worker.core.errors import MediaParamInvalid
 
 MAX_RATIO = 200
@@ -21,38 +21,49 @@ class Size:
     width: int
 
 
-def image_size(height: int, width: int, rules: PixelRules, max_tokens: int, controls: Controls = AS_IT_IS) -> Size:
+def image_size(
+    height: int, width: int, config: PreprocessorConfig, max_tokens: int, controls: Controls = NO_CONTROLS
+) -> Size:
     """The size for a picture; `max_tokens` and the caller may lower the checkpoint's limit, never raise it."""
-    most = min(rules.image_max_pixels, max_tokens * rules.factor**2, controls.max_pixels or rules.image_max_pixels)
-    most = max(most, rules.factor**2)
-    least = min(controls.min_pixels or rules.image_min_pixels, most)
+    most = min(
+        config.image_max_pixels,
+        max_tokens * config.factor**2,
+        controls.max_pixels or config.image_max_pixels,
+    )
+    most = max(most, config.factor**2)
+    least = min(controls.min_pixels or config.image_min_pixels, most)
     if controls.resized_height and controls.resized_width:
         height, width = controls.resized_height, controls.resized_width
         _check_ratio(height, width)
-    return _fit(height, width, 1, rules.factor, least, most)
+    return _fit(height, width, 1, config.factor, least, most)
 
 
 def video_size(
-    num_frames: int, height: int, width: int, rules: PixelRules, max_tokens: int, controls: Controls = AS_IT_IS
+    num_frames: int,
+    height: int,
+    width: int,
+    config: PreprocessorConfig,
+    max_tokens: int,
+    controls: Controls = NO_CONTROLS,
 ) -> Size:
     """The size for every frame of a video of `num_frames` (even) frames."""
-    most = min(rules.video_max_pixels, max_tokens * rules.factor**2 * rules.temporal)
+    most = min(config.video_max_pixels, max_tokens * config.factor**2 * config.temporal)
     if controls.total_pixels:
-        most = min(most, controls.total_pixels * rules.temporal)
-    least = min(controls.min_pixels * num_frames if controls.min_pixels else rules.video_min_pixels, most)
-    if rules.caps_frames:
-        a_frame = max(min(rules.frame_max_tokens * rules.factor**2, most // num_frames), int(least * 1.05))
+        most = min(most, controls.total_pixels * config.temporal)
+    least = min(controls.min_pixels * num_frames if controls.min_pixels else config.video_min_pixels, most)
+    if config.caps_frames:
+        a_frame = max(min(config.frame_max_tokens * config.factor**2, most // num_frames), int(least * 1.05))
         most = a_frame * num_frames
     if controls.max_pixels:
-        most = min(most, max(controls.max_pixels, rules.factor**2) * num_frames)
+        most = min(most, max(controls.max_pixels, config.factor**2) * num_frames)
         least = min(least, most)
     if controls.resized_height and controls.resized_width:
         height, width = controls.resized_height, controls.resized_width
         _check_ratio(height, width)
-    if min(height, width) < rules.factor:
-        scale = max(rules.factor / height, rules.factor / width)
+    if min(height, width) < config.factor:
+        scale = max(config.factor / height, config.factor / width)
         height, width = int(height * scale), int(width * scale)
-    return _fit(height, width, num_frames, rules.factor, least, most)
+    return _fit(height, width, num_frames, config.factor, least, most)
 
 
 def _check_ratio(height: int, width: int) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.core.errors import BodyTimeout, BodyTooLarge, KeyInvalid, QueueFull, WorkerError
 from worker.core.settings import Settings
+from worker.dialects.base import HttpError
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
@@ -24,10 +25,10 @@ UNCOUNTED_PATHS = OPEN_PATHS | {"/health", "/metrics"}
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
-class Gate:
-    """Middleware around the routes. `shape` gives the body in which a path says an error."""
+class RequestMiddleware:
+    """Middleware around the routes. `shape` gives an error as a path says it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, shape: Callable[[str, WorkerError], object]) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, shape: Callable[[str, WorkerError], HttpError]) -> None:
         self._app = app
         self._keys = [key.encode() for key in settings.keys]
         self._max_bytes = settings.max_body_bytes
@@ -79,12 +80,12 @@ class Gate:
 
     def _is_known(self, headers: Headers) -> bool:
         """Whether the key is one of ours; takes as long for a wrong one as for a right one."""
-        given = headers.get("x-api-key")
-        if given is None:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
+        key_given = headers.get("x-api-key")
+        if key_given is None:
+            scheme, _, key_given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer":
                 return False
-        matches = [hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key) for key in self._keys]
+        matches = [hmac.compare_digest(key_given.encode("utf-8", "surrogateescape"), key) for key in self._keys]
         return any(matches)
 
     def _counted(self, receive: Receive) -> Receive:
@@ -116,10 +117,10 @@ def retry_after(error: WorkerError) -> dict[str, str]:
     return {"retry-after": str(RETRY_AFTER_S)} if error.is_retryable and error.status in (429, 503) else {}
 
 
-async def refuse(error: WorkerError, shown: object, send: Send) -> None:
+async def refuse(error: WorkerError, shown: HttpError, send: Send) -> None:
     """A response of its own, before any route was asked."""
-    body = json.dumps(shown).encode()
-    told = {"content-type": "application/json", "content-length": str(len(body)), **retry_after(error)}
-    headers = [(name.encode(), value.encode()) for name, value in told.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    body = json.dumps(shown.body).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(body)), **retry_after(error)}
+    headers = [(name.encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": shown.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

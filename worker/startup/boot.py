@@ -4,106 +4,128 @@ imported, and whatever is no Python has to run beside it.
 - Nothing is collected while modules are imported (they live for ever), until `settle`.
 - torch's native libraries are linked while Python imports and reads what links nothing.
 - Weights are read by native code while Python imports the model's code.
-- The platform's SDK, and all that the model does not need, is imported while the model answers its first question.
+- RunPod's SDK, and all that the model does not need, is imported while the model answers its first question.
+
+So imports stand inside functions here: their order is what this module is about.
 """
 
+import contextlib
 import gc
-import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from worker.core import logs
 from worker.core.timeline import Timeline
 from worker.startup import preload
 
-# While torch's libraries are linked no other can be, and one that was never called yet waits too: these come before,
-_BEFORE = (
-    *(
-        "asyncio",
-        "concurrent.futures.thread",
-        "csv",
-        "decimal",
-        "hashlib",
-        "mmap",
-        "random",
-        "shutil",
-        "uuid",
-        "zoneinfo",
-    ),
-    *("numpy", "pydantic.types", "tokenizers", "markupsafe"),
-)
-_BESIDE = ("worker.dialects", "worker.metrics", "jinja2")  # and these, which link nothing, beside
+
+class Closable(Protocol):
+    """A `startup.engines.LoadedEngine`, which this module cannot import before it begins."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
 class Boot:
-    """A start under way. made: what `engine.making.make` returned. on_death: called when the engine ended by itself."""
+    """A start under way. loaded: the engine at its first question; None where it is still to be loaded."""
 
     timeline: Timeline
-    made: Any = None
-    on_death: Callable[[], None] = lambda: None
-
-    def died(self) -> None:
-        self.on_death()
+    loaded: Closable | None = None
 
 
-def begin(*others: str) -> Boot:
-    """A model on its way, with the modules `others` imported while it answers its first question. With LAZY_LOAD only
-    what it takes to load one.
+def begin(import_rest: Callable[[], None] = lambda: None) -> Boot:
+    """A model on its way, with `import_rest` called while it answers its first question. With LAZY_LOAD only what it
+    takes to load one.
 
     Raises SystemExit with the reason where the start cannot be.
     """
     boot = Boot(Timeline())
     gc.disable()
-    for name in _BEFORE:
-        importlib.import_module(name)
+    _import_before_linking()
     boot.timeline.end("interpreter")
-    with preload.linking_torch():
-        worker_settings = importlib.import_module("worker.core.settings")
-        checkpoint = importlib.import_module("worker.checkpoint.locate")
-        try:
-            settings = worker_settings.load()
-            logs.set_up(settings.log_level, as_json=settings.is_on_platform)
-            if settings.is_on_platform:
-                signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
-            worker_settings.stay_offline(settings)
-            found = None if settings.lazy_load else checkpoint.find(settings)
-            if found is not None:
-                checkpoint.read_ahead(found.folder)
-            for name in _BESIDE:
-                importlib.import_module(name)
-            boot.timeline.end("importing beside torch's linking")
-            if found is not None:
-                tokens = importlib.import_module("worker.checkpoint.tokenizer").read_tokens(found.folder)
-                boot.timeline.end("tokenizer")
-        except (worker_settings.SettingError, checkpoint.ModelError) as error:
-            sys.exit(f"worker-qwen-vl cannot start: {error}")
-    importlib.import_module("torch")
-    boot.timeline.end("importing torch")
-    weights = importlib.import_module("worker.checkpoint.weights")
+    from worker.core.errors import StartError
+
     try:
-        begun = None if found is None else weights.begin(settings, found)
-        making = importlib.import_module("worker.startup.engines")
-        boot.timeline.end("importing the engine")
-        if begun is not None:
-            boot.made = making.make(settings, boot.died, begun, boot.timeline, tokens)
-    except checkpoint.ModelError as error:
+        _load(boot)
+    except StartError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    try:
+    with contextlib.ExitStack() as stack:
+        if boot.loaded is not None:
+            stack.callback(boot.loaded.close)
         with preload.sparing():
-            for name in ("worker.startup.build", *others):
-                importlib.import_module(name)
-    except BaseException:
-        if boot.made is not None:
-            boot.made.close()
-        raise
+            from worker.startup import build  # noqa: F401
+
+            import_rest()
+        stack.pop_all()
     boot.timeline.end("importing the rest")
     return boot
+
+
+def _load(boot: Boot) -> None:
+    """Raises StartError."""
+    with preload.linking_torch():
+        from worker.checkpoint import locate
+        from worker.core import settings as worker_settings
+
+        settings = worker_settings.current()
+        logs.set_up(settings.log_level, as_json=settings.is_on_platform)
+        if settings.is_on_platform:
+            signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
+        worker_settings.stay_offline(settings)
+        found = None if settings.lazy_load else locate.find(settings)
+        if found is not None:
+            locate.read_ahead(found.folder)
+        _import_beside_linking()
+        boot.timeline.end("importing beside torch's linking")
+        tokenizer = None
+        if found is not None:
+            from worker.checkpoint.tokenizer import read_tokenizer
+
+            tokenizer = read_tokenizer(found.folder)
+            boot.timeline.end("tokenizer")
+    import torch  # noqa: F401
+
+    boot.timeline.end("importing torch")
+    from worker.checkpoint import load_plan
+
+    plan = None if found is None else load_plan.begin(settings, found)
+    from worker.startup import engines
+
+    boot.timeline.end("importing the engine")
+    if plan is not None:
+        boot.loaded = engines.load_engine(settings, plan, boot.timeline, tokenizer)
+
+
+def _import_before_linking() -> None:
+    """While torch's libraries are linked no other can be, and one that was never called yet waits too."""
+    import asyncio  # noqa: F401
+    import concurrent.futures.thread  # noqa: F401
+    import csv  # noqa: F401
+    import decimal  # noqa: F401
+    import hashlib  # noqa: F401
+    import mmap  # noqa: F401
+    import random  # noqa: F401
+    import shutil  # noqa: F401
+    import uuid  # noqa: F401
+    import zoneinfo  # noqa: F401
+
+    import markupsafe  # noqa: F401
+    import numpy  # noqa: F401
+    import pydantic.types  # noqa: F401
+    import tokenizers  # noqa: F401
+
+
+def _import_beside_linking() -> None:
+    """What links nothing."""
+    import jinja2  # noqa: F401
+
+    import worker.dialects.table
+    import worker.metrics  # noqa: F401
 
 
 def _leave(*_: object) -> None:

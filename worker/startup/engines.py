@@ -1,79 +1,139 @@
-"""Which engine serves the model that the settings name, how large it sees pictures, and its first answer."""
+"""Which engine serves the model that the settings name, at what size it sees pictures, and its first answer.
+
+To add an engine, write its file beside `worker/engine/` and give it a row in `ENGINES`.
+"""
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from worker.checkpoint.family import FAMILIES
-from worker.checkpoint.locate import ModelError, read_json
-from worker.checkpoint.tokenizer import Tokens
-from worker.checkpoint.weights import Begun, Reading, begin
-from worker.core.errors import WorkerError
-from worker.core.settings import Settings
+from worker.checkpoint.load_plan import LoadPlan, begin
+from worker.checkpoint.tokenizer import Tokenizer
+from worker.core.engine_protocol import Engine
+from worker.core.errors import ModelError, WorkerError
+from worker.core.media_protocol import SizePolicy
+from worker.core.settings import MIB, Settings
 from worker.core.timeline import Timeline
-from worker.engine.engine import Engine
+from worker.engine.engine import continuous_engine
 from worker.engine.warmup import WarmUp
-from worker.models.loading import LoadedModel, ServedModel, load
-from worker.prompt.patches import Eye
+from worker.models.families import FAMILIES
+from worker.models.loading import Families, LoadedModel, load, model_type
+from worker.prompt.size_policy import SmartResizePolicy
 
 
 @dataclass(frozen=True)
-class Made:
-    """A model, its engine, started and at its first question, and its eye (see `media.opener.Sees`)."""
+class LoadedEngine:
+    """A started engine, and the sizes at which its model sees pictures. wait: returns when it has answered its first
+    question and all that is read beside it has been; raises ModelError. capacity: what the log says of its memory."""
 
-    model: ServedModel
     engine: Engine
-    eye: Any
-    warm_up: WarmUp
-    reading: Reading | None
-
-    def wait(self, timeline: Timeline) -> None:
-        """Until the first question is answered and all weights are read. Raises ModelError."""
-        with _answering():
-            self.warm_up.wait()
-        if self.reading is not None:
-            timeline.ran_beside("reading weights", self.reading.finish())
+    size_policy: SizePolicy
+    wait: Callable[[Timeline], None] = lambda _: None
+    stop_warming: Callable[[], None] = lambda: None
+    capacity: str = ""
 
     def close(self) -> None:
-        self.warm_up.close()
+        self.stop_warming()
         self.engine.close()
 
 
-def make(
-    settings: Settings,
-    on_death: Callable[[], None],
-    begun: Begun | None,
-    timeline: Timeline,
-    tokens: Tokens | None = None,
-) -> Made:
-    """Whoever takes it waits for its `warm_up` and closes its engine. Raises ModelError."""
-    begun = begun or begin(settings)
-    kind = read_json(begun.found.folder / "config.json").get("model_type")
-    if kind in FAMILIES or settings.model_code == "native":
-        loaded = load(settings, begun, timeline, tokens)
-        shallow, known = loaded.shallow, replace(loaded, shallow=None)
-        model: ServedModel = known
-        engine, eye = Engine(known, settings, on_death), Eye(known.pixels, settings, known.max_model_len)
-    else:
-        # Imported when they are needed: they bring the library with them.
-        foreign = importlib.import_module("worker.models.hf.hf_generate")
-        windows = importlib.import_module("worker.engine.static_batch")
-        timeline.end("importing transformers")
-        model, shallow = foreign.load(settings, begun, timeline), None
-        engine, eye = windows.WindowEngine(model, settings, on_death), foreign.ForeignEye(settings, model.max_model_len)
-    engine.start()
-    try:
+@dataclass(frozen=True)
+class LoadContext:
+    """What an engine is loaded from. tokenizer: the checkpoint's, where it was read before."""
+
+    settings: Settings
+    plan: LoadPlan
+    timeline: Timeline
+    tokenizer: Tokenizer | None
+    families: Families
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """A kind of engine. serves: whether it serves the model; the first row that does is taken. load: raises
+    ModelError."""
+
+    name: str
+    serves: Callable[[LoadContext], bool]
+    load: Callable[[LoadContext], LoadedEngine]
+
+
+def _is_of_known_family(context: LoadContext) -> bool:
+    return model_type(context.plan.found) in context.families or context.settings.model_code == "native"
+
+
+def _load_continuous(context: LoadContext) -> LoadedEngine:
+    settings = context.settings
+    loaded = load(settings, context.plan, context.timeline, context.tokenizer, context.families)
+    model = replace(loaded, shallow=None)
+    engine = continuous_engine(model, settings)
+    with _closed_on_failure(engine.close):
+        engine.start()
         with _answering():
-            if isinstance(model, LoadedModel) and shallow is not None:
-                warm_up = _shallow(replace(model, runner=shallow), settings)
+            if loaded.shallow is not None:
+                warm_up = _warm_up_by_first_layers(replace(model, runner=loaded.shallow), settings)
             else:
-                warm_up = WarmUp(engine, with_video=model.code != "generate")
-        return Made(model, engine, eye, warm_up, begun.reading)
-    except BaseException:
-        engine.close()
-        raise
+                warm_up = WarmUp(engine)
+        policy = SmartResizePolicy(model.spec.preprocessor, settings, model.spec.max_model_len)
+        return _started(engine, policy, warm_up, context.plan, engine.kv_capacity)
+
+
+def _load_generate(context: LoadContext) -> LoadedEngine:
+    """For models of other families."""
+    # Both bring transformers with them, which takes longer to import than all else of a start.
+    from worker.engine.static_batch import static_engine
+    from worker.models.hf import hf_generate, hf_prompt
+
+    context.timeline.end("importing transformers")
+    model = hf_generate.load(context.settings, context.plan, context.timeline)
+    engine = static_engine(model, context.settings)
+    with _closed_on_failure(engine.close):
+        engine.start()
+        with _answering():
+            warm_up = WarmUp(engine, with_video=False)
+        policy = hf_prompt.HfSizePolicy(context.settings, model.spec.max_model_len)
+        return _started(engine, policy, warm_up, context.plan, engine.kv_capacity)
+
+
+ENGINES: tuple[EngineRow, ...] = (
+    EngineRow("continuous", _is_of_known_family, _load_continuous),
+    EngineRow("generate", lambda _: True, _load_generate),
+)
+
+
+def load_engine(
+    settings: Settings,
+    plan: LoadPlan | None,
+    timeline: Timeline,
+    tokenizer: Tokenizer | None = None,
+    families: Families = FAMILIES,
+) -> LoadedEngine:
+    """Whoever takes it waits for its first answer and closes it. Raises ModelError."""
+    context = LoadContext(settings, plan or begin(settings), timeline, tokenizer, families)
+    return next(row for row in ENGINES if row.serves(context)).load(context)
+
+
+def _started(
+    engine: Engine, policy: SizePolicy, warm_up: WarmUp, plan: LoadPlan, capacity: tuple[int, int]
+) -> LoadedEngine:
+    def wait(timeline: Timeline) -> None:
+        with _answering():
+            warm_up.wait()
+        if plan.reader is not None:
+            timeline.ran_beside("reading weights", plan.reader.finish())
+
+    num_bytes, num_tokens = capacity
+    return LoadedEngine(
+        engine, policy, wait, warm_up.close, f"keys and values: {num_bytes // MIB} MiB for {num_tokens} tokens"
+    )
+
+
+@contextlib.contextmanager
+def _closed_on_failure(close: Callable[[], None]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(close)
+        yield
+        stack.pop_all()
 
 
 @contextlib.contextmanager
@@ -82,13 +142,13 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except WorkerError as error:
-        told = f"the model does not answer a question about a picture or video: {error.message}"
-        raise ModelError(told) from None
+        reason = f"the model does not answer a question about a picture or video: {error.message}"
+        raise ModelError(reason) from None
 
 
-def _shallow(model: LoadedModel, settings: Settings) -> WarmUp:
+def _warm_up_by_first_layers(model: LoadedModel, settings: Settings) -> WarmUp:
     """By an engine of its own, of the model's first layers: nothing that it leaves can be met later, and it is gone
     with its answer."""
-    engine = Engine(model, settings)
+    engine = continuous_engine(model, settings)
     engine.start()
     return WarmUp(engine, ends=True)

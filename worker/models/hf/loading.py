@@ -9,43 +9,43 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from worker.checkpoint.locate import ModelError
-from worker.checkpoint.preprocessor import PixelRules
-from worker.checkpoint.weights import Begun
+from worker.checkpoint.load_plan import LoadPlan
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.models.hf.attention import register
-from worker.models.hf.runner import LibraryRunner
+from worker.models.hf.runner import HfRunner
 
 
-def load(settings: Settings, begun: Begun, pixels: PixelRules, timeline: Timeline) -> LibraryRunner:
-    """The library's model behind the engine's face, with our attention in its steps. Raises ModelError."""
-    module = module_for(settings, begun, timeline)
-    module.model.language_model.config._attn_implementation = register(_attention(settings.attention, begun.device))
-    return LibraryRunner(module, pixels, begun.device, begun.dtype)
+def load(settings: Settings, plan: LoadPlan, preprocessor: PreprocessorConfig, timeline: Timeline) -> HfRunner:
+    """The library's model as the engine's runner, with our attention in its steps. Raises ModelError."""
+    module = module_for(settings, plan, timeline)
+    module.model.language_model.config._attn_implementation = register(_attention(settings.attention, plan.device))
+    return HfRunner(module, preprocessor, plan.device, plan.dtype)
 
 
-def module_for(settings: Settings, begun: Begun, timeline: Timeline) -> Any:
+def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
     """The library's class for the checkpoint with its tensors in it, taken as they are. Raises ModelError."""
-    folder, device = begun.found.folder, begun.device
+    folder, device = plan.found.folder, plan.device
     config = AutoConfig.from_pretrained(folder)
     transformers_logging.disable_progress_bar()
     attention = _attention(settings.attention, device)
-    options = {"config": config, "dtype": begun.dtype, "attn_implementation": attention, "output_loading_info": True}
+    options = {"config": config, "dtype": plan.dtype, "attn_implementation": attention, "output_loading_info": True}
     if device.type == "cuda":
-        options["device_map"] = {"": device} if begun.num_devices == 1 else "auto"
+        options["device_map"] = {"": device} if plan.num_devices == 1 else "auto"
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    if begun.reading is not None:
-        tensors = begun.reading.tensors()
+    if plan.reader is not None:
+        tensors = plan.reader.tensors()
         timeline.end("waiting for weights")
         module, info = made.from_pretrained(None, state_dict=tensors, **options)
     else:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product in 8 bit
-        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, begun.dtype)}
+        more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, plan.dtype)}
         try:
             module, info = made.from_pretrained(folder, **options, **more)
         except (ImportError, ValueError, RuntimeError, OSError) as error:
-            how = "over several GPUs" if begun.num_devices > 1 else "quantised"
+            how = "over several GPUs" if plan.num_devices > 1 else "quantised"
             raise ModelError(f"{folder} could not be loaded {how}: {error}") from None
     lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
     if lost:

@@ -1,4 +1,4 @@
-"""The engine's face on transformers' own forward. It asks the model for nothing that depends on an earlier call."""
+"""Transformers' own forward as the engine's runner. It asks the model for nothing that depends on an earlier call."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,19 +6,20 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from worker.checkpoint.preprocessor import PixelRules
+from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.models.hf.slots import slots_like
-from worker.models.kv_cache import SlotCache
-from worker.models.runner import Features, Item, Prompt, Runner, placed
-from worker.prompt.patches import normalised
+from worker.models.kv_cache import KVCache
+from worker.models.pixel_values import pixel_values
+from worker.models.runner import Features, Runner, placed
+from worker.prompt.types import MediaItem, Prompt
 
 
-class LibraryRunner:
-    """Runs one of the library's models, `module`, on its device. See `face.Runner`."""
+class HfRunner:
+    """Runs one of the library's models, `module`, on its device. See `models.runner.Runner`."""
 
-    def __init__(self, module: Any, pixels: PixelRules, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, preprocessor: PreprocessorConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.module = module
-        self._pixels, self._device, self._dtype = pixels, device, dtype
+        self._preprocessor, self._device, self._dtype = preprocessor, device, dtype
         self._text = module.model.language_model
         self._config = module.config.get_text_config()
 
@@ -33,26 +34,26 @@ class LibraryRunner:
 
     @property
     def _head_dim(self) -> int:
-        own = getattr(self._config, "head_dim", None)
-        return int(own or self._config.hidden_size // self._config.num_attention_heads)
+        head_dim = getattr(self._config, "head_dim", None)
+        return int(head_dim or self._config.hidden_size // self._config.num_attention_heads)
 
-    def empty_cache(self) -> DynamicCache:
+    def prefill_cache(self) -> DynamicCache:
         """What a prefill fills."""
         return DynamicCache(config=self._config)
 
-    def slots(self) -> SlotCache:
+    def kv_cache(self) -> KVCache:
         """What decode reads and writes."""
-        return slots_like(self.empty_cache(), self.bytes_per_token, self._device, self._dtype)
+        return slots_like(self.prefill_cache(), self.bytes_per_token, self._device, self._dtype)
 
-    def features(self, items: Sequence[Item]) -> list[Features]:
+    def features(self, items: Sequence[MediaItem]) -> list[Features]:
         """Pictures and videos through the vision tower, one after the other."""
         return [self._features(item) for item in items]
 
     @torch.inference_mode()
-    def _features(self, item: Item) -> Features:
+    def _features(self, item: MediaItem) -> Features:
         device = self._device
         see = self.module.get_image_features if item.kind == "image" else self.module.get_video_features
-        pixels = normalised([item.patches], self._pixels, device, self._dtype)
+        pixels = pixel_values([item.patches], self._preprocessor, device, self._dtype)
         seen = see(pixels, torch.tensor([item.patches.grid], device=device))
         deep = getattr(seen, "deepstack_features", None) or ()
         return Features(torch.cat(list(seen.pooler_output)), tuple(torch.cat(list(layer)) for layer in deep))
@@ -92,7 +93,7 @@ class LibraryRunner:
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
             ids[row, :length] = torch.tensor(prompt.ids)
             positions[:, row, :length] = prompt.positions
-        filled = self.empty_cache()
+        filled = self.prefill_cache()
         hidden = self._text(
             input_ids=ids.to(device), position_ids=positions.to(device), past_key_values=filled, use_cache=True
         ).last_hidden_state
@@ -102,7 +103,7 @@ class LibraryRunner:
 
     def _row(self, filled: DynamicCache, row: int, length: int) -> DynamicCache:
         """One row of a filled cache, without its padding, in memory of its own."""
-        cache = self.empty_cache()
+        cache = self.prefill_cache()
         for index, layer in enumerate(filled.layers):
             assert layer.keys is not None and layer.values is not None
             cache.update(layer.keys[row : row + 1, :, :length], layer.values[row : row + 1, :, :length], index)
@@ -124,7 +125,7 @@ class LibraryRunner:
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
 
     @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> torch.Tensor:
+    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> torch.Tensor:
         """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
         once `slots.end_step()` is called: until then it can be done again."""
         device = self._device
@@ -143,5 +144,5 @@ class LibraryRunner:
 
 def module_of(runner: Runner) -> Any:
     """The library's model behind a runner, for what only it has, as `generate`."""
-    assert isinstance(runner, LibraryRunner), "MODEL_CODE must be transformers"
+    assert isinstance(runner, HfRunner), "MODEL_CODE must be transformers"
     return runner.module

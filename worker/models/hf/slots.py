@@ -5,18 +5,19 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from worker.models.kv_cache import SlotCache, rows_for
+from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import rows_for
 
 
 class SlotLayer(CacheLayerMixin):
-    """An attention layer's side of a step: it only writes; reading is `SlotCache.attend`."""
+    """An attention layer's side of a step: it only writes; reading is `KVCache.attend`."""
 
-    def __init__(self, owner: "SlotCache", index: int) -> None:
+    def __init__(self, owner: "KVCache", index: int) -> None:
         super().__init__()
         self._owner, self._index = owner, index
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise AssertionError("rows are made by SlotCache.join")
+        raise AssertionError("rows are made by KVCache.join")
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -46,7 +47,7 @@ class SlotStates(LinearAttentionLayer):
         if self.stores and self.stores[0].shape[0] >= rows:
             return
         fresh = [filled.conv_states[0], filled.recurrent_states[0]]
-        grown = [one.new_zeros(rows_for(rows), *one.shape[1:]) for one in fresh]
+        grown = [state.new_zeros(rows_for(rows), *state.shape[1:]) for state in fresh]
         for new, old in zip(grown, self.stores, strict=False):
             new[: old.shape[0]] = old
         self.stores = grown
@@ -76,9 +77,9 @@ class SlotStates(LinearAttentionLayer):
         self.conv_states[0] = self.recurrent_states[0] = None
 
 
-def slots_like(like: Cache, bytes_per_token: int, device: torch.device, dtype: torch.dtype) -> SlotCache:
+def slots_like(like: Cache, bytes_per_token: int, device: torch.device, dtype: torch.dtype) -> KVCache:
     """Slots for a model whose empty cache is `like`: it says which layers are of which kind."""
     states = {index: SlotStates() for index, layer in enumerate(like.layers) if isinstance(layer, LinearAttentionLayer)}
-    slots = SlotCache(len(like.layers), bytes_per_token, device, dtype, states)
+    slots = KVCache(len(like.layers), bytes_per_token, device, dtype, states)
     slots.model_view = Cache(layers=[states.get(index) or SlotLayer(slots, index) for index in range(len(like.layers))])
     return slots

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.models.native.layers import Affine, Tensors
+from worker.models.native.layers import Linear, Tensors
 from worker.models.native.shapes import TextShape
 
 
@@ -12,7 +12,7 @@ class Experts:
     """router: (experts, hidden); gate_up: (experts, 2 intermediate, hidden); down: (experts, hidden, intermediate)."""
 
     def __init__(self, router: Tensor, gate_up: Tensor, down: Tensor, per_token: int) -> None:
-        self._router, self._per_token = Affine(router), per_token
+        self._router, self._per_token = Linear(router), per_token
         self._gate_up, self._down = gate_up.transpose(1, 2), down.transpose(1, 2)
         self._numbers = torch.arange(len(router), device=router.device)
 

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.models.kv_cache import SlotCache
+from worker.models.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
 EAGER_STEPS = 8  # of a layout, before it is recorded: recording costs as much as some steps
 MAX_GRAPHS = 16
-Step = Callable[[Tensor, SlotCache, bool], Tensor]  # tokens, positions and lengths, (3, rows); is_whole
+Step = Callable[[Tensor, KVCache, bool], Tensor]  # tokens, positions and lengths, (3, rows); is_whole
 
 
 class Recorded(Protocol):
@@ -80,7 +80,7 @@ class StepGraphs:
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    def logits(self, tokens: Sequence[int], positions: Sequence[int], slots: SlotCache) -> Tensor | None:
+    def logits(self, tokens: Sequence[int], positions: Sequence[int], slots: KVCache) -> Tensor | None:
         """(rows, vocabulary) by a replay, valid until the next one; None where the step is to be done eagerly."""
         layout = slots.layout
         if self._is_off:
@@ -94,7 +94,7 @@ class StepGraphs:
         graph.recorded.replay()
         return slots.gathered(graph.logits)
 
-    def _recorded(self, layout: tuple[int, ...], slots: SlotCache) -> _Graph | None:
+    def _recorded(self, layout: tuple[int, ...], slots: KVCache) -> _Graph | None:
         """A new graph, once the layout has been seen often enough. Those whose memory is no more go."""
         if layout not in self._seen:
             present = slots.stamps
@@ -119,7 +119,7 @@ class StepGraphs:
             self._graphs.clear()
             self._seen.clear()
             return None
-        except Exception as error:
+        except RuntimeError as error:
             # What may not be recorded and a device that is lost are one class of error: only the first can still add.
             torch.ones(1, device=self._device).add_(1).item()
             log.warning("decode steps stay eager, recording one failed: %s", type(error).__name__)

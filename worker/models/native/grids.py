@@ -11,7 +11,7 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 
 
-def places(grids: Sequence[Grid], merge: int) -> Tensor:
+def patch_positions(grids: Sequence[Grid], merge: int) -> Tensor:
     """(patches, 2): row and column of each patch in its frame."""
     return torch.cat([_frame(h, w, merge).repeat(t, 1) for t, h, w in grids])
 
@@ -27,9 +27,9 @@ def frames(grids: Sequence[Grid]) -> list[int]:
     return [h * w for t, h, w in grids for _ in range(t)]
 
 
-def between(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, Tensor]:
+def interpolation(grids: Sequence[Grid], merge: int, side: int) -> tuple[Tensor, Tensor]:
     """(patches, 4): which four of side x side learned positions a patch lies between, and the share of each."""
-    at = places(grids, merge).float()
+    at = patch_positions(grids, merge).float()
     sizes = torch.cat([torch.tensor([[h, w]]).repeat(t * h * w, 1) for t, h, w in grids])
     source = at * (side - 1) / (sizes - 1).clamp(min=1)
     low = source.floor()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.checkpoint.locate import ModelError
+from worker.core.errors import ModelError
 
 # What is one projection here: the last part of the names before `.weight` and `.bias`, in order.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -51,7 +51,7 @@ class Tensors:
         that memory; else a copy, and theirs goes."""
         parts = [self.take(f"{prefix}{name}{suffix}", count, *rest) for name, count in zip(names, rows, strict=True)]
         storages = {part.untyped_storage().data_ptr() for part in parts}
-        follows = (one.data_ptr() + one.nbytes == other.data_ptr() for one, other in pairwise(parts))
+        follows = (part.data_ptr() + part.nbytes == following.data_ptr() for part, following in pairwise(parts))
         if len(storages) == 1 and all(follows):
             return parts[0].as_strided((sum(rows), *rest), parts[0].stride())
         return torch.cat(parts)
@@ -64,10 +64,10 @@ class Tensors:
 
 # torch's `linear` hands float32 to MKL, which on some processors is a third as fast as oneDNN (docs/log.md). These are
 # the operations that `torch.compile` puts in its place; they take the weight as it lies.
-_HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-class Affine:
+class Linear:
     """weight: (out, in); bias: (out,) or None. On the CPU float32 goes to oneDNN, where torch was built with it.
 
     oneDNN makes and keeps code for each number of rows, 0.6 MiB a weight's shape, so on the CPU there are few numbers:
@@ -76,8 +76,8 @@ class Affine:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
-        self._pads = _HAS_ONEDNN and weight.device.type == "cpu"
-        self._by_onednn = self._pads and weight.dtype == torch.float32
+        self._pads = HAS_ONEDNN and weight.device.type == "cpu"
+        self.by_onednn = self._pads and weight.dtype == torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, in) to (tokens, out)."""
@@ -86,7 +86,7 @@ class Affine:
         return product[: len(x)] if more else product
 
     def _of(self, x: Tensor) -> Tensor:
-        if self._by_onednn:
+        if self.by_onednn:
             product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
             return product
         return functional.linear(x, self.weight, self.bias)
@@ -94,7 +94,7 @@ class Affine:
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` plus what `x` becomes; in one operation where there can be one."""
         is_padded = self._pads and padding(len(x)) > 0
-        if self._by_onednn and not is_padded:
+        if self.by_onednn and not is_padded:
             total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return total
         if is_padded or self.bias is not None:
@@ -110,10 +110,10 @@ def padding(rows: int) -> int:
     return -rows % max(16, 1 << (rows - 1).bit_length() - 3)
 
 
-def affine(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Affine:
+def linear(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Linear:
     """Raises ModelError."""
     weight = tensors.take(f"{name}.weight", out, into)
-    return Affine(weight, tensors.take(f"{name}.bias", out) if bias else None)
+    return Linear(weight, tensors.take(f"{name}.bias", out) if bias else None)
 
 
 class RMSNorm:
@@ -140,13 +140,13 @@ class RMSNorm:
         return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def turns(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`cos` and `sin` for `rotate` from angles (tokens, dim / 2) in float32."""
+def rotary(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`cos` and `sin` for `apply_rotary` from angles (tokens, dim / 2) in float32."""
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([-sin, sin], -1)[:, None].to(dtype)
 
@@ -156,7 +156,7 @@ def frequencies(theta: float, dim: int, device: torch.device) -> Tensor:
     return (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))).to(device)
 
 
-def within_segments(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+def varlen_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
     """(tokens, heads, dim) of attention in which a token sees its own segment, and all of it. Segments of one length
     that follow each other are computed together."""
     mixed, at = [], 0
@@ -175,8 +175,8 @@ class _Layer:
     values: Tensor | None = None
 
 
-class KeysAndValues:
-    """What a prefill leaves; see `face.Filled`."""
+class NativePrefillCache:
+    """What a prefill leaves; see `models.runner.PrefillCache`."""
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [_Layer() for _ in range(num_layers)]
@@ -188,9 +188,9 @@ class KeysAndValues:
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put keys and values, (1, kv_heads, tokens, dim), behind those that the layer has; all of them."""
-        own = self.layers[layer]
-        if own.keys is None or own.values is None:
-            own.keys, own.values = keys.contiguous(), values.contiguous()
+        stored = self.layers[layer]
+        if stored.keys is None or stored.values is None:
+            stored.keys, stored.values = keys.contiguous(), values.contiguous()
         else:
-            own.keys, own.values = torch.cat([own.keys, keys], 2), torch.cat([own.values, values], 2)
-        return own.keys, own.values
+            stored.keys, stored.values = torch.cat([stored.keys, keys], 2), torch.cat([stored.values, values], 2)
+        return stored.keys, stored.values

@@ -1,15 +1,19 @@
-"""The vision tower of Qwen3-VL: learned positions between which patches lie, and deep features on the way."""
+"""Qwen3-VL, dense and with experts. Its vision tower has learned positions between which patches lie, and deep features
+on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.models.native.grids import Grid, between, frames, places
-from worker.models.native.layers import Affine, Tensors, affine, frequencies, rotate, turns, within_segments
-from worker.models.native.shapes import VisionShape
+from worker.checkpoint.family import timed_spans
+from worker.models.family import ModelFamily
+from worker.models.native.code import NativeCode
+from worker.models.native.grids import Grid, frames, interpolation, patch_positions
+from worker.models.native.layers import Linear, Tensors, apply_rotary, frequencies, linear, rotary, varlen_attention
+from worker.models.native.shapes import Layout, VisionShape
 
 EPS = 1e-6
 
@@ -26,11 +30,11 @@ class _Norm:
 @dataclass(frozen=True, eq=False)
 class _Block:
     before_attention: _Norm
-    qkv: Affine
-    out: Affine
+    qkv: Linear
+    out: Linear
     before_mlp: _Norm
-    up: Affine
-    down: Affine
+    up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +42,8 @@ class _Merger:
     """merge x merge patches to one token. is_late: the norm is over all of them together."""
 
     norm: _Norm
-    up: Affine
-    down: Affine
+    up: Linear
+    down: Linear
     is_late: bool
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -55,8 +59,8 @@ class Tower:
         root, hidden = "model.visual", shape.hidden
         kernel = (shape.channels, shape.temporal, shape.patch, shape.patch)
         weight = tensors.take(f"{root}.patch_embed.proj.weight", hidden, *kernel).view(hidden, -1)
-        self._shape, self._device = shape, device
-        self._patches = Affine(weight, tensors.take(f"{root}.patch_embed.proj.bias", hidden))
+        self.shape, self._device = shape, device
+        self._patches = Linear(weight, tensors.take(f"{root}.patch_embed.proj.bias", hidden))
         self._positions = tensors.take(f"{root}.pos_embed.weight", shape.positions, hidden)
         self._blocks = [_block(tensors, f"{root}.blocks.{index}", shape) for index in range(shape.depth)]
         self._merger = _merger(tensors, f"{root}.merger", shape, is_late=False)
@@ -69,17 +73,17 @@ class Tower:
     def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other, and the same for each deep layer. pixels:
         (patches, channels * temporal * patch * patch)."""
-        shape, device = self._shape, self._device
-        index, share = (x.to(device) for x in between(grids, shape.merge, int(shape.positions**0.5)))
+        shape, device = self.shape, self._device
+        index, share = (x.to(device) for x in interpolation(grids, shape.merge, int(shape.positions**0.5)))
         learned = (functional.embedding(index, self._positions) * share[..., None]).sum(1)
         hidden = self._patches(pixels) + learned.to(pixels.dtype)
-        angles = (places(grids, shape.merge).to(device)[..., None].float() * self._frequencies).flatten(1)
-        cos_sin, lengths = turns(angles, torch.float32), frames(grids)
+        angles = (patch_positions(grids, shape.merge).to(device)[..., None].float() * self._frequencies).flatten(1)
+        cos_sin, lengths = rotary(angles, torch.float32), frames(grids)
         deep = []
         for layer, block in enumerate(self._blocks):
             qkv = block.qkv(block.before_attention(hidden)).view(len(hidden), 3, shape.heads, -1)
-            query, keys = (rotate(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
-            mixed = within_segments(query, keys, qkv[:, 2], lengths).flatten(1)
+            query, keys = (apply_rotary(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
+            mixed = varlen_attention(query, keys, qkv[:, 2], lengths).flatten(1)
             hidden = block.out.onto(hidden, mixed)
             activated = functional.gelu(block.up(block.before_mlp(hidden)), approximate="tanh")
             hidden = block.down.onto(hidden, activated)
@@ -96,11 +100,11 @@ def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
     hidden = shape.hidden
     return _Block(
         before_attention=_norm(tensors, f"{name}.norm1", hidden),
-        qkv=affine(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
-        out=affine(tensors, f"{name}.attn.proj", hidden, hidden),
+        qkv=linear(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
+        out=linear(tensors, f"{name}.attn.proj", hidden, hidden),
         before_mlp=_norm(tensors, f"{name}.norm2", hidden),
-        up=affine(tensors, f"{name}.mlp.linear_fc1", shape.intermediate, hidden),
-        down=affine(tensors, f"{name}.mlp.linear_fc2", hidden, shape.intermediate),
+        up=linear(tensors, f"{name}.mlp.linear_fc1", shape.intermediate, hidden),
+        down=linear(tensors, f"{name}.mlp.linear_fc2", hidden, shape.intermediate),
     )
 
 
@@ -108,7 +112,23 @@ def _merger(tensors: Tensors, name: str, shape: VisionShape, *, is_late: bool) -
     width = shape.hidden * shape.merge**2
     return _Merger(
         norm=_norm(tensors, f"{name}.norm", width if is_late else shape.hidden),
-        up=affine(tensors, f"{name}.linear_fc1", width, width),
-        down=affine(tensors, f"{name}.linear_fc2", shape.out, width),
+        up=linear(tensors, f"{name}.linear_fc1", width, width),
+        down=linear(tensors, f"{name}.linear_fc2", shape.out, width),
         is_late=is_late,
     )
+
+
+_LAYOUT = Layout(
+    sections=(24, 20, 20),
+    is_interleaved=True,
+    has_qk_norm=True,
+    has_bias=False,
+    eps=1e-6,
+    activation="gelu_pytorch_tanh",
+    positions=2304,
+    deep=(8, 16, 24),
+)
+QWEN3_VL = ModelFamily(
+    video_text=timed_spans, is_video_timed=True, coordinates="thousandths", native=NativeCode(_LAYOUT, Tower)
+)
+QWEN3_VL_MOE = replace(QWEN3_VL, native=NativeCode(replace(_LAYOUT, has_experts=True), Tower))

@@ -1,104 +1,107 @@
-"""The engine's face on our own model code."""
+"""Our own model code as the engine's runner."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.checkpoint.preprocessor import PixelRules
-from worker.models.kv_cache import SlotCache
-from worker.models.native import qwen2_5_vl, qwen3_vl
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.core.safe_json import JsonObject
+from worker.models.kv_cache import KVCache
+from worker.models.native.code import NativeCode
 from worker.models.native.graphs import Recorder, StepGraphs
-from worker.models.native.layers import KeysAndValues, Tensors
+from worker.models.native.layers import NativePrefillCache, Tensors
 from worker.models.native.shapes import read
 from worker.models.native.text import Attend, TextModel
-from worker.models.runner import Features, Item, Prompt, placed
-from worker.prompt.patches import normalised
-
-_TOWERS: dict[str, Any] = {"qwen3_vl": qwen3_vl.Tower, "qwen3_vl_moe": qwen3_vl.Tower, "qwen2_5_vl": qwen2_5_vl.Tower}
+from worker.models.pixel_values import pixel_values
+from worker.models.runner import Features, placed
+from worker.prompt.types import MediaItem, Prompt
 
 
 class NativeRunner:
-    """Runs the model of a config with a checkpoint's tensors. See `face.Runner`. `record` is how decode steps are
-    recorded; None leaves them eager. Raises ModelError where the tensors are not that model's."""
+    """Runs the model of a config with a checkpoint's tensors. See `models.runner.Runner`. `record` is how decode steps
+    are recorded; None leaves them eager. Raises ModelError where the tensors are not that model's."""
 
     def __init__(
         self,
-        config: dict[str, Any],
+        code: NativeCode,
+        config: JsonObject,
         tensors: dict[str, Tensor],
-        pixels: PixelRules,
+        preprocessor: PreprocessorConfig,
         device: torch.device,
         record: Recorder | None = None,
     ) -> None:
-        shape, vision = read(config)
+        shape, vision = read(config, code.layout)
         left = Tensors(tensors)
         tensors.clear()
-        self._shape, self._pixels, self._device = shape, pixels, device
+        self._shape, self._preprocessor, self._device = shape, preprocessor, device
         with torch.inference_mode():
-            self._text = TextModel(left, shape, device)
-            self._tower = _TOWERS[config["model_type"]](left, vision, device)
+            self.text = TextModel(left, shape, device)
+            self.tower = code.tower(left, vision, device)
         left.close()
-        self._dtype = self._text.embedding.dtype
+        self._dtype = self.text.embedding.dtype
         self._scale = shape.head_dim**-0.5
-        self._graphs = StepGraphs(self._step, device, record) if record is not None else None
+        self.graphs = StepGraphs(self._step, device, record) if record is not None else None
 
     @property
     def bytes_per_token(self) -> int:
         shape = self._shape
         return 2 * shape.layers * shape.kv_heads * shape.head_dim * self._dtype.itemsize
 
-    def empty_cache(self) -> KeysAndValues:
-        return KeysAndValues(self._shape.layers)
+    def prefill_cache(self) -> NativePrefillCache:
+        return NativePrefillCache(self._shape.layers)
 
-    def slots(self) -> SlotCache:
-        keeps = self._graphs is not None  # a graph is as good as the memory that it was recorded with
-        return SlotCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype, keeps_pools=keeps)
+    def kv_cache(self) -> KVCache:
+        keeps = self.graphs is not None  # a graph is as good as the memory that it was recorded with
+        return KVCache(self._shape.layers, self.bytes_per_token, self._device, self._dtype, keeps_pools=keeps)
 
     @torch.inference_mode()
-    def features(self, items: Sequence[Item]) -> list[Features]:
+    def features(self, items: Sequence[MediaItem]) -> list[Features]:
         patches = [item.patches for item in items]
-        pixels = normalised(patches, self._pixels, self._device, self._dtype)
-        embeds, deep = self._tower(pixels, [one.grid for one in patches])
-        counts = [one.num_tokens(self._pixels.merge) for one in patches]
+        pixels = pixel_values(patches, self._preprocessor, self._device, self._dtype)
+        embeds, deep = self.tower(pixels, [item.patches.grid for item in items])
+        counts = [item.patches.num_tokens(self._preprocessor.merge) for item in items]
         each = [torch.split(layer, counts) for layer in (embeds, *deep)]
         # Memory of their own: one may be kept when the others are not.
-        return [Features(own.clone(), tuple(one.clone() for one in rest)) for own, *rest in zip(*each, strict=True)]
+        return [
+            Features(embeds.clone(), tuple(layer.clone() for layer in deep))
+            for embeds, *deep in zip(*each, strict=True)
+        ]
 
     @torch.inference_mode()
     def prefill(
-        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: KeysAndValues
+        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: NativePrefillCache
     ) -> Tensor:
         ids = torch.tensor([*prompt.ids, *tokens][chunk], device=self._device)
-        hidden = self._text.embed(ids)
+        hidden = self.text.embed(ids)
         spots: Tensor | None = None
         deep: list[Tensor] = []
         if (found := placed(prompt, chunk, seen, self._device)) is not None:
             spots, features, deep = found
             hidden[spots] = features
         positions = prompt.positions_with(len(tokens))[:, chunk].to(self._device)
-        turned = self._text.turns(positions)
-        hidden = self._text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
-        return self._text.logits(hidden[-1:])[0]
+        turned = self.text.rotary(positions)
+        hidden = self.text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
+        return self.text.logits(hidden[-1:])[0]
 
     @torch.inference_mode()
-    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[KeysAndValues]]:
+    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[NativePrefillCache]]:
         ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=self._device)
         positions = torch.cat([prompt.positions for prompt in prompts], 1).to(self._device)
         lengths = [len(prompt.ids) for prompt in prompts]
-        caches = [self.empty_cache() for _ in prompts]
+        caches = [self.prefill_cache() for _ in prompts]
         attends = [self._attend_after(cache, length) for cache, length in zip(caches, lengths, strict=True)]
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             parts = (torch.split(part, lengths) for part in (query, keys, values))
-            return torch.cat([one(layer, *own) for one, *own in zip(attends, *parts, strict=True)])
+            return torch.cat([attend_one(layer, *qkv) for attend_one, *qkv in zip(attends, *parts, strict=True)])
 
-        hidden = self._text.forward(self._text.embed(ids), self._text.turns(positions), attend)
+        hidden = self.text.forward(self.text.embed(ids), self.text.rotary(positions), attend)
         last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
-        return self._text.logits(hidden[last]), caches
+        return self.text.logits(hidden[last]), caches
 
-    def _attend_after(self, cache: KeysAndValues, count: int) -> Attend:
+    def _attend_after(self, cache: NativePrefillCache, count: int) -> Attend:
         """Attention of `count` tokens to those in the cache and to each other, each to none after it."""
         past = cache.length
         mask = None
@@ -125,21 +128,21 @@ class NativeRunner:
         return attend
 
     @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int], slots: SlotCache) -> Tensor:
-        if self._graphs is not None and (logits := self._graphs.logits(tokens, positions, slots)) is not None:
+    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> Tensor:
+        if self.graphs is not None and (logits := self.graphs.logits(tokens, positions, slots)) is not None:
             return logits
         return self._step(torch.tensor([tokens, positions, slots.lengths], device=self._device), slots)
 
-    def _step(self, fed: Tensor, slots: SlotCache, is_whole: bool = False) -> Tensor:
+    def _step(self, fed: Tensor, slots: KVCache, is_whole: bool = False) -> Tensor:
         """(rows, vocabulary) from each row's token, position and length, (3, rows). Nothing in it waits for the device
         or depends on a number that is there."""
         ids, positions, columns = fed
         slots.lay_out(columns, is_whole=is_whole)
-        hidden = self._text.embed(ids)
-        turned = self._text.turns(positions.expand(3, -1))
+        hidden = self.text.embed(ids)
+        turned = self.text.rotary(positions.expand(3, -1))
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))
             return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
 
-        return self._text.logits(self._text.forward(hidden, turned, attend))
+        return self.text.logits(self.text.forward(hidden, turned, attend))

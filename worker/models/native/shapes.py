@@ -1,14 +1,15 @@
-"""What a checkpoint's config says about its model's shape, and whether our own code knows such a model."""
+"""The shapes of a model, from its checkpoint's config and its family's layout, and whether our own code can run it."""
 
 import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from worker.checkpoint.locate import ModelError
+from worker.checkpoint.spec import parts
+from worker.core.errors import ModelError
+from worker.core.safe_json import JsonObject
 
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")
 ROPE_TYPES = (None, "default", "mrope")
 SHALLOW = 2  # one layer of each kind that there is
 _NUMBERED = re.compile(r"\.(layers|blocks|deepstack_merger_list)\.(\d+)\.")
@@ -69,38 +70,51 @@ class VisionShape:
         return self.hidden // self.heads
 
 
-def why_not(config: dict[str, Any]) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a family's layers are where its configs do not say it: the defaults of `TextShape` and `VisionShape`.
+
+    activation: of the vision tower. has_experts: a layer's MLP may be experts.
+    """
+
+    sections: tuple[int, int, int]
+    is_interleaved: bool
+    has_qk_norm: bool
+    has_bias: bool
+    eps: float
+    activation: str
+    has_experts: bool = False
+    positions: int = 0
+    deep: tuple[int, ...] = ()
+    window: int = 0
+    full: tuple[int, ...] = ()
+
+
+def why_not(config: JsonObject, layout: Layout) -> str | None:
     """Why our own code cannot run a model of this config; None where it can."""
-    kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
-        return f"the model type {kind} is not among {', '.join(MODEL_TYPES)}"
     text, vision = parts(config)
     rope = _rope(text)
     if rope.get("rope_type", rope.get("type")) not in ROPE_TYPES:
         return "its positions are scaled"
     if text.get("use_sliding_window"):
         return "its attention has a sliding window"
-    if text.get("hidden_act", "silu") != "silu" or (kind != "qwen2_5_vl" and text.get("attention_bias")):
+    if text.get("hidden_act", "silu") != "silu" or (not layout.has_bias and text.get("attention_bias")):
         return "its layers are not those of its family"
-    activation = "silu" if kind == "qwen2_5_vl" else "gelu_pytorch_tanh"
-    if vision.get("hidden_act", activation) != activation:
+    if vision.get("hidden_act", layout.activation) != layout.activation:
         return "its vision tower is not its family's"
     try:
-        read(config)
+        read(config, layout)
     except ModelError as error:
         return str(error)
     return None
 
 
-def parts(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of the text model and of the vision tower; older checkpoints have the first at the top."""
-    return config.get("text_config") or config, config.get("vision_config") or {}
-
-
-def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[dict[str, Any], dict[str, AnyTensor]]:
+def shallow(
+    config: JsonObject, layout: Layout, tensors: Mapping[str, AnyTensor]
+) -> tuple[JsonObject, dict[str, AnyTensor]]:
     """The config and the tensors of the model's first layers alone: whatever is made at a first use is made by them.
     Its answers mean nothing. Raises ModelError where the config does not say how many there are."""
-    whole, tower = read(config)
+    whole, tower = read(config, layout)
     config = copy.deepcopy(config)
     text, vision = parts(config)
     text["num_hidden_layers"] = min(SHALLOW, whole.layers)
@@ -115,59 +129,63 @@ def shallow(config: dict[str, Any], tensors: Mapping[str, AnyTensor]) -> tuple[d
     return config, {name: tensor for name, tensor in tensors.items() if is_kept(name)}
 
 
-def read(config: dict[str, Any]) -> tuple[TextShape, VisionShape]:
+def read(config: JsonObject, layout: Layout) -> tuple[TextShape, VisionShape]:
     """The shapes of a model that our own code knows. Raises ModelError where the config does not say them."""
     text, vision = parts(config)
-    is_qwen3 = config["model_type"] != "qwen2_5_vl"
-    is_moe = config["model_type"] == "qwen3_vl_moe"
-    rope = _rope(text)
     try:
-        time, height, width = rope.get("mrope_section") or ((24, 20, 20) if is_qwen3 else (16, 24, 24))
-        return (
-            TextShape(
-                vocabulary=text["vocab_size"],
-                hidden=text["hidden_size"],
-                intermediate=text["intermediate_size"],
-                layers=text["num_hidden_layers"],
-                heads=text["num_attention_heads"],
-                kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-                eps=text.get("rms_norm_eps", 1e-6 if is_qwen3 else 1e-5),
-                theta=rope.get("rope_theta") or text["rope_theta"],
-                sections=(time, height, width),
-                is_interleaved=is_qwen3,
-                has_qk_norm=is_qwen3,
-                has_bias=not is_qwen3,
-                is_tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-                experts=(text.get("num_experts") or text["num_local_experts"]) if is_moe else 0,
-                per_token=text["num_experts_per_tok"] if is_moe else 0,
-                expert_intermediate=text["moe_intermediate_size"] if is_moe else 0,
-                sparse=_sparse(text) if is_moe else frozenset(),
-            ),
-            VisionShape(
-                depth=vision["depth"],
-                hidden=vision["hidden_size"],
-                intermediate=vision["intermediate_size"],
-                heads=vision["num_heads"],
-                channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                patch=vision["patch_size"],
-                temporal=vision["temporal_patch_size"],
-                merge=vision["spatial_merge_size"],
-                theta=_rope(vision).get("rope_theta") or 10000.0,
-                out=vision["out_hidden_size"],
-                positions=vision.get("num_position_embeddings", 2304) if is_qwen3 else 0,
-                deep=tuple(vision.get("deepstack_visual_indexes", (8, 16, 24))) if is_qwen3 else (),
-                window=0 if is_qwen3 else vision.get("window_size", 112),
-                full=() if is_qwen3 else tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
-            ),
-        )
+        return _text(config, text, layout), _vision(vision, layout)
     except KeyError as error:
         raise ModelError(f"the checkpoint's config.json does not say {error}") from None
     except TypeError:
         raise ModelError("the checkpoint's config.json has no numbers where they should be") from None
 
 
-def _sparse(text: dict[str, Any]) -> frozenset[int]:
+def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
+    rope = _rope(text)
+    time, height, width = rope.get("mrope_section") or layout.sections
+    experts = layout.has_experts
+    return TextShape(
+        vocabulary=text["vocab_size"],
+        hidden=text["hidden_size"],
+        intermediate=text["intermediate_size"],
+        layers=text["num_hidden_layers"],
+        heads=text["num_attention_heads"],
+        kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+        head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
+        eps=text.get("rms_norm_eps", layout.eps),
+        theta=rope.get("rope_theta") or text["rope_theta"],
+        sections=(time, height, width),
+        is_interleaved=layout.is_interleaved,
+        has_qk_norm=layout.has_qk_norm,
+        has_bias=layout.has_bias,
+        is_tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        experts=(text.get("num_experts") or text["num_local_experts"]) if experts else 0,
+        per_token=text["num_experts_per_tok"] if experts else 0,
+        expert_intermediate=text["moe_intermediate_size"] if experts else 0,
+        sparse=_sparse(text) if experts else frozenset(),
+    )
+
+
+def _vision(vision: JsonObject, layout: Layout) -> VisionShape:
+    return VisionShape(
+        depth=vision["depth"],
+        hidden=vision["hidden_size"],
+        intermediate=vision["intermediate_size"],
+        heads=vision["num_heads"],
+        channels=vision["in_channels"] if "in_channels" in vision else vision.get("in_chans", 3),
+        patch=vision["patch_size"],
+        temporal=vision["temporal_patch_size"],
+        merge=vision["spatial_merge_size"],
+        theta=_rope(vision).get("rope_theta") or 10000.0,
+        out=vision["out_hidden_size"],
+        positions=layout.positions and vision.get("num_position_embeddings", layout.positions),
+        deep=layout.deep and tuple(vision.get("deepstack_visual_indexes", layout.deep)),
+        window=layout.window and vision.get("window_size", layout.window),
+        full=layout.full and tuple(vision.get("fullatt_block_indexes", layout.full)),
+    )
+
+
+def _sparse(text: JsonObject) -> frozenset[int]:
     """The layers with experts."""
     dense, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step", 1)
     return frozenset(
@@ -175,6 +193,6 @@ def _sparse(text: dict[str, Any]) -> frozenset[int]:
     )
 
 
-def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    """The older name goes before the newer, as it does in the library."""
+def _rope(text: JsonObject) -> JsonObject:
+    """The older name takes precedence over the newer, as it does in the library."""
     return text.get("rope_scaling") or text.get("rope_parameters") or {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.models.native.experts import Experts, experts
-from worker.models.native.layers import JOINED, Affine, RMSNorm, Tensors, affine, frequencies, rotate, turns
+from worker.models.native.layers import JOINED, Linear, RMSNorm, Tensors, apply_rotary, frequencies, linear, rotary
 from worker.models.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -24,9 +24,9 @@ class Layer:
     """qk_norm: of queries and keys, (heads + kv_heads, dim), each head with its own weight: done at once for all."""
 
     before_attention: RMSNorm
-    qkv: Affine
+    qkv: Linear
     qk_norm: RMSNorm | None
-    out: Affine
+    out: Linear
     before_mlp: RMSNorm
     mlp: "Dense | Experts"
 
@@ -35,8 +35,8 @@ class Layer:
 class Dense:
     """A layer's MLP, all of it for every token."""
 
-    gate_up: Affine
-    down: Affine
+    gate_up: Linear
+    down: Linear
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -54,18 +54,18 @@ class TextModel:
             _layer(tensors, f"{root}.layers.{index}", shape, index in shape.sparse) for index in range(shape.layers)
         ]
         self._norm = RMSNorm(tensors.take(f"{root}.norm.weight", shape.hidden), shape.eps)
-        self.head = Affine(_head(tensors, shape, self.embedding))
+        self.head = Linear(_head(tensors, shape, self.embedding))
         self._frequencies = frequencies(shape.theta, shape.head_dim, device)
-        self._axes = _axes(shape).to(device)
+        self.axes = _axes(shape).to(device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """(tokens, hidden) of ids (tokens,)."""
         return functional.embedding(ids, self.embedding)
 
-    def turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """For all layers, from M-RoPE positions (3, tokens)."""
-        angles = positions.float()[self._axes].T * self._frequencies
-        return turns(angles, self.embedding.dtype)
+        angles = positions.float()[self.axes].T * self._frequencies
+        return rotary(angles, self.embedding.dtype)
 
     def forward(
         self,
@@ -83,7 +83,7 @@ class TextModel:
             turning, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
             if layer.qk_norm is not None:
                 turning = layer.qk_norm(turning)
-            turning = rotate(turning, *cos_sin)
+            turning = apply_rotary(turning, *cos_sin)
             hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
             hidden = layer.mlp.onto(hidden, layer.before_mlp(hidden))
             if index < len(deep) and spots is not None:
@@ -96,12 +96,12 @@ class TextModel:
 
 
 def _head(tensors: Tensors, shape: TextShape, embedding: Tensor) -> Tensor:
-    """A head of the checkpoint's own goes before what its config says, as it does in the library; tied where it is the
-    embedding once more."""
+    """A head in the checkpoint takes precedence over what its config says, as it does in the library; tied where it is
+    the embedding once more."""
     if shape.is_tied and not tensors.shape("lm_head.weight"):
         return embedding
-    own = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
-    return embedding if shape.is_tied and not own.is_meta and torch.equal(own, embedding) else own
+    head = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
+    return embedding if shape.is_tied and not head.is_meta and torch.equal(head, embedding) else head
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> Layer:
@@ -116,9 +116,9 @@ def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> La
         norms = RMSNorm(torch.cat([query.expand(shape.heads, -1), key.expand(shape.kv_heads, -1)]), shape.eps)
     return Layer(
         before_attention=RMSNorm(tensors.take(f"{name}.input_layernorm.weight", hidden), shape.eps),
-        qkv=Affine(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
+        qkv=Linear(tensors.joined(f"{attention}.", names, ".weight", rows, hidden), bias),
         qk_norm=norms,
-        out=affine(tensors, f"{attention}.o_proj", hidden, shape.heads * dim, bias=False),
+        out=linear(tensors, f"{attention}.o_proj", hidden, shape.heads * dim, bias=False),
         before_mlp=RMSNorm(tensors.take(f"{name}.post_attention_layernorm.weight", hidden), shape.eps),
         mlp=experts(tensors, f"{name}.mlp", shape) if is_sparse else _dense(tensors, f"{name}.mlp", shape),
     )
@@ -127,7 +127,7 @@ def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> La
 def _dense(tensors: Tensors, name: str, shape: TextShape) -> Dense:
     _, parts = JOINED
     gate_up = tensors.joined(f"{name}.", parts, ".weight", [shape.intermediate] * 2, shape.hidden)
-    return Dense(Affine(gate_up), affine(tensors, f"{name}.down_proj", shape.hidden, shape.intermediate, bias=False))
+    return Dense(Linear(gate_up), linear(tensors, f"{name}.down_proj", shape.hidden, shape.intermediate, bias=False))
 
 
 def _axes(shape: TextShape) -> Tensor:

@@ -1,0 +1,194 @@
+"""Where a model is looked for, in which order, and what is said where it is not whole."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.checkpoint import locate
+from worker.checkpoint.locate import find
+from worker.core.errors import ModelError
+from worker.core.settings import EMBEDDED_MODEL, load
+
+MODEL = "Qwen/Qwen3-VL-2B-Instruct"
+CACHED = "models--qwen--qwen3-vl-2b-instruct"  # the platform's folders need not have the hub's case
+
+
+def written(folder: Path, *shards: str) -> Path:
+    """A folder with the names of a checkpoint's files."""
+    folder.mkdir(parents=True)
+    for name in (*locate.NEEDED, *(shards or ("model.safetensors",))):
+        (folder / name).write_text("{}")
+    if shards:
+        index = {"weight_map": dict(enumerate(shards))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, str]:
+    """Settings whose places are empty folders of the test's own."""
+    return {
+        "MODEL_ID": MODEL,
+        "BAKED_MODELS": str(tmp_path / "image"),
+        "PLATFORM_CACHE": str(tmp_path / "platform"),
+        "HUB_CACHE": str(tmp_path / "hub"),
+    }
+
+
+def test_each_place_goes_before_the_next(places: dict[str, str], tmp_path: Path) -> None:
+    hub = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
+    assert find(load(places)).folder == hub
+    platform = written(tmp_path / "platform" / CACHED / "snapshots" / "bbb")
+    assert find(load(places)).folder == platform
+    image = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    assert find(load(places)).folder == image
+    given = written(tmp_path / "given")
+    assert find(load({**places, "MODEL_PATH": str(given)})).folder == given
+
+
+def test_without_a_name_it_is_the_images_only_model_or_the_embedded_one(places: dict[str, str], tmp_path: Path) -> None:
+    del places["MODEL_ID"]
+    found = find(load(places))
+    assert (found.folder, found.name) == (EMBEDDED_MODEL, "tiny-qwen3-vl")
+    one = written(tmp_path / "image" / "One")
+    assert find(load(places)).folder == one
+    written(tmp_path / "image" / "Two")
+    with pytest.raises(ModelError, match="MODEL_ID must say which"):
+        find(load(places))
+
+
+def test_the_reference_says_which_snapshot(places: dict[str, str], tmp_path: Path) -> None:
+    model = tmp_path / "hub" / CACHED
+    old, new = (written(model / "snapshots" / name) for name in ("old", "new"))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("old\n")
+    (model / "refs" / "v2").write_text("new")
+    assert find(load(places)).folder == old
+    assert find(load({**places, "MODEL_REVISION": "v2"})).folder == new
+    assert find(load({**places, "MODEL_REVISION": "new"})).folder == new
+    with pytest.raises(ModelError, match="is in none of"):
+        find(load({**places, "MODEL_REVISION": "v3"}))
+
+
+def test_a_folder_that_is_not_whole_is_refused_with_the_files_name(places: dict[str, str], tmp_path: Path) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct", "model-1.safetensors", "model-2.safetensors")
+    assert find(load(places)).folder == folder
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no model-2\.safetensors"):
+        find(load(places))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        find(load(places))
+
+
+def test_nothing_is_downloaded_unless_it_is_allowed(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(model_id: str, **options: Any) -> str:
+        asked.append((model_id, options["revision"], options["allow_patterns"]))
+        return str(written(tmp_path / "fetched"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ModelError, match="ALLOW_DOWNLOAD=1"):
+        find(load(places))
+    assert not asked
+    found = find(load({**places, "ALLOW_DOWNLOAD": "1", "MODEL_REVISION": "v1"}))
+    assert (found.folder, found.name) == (tmp_path / "fetched", "Qwen3-VL-2B-Instruct")
+    assert asked == [(MODEL, "v1", list(locate.PATTERNS))]
+    assert not {"*.py", "*.bin", "*"} & set(locate.PATTERNS)
+
+
+def test_a_download_that_broke_off_is_gone_on_with(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
+    (half / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        find(load(places))
+
+    def download(*_: object, **__: object) -> str:
+        (half / "tokenizer.json").write_text("{}")
+        return str(half)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find(load({**places, "ALLOW_DOWNLOAD": "1"})).origin == "a download"
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "wanted", "is_it"),
+    [
+        (MODEL, "a" * 40, "a" * 40, True),
+        (MODEL.lower(), "a" * 40, "main", True),
+        (MODEL, "a" * 40, "b" * 40, False),
+        (MODEL, "master", "b" * 40, True),
+        ("Other/Qwen3-VL-2B-Instruct", "a" * 40, "a" * 40, False),
+        ("Qwen3-VL-2B-Instruct", None, "b" * 40, True),
+    ],
+)
+def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
+    places: dict[str, str], tmp_path: Path, model: str, revision: str | None, wanted: str, is_it: bool
+) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    (folder / locate.MANIFEST).write_text(json.dumps({"model": model, "revision": revision, "files": {}}))
+    if is_it:
+        assert find(load({**places, "MODEL_REVISION": wanted})).folder == folder
+    else:
+        with pytest.raises(ModelError, match="is in none of"):
+            find(load({**places, "MODEL_REVISION": wanted}))
+
+
+@pytest.mark.parametrize("name", ["baked.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ['{"files": {', "[]", "\udcff"])
+def test_a_damaged_list_of_files_is_named(places: dict[str, str], tmp_path: Path, name: str, content: str) -> None:
+    folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
+    (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ModelError, match=name):
+        find(load(places))
+
+
+@pytest.mark.parametrize("model_id", ["../x", "a/b/c", "a", "/etc/passwd", "a/..%2f"])
+def test_a_name_cannot_be_a_path(model_id: str) -> None:
+    with pytest.raises(Exception, match="MODEL_ID"):
+        load({"MODEL_ID": model_id})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_told_with_the_remedy(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match="HUB_CACHE must be a folder that can be written and has room"):
+        find(load({**places, "ALLOW_DOWNLOAD": "1"}))
+
+
+def test_weights_are_fetched_ahead_to_their_last_byte_and_what_is_missing_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"model-{index}.safetensors" for index in range(6)]
+    folder = written(tmp_path / "model", *names)
+    for size, name in enumerate(names):
+        (folder / name).write_bytes(bytes(size * 1000))
+    (folder / names[1]).unlink()
+    read: list[int] = []
+
+    def send(nowhere: int, file: int, at: int, most: int, send: Any = os.sendfile) -> int:
+        read.append(send(nowhere, file, at, most))
+        return read[-1]
+
+    monkeypatch.setattr(os, "sendfile", send)
+    monkeypatch.setattr(locate, "_AT_ONCE", 700)
+    locate.read_ahead(folder)
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join()
+    assert sum(read) == 2000 + 3000 + 4000 + 5000

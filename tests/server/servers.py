@@ -1,0 +1,95 @@
+"""Servers for tests: one in this process with any engine behind it, and one as a process with the tiny model."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+import uvicorn
+from PIL import Image, ImageDraw
+
+from tests.fakes import FakeOpener, encoded
+from worker.core.engine_protocol import Engine
+from worker.core.media_protocol import MediaOpener
+from worker.core.settings import load
+from worker.dialects.table import DIALECTS, DialectTable
+from worker.server.app import create
+from worker.service import Service
+from worker.startup.build import Serving
+
+
+@contextmanager
+def served(
+    engine: Engine,
+    opener: MediaOpener | None = None,
+    begin: Callable[[], None] = lambda: None,
+    dialects: DialectTable = DIALECTS,
+    **settings: str,
+) -> Iterator[str]:
+    """The address of a server with this engine behind it."""
+    chosen = load({"STREAM_INTERVAL_MS": "0", **settings})
+    closed: list[bool] = []
+
+    def start() -> Serving:
+        begin()
+        media = opener or FakeOpener()
+        service = Service(engine, media, chosen, dialects=dialects)
+        return Serving(engine, media, service, close_opener=lambda: closed.append(True))
+
+    app = create(chosen, start, dialects)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+    assert len(closed) <= 1
+
+
+@contextmanager
+def process(**settings: str) -> Iterator[str]:
+    """The address of a server that is a process, with the tiny model behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "worker.server", "--port", str(port), "--device", "cpu"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while not is_ready(address):
+            assert running.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield address
+    finally:
+        running.terminate()
+        assert running.wait(30) in (0, -signal.SIGTERM)
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return requests.get(f"{address}/ping", timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def circle(size: tuple[int, int] = (160, 120)) -> bytes:
+    picture = Image.new("RGB", size, "white")
+    width, height = size
+    ImageDraw.Draw(picture).ellipse((width * 0.1, height * 0.1, width * 0.35, height * 0.42), fill=(220, 30, 30))
+    return encoded(picture, "JPEG")

@@ -1,0 +1,490 @@
+"""The HTTP server with real clients on the loopback: five services' requests, keys, limits, hang-ups."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import requests
+from PIL import Image
+
+from tests.fakes import FakeEngine, FakeOpener, encoded
+from tests.server.servers import circle, served
+from worker.core.contract import Piece, Upload
+from worker.core.errors import InternalError, MediaUnsupportedType, ModelError, QueueFull, SettingError, WorkerError
+from worker.core.settings import load
+from worker.server.__main__ import refuse_open_server
+
+pytestmark = pytest.mark.network
+PNG = encoded(Image.new("RGB", (8, 8), "red"))
+
+
+def messages(*content: Any) -> str:
+    return json.dumps([{"role": "user", "content": list(content) or "Who are you?"}])
+
+
+def test_chat_vl_with_an_uploaded_file() -> None:
+    opener = FakeOpener()
+    with served(FakeEngine(), opener) as address:
+        answer = requests.post(
+            f"{address}/chat-vl",
+            data={
+                "messages": messages({"type": "image"}, {"type": "text", "text": "What is it?"}),
+                "max_new_tokens": "9",
+            },
+            files={"file": ("x.png", PNG, "image/png")},
+            timeout=10,
+        )
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "response": "A cat.",
+        "usage": {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23},
+    }
+    assert [one.source for one in opener.opened] == [Upload(data=PNG)]
+
+
+def test_chat_vl_streams_text_and_nothing_else() -> None:
+    with served(FakeEngine(pieces=["你", "好", "!"])) as address:
+        answer = requests.post(f"{address}/chat-vl", data={"messages": messages(), "stream": "true"}, timeout=10)
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.content.decode() == "你好!"
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "said"),
+    [
+        ({"messages": "{"}, None, "not valid JSON"),
+        ({"messages": messages({"type": "image"})}, None, "no file was sent"),
+        ({}, None, "messages"),
+        ({"messages": messages(), "temperature": "1"}, None, "no such field"),
+        ({"messages": messages(), "max_new_tokens": "many"}, None, "max_new_tokens"),
+    ],
+)
+def test_chat_vl_refuses_with_400(data: dict[str, str], files: Any, said: str) -> None:
+    with served(FakeEngine()) as address:
+        answer = requests.post(f"{address}/chat-vl", data=data, files=files, timeout=10)
+    assert answer.status_code == 400
+    assert said in answer.json()["detail"]
+
+
+def test_a_file_of_another_kind_is_400_and_recognize_names_what_was_received() -> None:
+    opener = FakeOpener(MediaUnsupportedType(where="image"))
+    file = {"image": ("x.txt", b"hello", "text/plain")}
+    with served(FakeEngine(), opener) as address:
+        answer = requests.post(f"{address}/v1/image/recognize", data={"prompt": "x"}, files=file, timeout=10)
+        chat = requests.post(
+            f"{address}/chat-vl", data={"messages": messages({"type": "image"})}, files={"file": b"x"}, timeout=10
+        )
+    assert (answer.status_code, chat.status_code) == (400, 400)
+    assert "an image was expected, text/plain was received" in answer.json()["detail"]
+
+
+def test_recognize() -> None:
+    with served(FakeEngine()) as address:
+        answer = requests.post(
+            f"{address}/v1/image/recognize",
+            data={"prompt": "x"},
+            files={"image": ("x.png", PNG, "image/png")},
+            timeout=10,
+        )
+    assert answer.json() == {"status": "success", "result": "A cat."}
+
+
+def test_generate_and_the_flat_form_of_chat_completions() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    with served(FakeEngine()) as address:
+        assert requests.post(f"{address}/generate", json=body, timeout=10).json() == {"response": "A cat."}
+        answer = requests.post(f"{address}/v1/chat/completions", json=body, timeout=10).json()
+    assert answer["response"] == "A cat."
+    assert answer["model"] == "tiny-qwen3-vl"
+    assert answer["usage"]["total_tokens"] == 23
+
+
+def bot(kind: str, content: str = "Look", picture: bytes = PNG, **more: Any) -> dict[str, Any]:
+    """A message in the manner of the chat bot's clients."""
+    image = {"data": base64.b64encode(picture).decode(), "format": "png"}
+    body = {"type": kind, "user_id": "7", "user_nickname": "Ann", "content": content, "images": [image], **more}
+    return {**body, "timestamp": 1.5} | (
+        {"group_id": "5", "group_name": "G", "user_card": ""} if kind == "group" else {}
+    )
+
+
+def test_the_bot() -> None:
+    engine = FakeEngine()
+    with served(engine) as address:
+        group = requests.post(f"{address}/api/chat/group", json=bot("group"), timeout=10)
+        private = requests.post(f"{address}/api/chat/private", json=bot("private"), timeout=10)
+        again = requests.post(f"{address}/api/chat/private", json=bot("private"), timeout=10)
+        refused = requests.post(f"{address}/api/chat/private", json=bot("group"), timeout=10)
+    assert group.json() == {"status": "success", "should_reply": True, "reply": "A cat."}
+    assert private.json() == again.json() == {"status": "success", "reply": "A cat."}
+    assert [len(request.messages) for request in engine.asked] == [1, 1, 3]
+    assert (refused.status_code, refused.json()["status"], refused.json()["code"]) == (400, "error", "INPUT_INVALID")
+
+
+def test_the_openai_client() -> None:
+    asked: Any = [{"role": "user", "content": "x"}]
+    with served(FakeEngine(), API_KEY="k1") as address:
+        with openai.OpenAI(api_key="k1", base_url=f"{address}/v1", max_retries=0) as client:
+            reply = client.chat.completions.create(model="tiny-qwen3-vl", messages=asked)
+            assert reply.choices[0].message.content == "A cat."
+            parts = list(client.chat.completions.create(model="tiny-qwen3-vl", messages=asked, stream=True))
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == "A cat."
+            assert parts[-1].choices[0].finish_reason == "stop"
+            assert [model.id for model in client.models.list()] == ["tiny-qwen3-vl"]
+            with pytest.raises(openai.NotFoundError) as missing:
+                client.chat.completions.create(model="gpt-4", messages=asked)
+            assert missing.value.code == "model_not_found"
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.chat.completions.create(model="tiny-qwen3-vl", messages=asked, max_tokens=0)
+            assert refused.value.param == "max_tokens"
+        with (
+            openai.OpenAI(api_key="wrong", base_url=f"{address}/v1", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.models.list()
+
+
+@pytest.mark.parametrize(("error", "status", "retry_after"), [(QueueFull(), 429, "5"), (InternalError(), 500, None)])
+def test_a_failure_has_its_status(error: WorkerError, status: int, retry_after: str | None) -> None:
+    with served(FakeEngine(pieces=[], error=error)) as address:
+        answer = requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+    assert answer.status_code == status
+    assert answer.json()["code"] == error.code
+    assert answer.headers.get("retry-after") == retry_after
+
+
+@pytest.mark.parametrize(
+    "path", ["/generate", "/chat-vl", "/v1/chat/completions", "/v1/models", "/openapi.json", "/health", "/metrics"]
+)
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": "Basic azE="}])
+def test_without_the_key_there_is_nothing(path: str, headers: dict[str, str]) -> None:
+    with served(FakeEngine(), QPIKEY="k1", API_KEY="k2, k3") as address:
+        assert requests.get(f"{address}{path}", headers=headers, timeout=10).status_code == 401
+        assert requests.get(f"{address}/", timeout=10).status_code == 200
+        for given in ({"X-API-Key": "k1"}, {"Authorization": "Bearer k3"}):
+            assert requests.get(f"{address}/v1/models", headers=given, timeout=10).status_code == 200
+
+
+def test_a_body_that_is_too_large_or_no_json_is_refused() -> None:
+    with served(FakeEngine(), MAX_BODY_BYTES="1000") as address:
+        large = requests.post(f"{address}/generate", data=b"x" * 2000, timeout=10)
+        chunked = requests.post(f"{address}/generate", data=(b"x" * 100 for _ in range(50)), timeout=10)
+        broken = requests.post(f"{address}/generate", data=b"{", timeout=10)
+        listed = requests.post(f"{address}/generate", json=[], timeout=10)
+    assert [one.status_code for one in (large, chunked, broken, listed)] == [413, 413, 400, 400]
+    assert {one.json()["code"] for one in (broken, listed)} == {"INPUT_NOT_OBJECT"}
+
+
+def test_a_body_that_does_not_come_is_given_up() -> None:
+    with (
+        served(FakeEngine(), BODY_TIMEOUT_S="0.05") as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
+    ):
+        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        slow.settimeout(10)
+        assert b" 408 " in slow.recv(4096)
+
+
+def spooled(folder: Path) -> list[str]:
+    """Files below the folder, and open ones there that have no name."""
+    links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return [str(link) for link in links if link.is_relative_to(folder)] + [str(path) for path in folder.iterdir()]
+
+
+def test_no_temporary_file_is_left_in_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    large = {"file": ("x.png", PNG + bytes(3 * 2**20), "image/png")}
+    seen: list[list[str]] = []
+
+    class Watches(FakeOpener):
+        async def open(self, items: Any) -> Any:
+            seen.append(spooled(tmp_path))
+            return await super().open(items)
+
+    data = {"messages": messages({"type": "image"})}
+    with served(FakeEngine(), Watches()) as address:
+        assert requests.post(f"{address}/chat-vl", data=data, files=large, timeout=10).status_code == 200
+        refused = requests.post(f"{address}/chat-vl", data={"messages": "{"}, files=large, timeout=10)
+        twice = requests.post(f"{address}/chat-vl", files=[*large.items(), *large.items()], timeout=10)
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
+            head = (
+                "POST /chat-vl HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
+                "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+                'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+            )
+            leaving.sendall(head.encode() + bytes(3 * 2**20))
+            end = time.monotonic() + 10
+            while not spooled(tmp_path) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert spooled(tmp_path), "a large file is spooled while it comes"
+        while spooled(tmp_path) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (refused.status_code, twice.status_code) == (400, 400)
+        assert spooled(tmp_path) == []
+    assert seen == [[]]
+
+
+def test_a_body_that_trickles_is_given_up() -> None:
+    with (
+        served(FakeEngine(), BODY_TIMEOUT_S="5", BODY_WHOLE_S="0.2") as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
+    ):
+        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{")
+        slow.settimeout(0.02)
+        end, answer = time.monotonic() + 10, b""
+        while not answer and time.monotonic() < end:
+            slow.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = slow.recv(4096)
+    assert b" 408 " in answer
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="worker.server.middleware")
+    with served(FakeEngine()) as address:
+        requests.get(f"{address}/x%0aINFO forged", timeout=10)
+    assert [line for line in caplog.messages if "forged" in line] == ["GET /x\\nINFO forged"]
+
+
+def test_a_field_without_a_name_is_no_field() -> None:
+    with served(FakeEngine()) as address:
+        body = {"messages": [{"role": "user", "content": "x"}], "": 1}
+        assert requests.post(f"{address}/generate", json=body, timeout=10).status_code == 400
+
+
+class Endless(FakeEngine):
+    """Says a word every few milliseconds until it is closed."""
+
+    async def generate(self, *_: Any) -> Any:
+        try:
+            while True:
+                yield Piece(text="word ")
+                await asyncio.sleep(0.005)
+        finally:
+            self.num_closed += 1
+
+
+def listen_and_leave(address: str, body: dict[str, Any]) -> None:
+    """Hear a little of a stream, or wait a little for an answer that never comes, and hang up."""
+    if body["stream"]:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=10) as answer:
+            assert next(answer.iter_text())
+    else:
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{address}/v1/chat/completions", json=body, timeout=0.3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_hangs_up_ends_its_answer(stream: bool) -> None:
+    engine = Endless()
+    with served(engine) as address:
+        listen_and_leave(address, {"messages": [{"role": "user", "content": "x"}], "stream": stream})
+        end = time.monotonic() + 10
+        while not engine.num_closed and time.monotonic() < end:
+            time.sleep(0.01)
+        assert engine.num_closed == 1
+
+
+def test_a_client_that_does_not_read_ends_its_answer() -> None:
+    class Flood(Endless):
+        async def generate(self, *_: Any) -> Any:
+            try:
+                while True:
+                    yield Piece(text="word " * 20_000)
+                    await asyncio.sleep(0)
+            finally:
+                self.num_closed += 1
+
+    engine = Flood()
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
+    with served(engine, SEND_TIMEOUT_S="0.1") as address:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as deaf:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            deaf.sendall(head.encode() + body)
+            end = time.monotonic() + 10
+            while not engine.num_closed and time.monotonic() < end:
+                time.sleep(0.01)
+        assert engine.num_closed == 1
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 200
+
+
+def test_more_requests_than_the_door_takes_are_sent_away() -> None:
+    engine = Endless()
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    with served(engine, MAX_REQUESTS="1") as address:
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=10) as running:
+            heard = running.iter_text()  # without a name it would be closed at once, and the connection with it
+            assert next(heard)
+            refused = requests.post(f"{address}/v1/chat/completions", json=body, timeout=10)
+            health = requests.get(f"{address}/health", timeout=10)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+        assert refused.json()["error"]["code"] == "QUEUE_FULL"
+        assert health.status_code == 200
+
+
+def test_ping_and_health_while_the_model_comes_and_when_the_engine_has_died() -> None:
+    let_go = threading.Event()
+    engine = FakeEngine()
+    with served(engine, begin=lambda: let_go.wait(20) and None) as address:
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 204
+        assert requests.get(f"{address}/health", timeout=10).json()["status"] == "loading"
+        let_go.set()
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        assert requests.post(f"{address}/generate", json=body, timeout=10).status_code == 200  # it waited for the model
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 200
+        health = requests.get(f"{address}/health", timeout=10).json()
+        assert (health["status"], health["model_loaded"], health["device"]) == ("healthy", True, "cpu")
+        engine.state = "dead"
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 503
+
+
+def test_a_model_that_cannot_be_loaded_is_a_dead_door() -> None:
+    def fail() -> None:
+        raise ModelError("no config.json")
+
+    with served(FakeEngine(), begin=fail) as address:
+        answer = requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+        assert (answer.status_code, answer.json()["code"]) == (503, "ENGINE_STOPPED")
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 503
+
+
+def test_the_model_is_loaded_at_the_first_request_where_that_is_wanted() -> None:
+    began: list[bool] = []
+    with served(FakeEngine(), begin=lambda: began.append(True), LAZY_LOAD="1") as address:
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 204
+        assert not began
+        requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
+    assert began == [True]
+
+
+def test_ids_go_in_and_out_and_pages_of_other_origins_may_call() -> None:
+    with served(FakeEngine()) as address:
+        known = requests.get(f"{address}/", headers={"X-Request-Id": "abc-1", "Origin": "https://a.test"}, timeout=10)
+        odd = requests.get(f"{address}/", headers={"X-Request-Id": "a b"}, timeout=10)
+        asked = {"Origin": "https://a.test", "Access-Control-Request-Method": "POST"}
+        preflight = requests.options(f"{address}/v1/image/recognize", headers=asked, timeout=10)
+    assert known.headers["x-request-id"] == "abc-1"
+    assert known.headers["access-control-allow-origin"] == "*"
+    assert len(odd.headers["x-request-id"]) == 32
+    assert preflight.status_code == 200
+
+
+def test_the_schema_names_every_body() -> None:
+    with served(FakeEngine()) as address:
+        schema = requests.get(f"{address}/openapi.json", timeout=10).json()
+    text = json.dumps(schema)
+    for name in ("ChatVLForm", "RecognizeForm", "GenerateBody", "OpenAIBody"):
+        assert name in schema["components"]["schemas"]
+    for reference in {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}:
+        assert reference in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ({}, False),
+        ({"HOST": "localhost"}, False),
+        ({"HOST": "::1"}, False),
+        ({"HOST": "0.0.0.0"}, True),
+        ({"HOST": "0.0.0.0", "API_KEY": " , "}, True),
+        ({"HOST": "0.0.0.0", "API_KEY": "k"}, False),
+        ({"HOST": "0.0.0.0", "AUTH": "off"}, False),
+    ],
+)
+def test_a_door_without_a_key_opens_on_this_machine_alone(settings: dict[str, str], is_refused: bool) -> None:
+    if is_refused:
+        with pytest.raises(SettingError, match="API_KEY"):
+            refuse_open_server(load(settings))
+    else:
+        refuse_open_server(load(settings))
+
+
+def test_the_metrics_count_what_was_done() -> None:
+    with served(FakeEngine()) as address:
+        body = {"messages": [{"role": "user", "content": "x"}]}
+        for given in (body, body, {**body, "max_tokens": 0}):
+            requests.post(f"{address}/generate", json=given, timeout=10)
+        text = requests.get(f"{address}/metrics", timeout=10).text
+    assert 'worker_requests_total{code="ok",dialect="generate"} 2.0' in text
+    assert 'worker_requests_total{code="INPUT_INVALID",dialect="generate"} 1.0' in text
+    assert 'worker_tokens_total{kind="prompt"} 40.0' in text
+    assert 'worker_phase_seconds_count{phase="answer"} 2.0' in text
+
+
+KEY = {"X-API-Key": "k1"}
+
+
+def test_every_services_client_reads_a_true_answer(real: str) -> None:
+    question, file = "What is in the picture?", ("x.jpg", circle(), "image/jpeg")
+    blocks = messages({"type": "image"}, {"type": "text", "text": question})
+    data = {"messages": blocks, "stream": "true"}
+    inline = "data:image/jpeg;base64," + base64.b64encode(circle()).decode()
+    asked = [{"role": "user", "content": [{"type": "image", "image": inline}, {"type": "text", "text": question}]}]
+
+    def post(path: str, **given: Any) -> requests.Response:
+        return requests.post(f"{real}{path}", headers=KEY, timeout=30, **given)
+
+    said = [
+        post("/chat-vl", data=data, files={"file": file}).text,
+        post("/v1/image/recognize", data={"prompt": question}, files={"image": file}).json()["result"],
+        post("/generate", json={"messages": asked, "temperature": 0}).json()["response"],
+    ]
+    with openai.OpenAI(api_key="k1", base_url=f"{real}/v1", max_retries=0) as client:
+        content: Any = [{"type": "image_url", "image_url": {"url": inline}}, {"type": "text", "text": question}]
+        reply = client.chat.completions.create(
+            model="tiny-qwen3-vl", messages=[{"role": "user", "content": content}], temperature=0
+        )
+        said.append(reply.choices[0].message.content or "")
+    assert all("red circle" in text for text in said), said
+
+
+def test_the_bot_sees_the_picture_of_an_earlier_message(real: str) -> None:
+    def say(content: str, *pictures: bytes) -> dict[str, Any]:
+        images = [{"data": base64.b64encode(one).decode(), "format": "jpeg"} for one in pictures]
+        body = {"type": "private", "user_id": "e2e", "user_nickname": "Ann", "content": content, "images": images}
+        answer = requests.post(
+            f"{real}/api/chat/private", headers=KEY, json={**body, "timestamp": time.time()}, timeout=30
+        )
+        assert answer.json()["status"] == "success", answer.text
+        return dict(answer.json())
+
+    def image_tokens() -> float:
+        text = requests.get(f"{real}/metrics", headers=KEY, timeout=10).text
+        [line] = [one for one in text.splitlines() if one.startswith('worker_tokens_total{kind="image"}')]
+        return float(line.split()[-1])
+
+    assert "red circle" in say("What is in the picture?", circle())["reply"]
+    before = image_tokens()
+    say("How many objects are there?")
+    assert image_tokens() > before
+
+
+def test_a_photograph_of_8k_is_answered(real: str) -> None:
+    photo = circle((7680, 4320))
+    answer = requests.post(
+        f"{real}/v1/image/recognize",
+        headers=KEY,
+        data={"prompt": "What is in the picture?"},
+        files={"image": ("photo.jpg", photo, "image/jpeg")},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    assert "red circle" in answer.json()["result"]
+
+
+def test_its_health_names_the_model_and_the_machine(real: str) -> None:
+    health = requests.get(f"{real}/health", headers=KEY, timeout=10).json()
+    assert (health["status"], health["model"], health["device"]) == ("healthy", "tiny-qwen3-vl", "cpu")
+    assert health["supported_formats"] == ["image", "video"]
+    assert health["gpu_memory"] == "N/A"
+    assert "kv_cache_bytes" in requests.get(f"{real}/metrics", headers=KEY, timeout=10).text

@@ -1,0 +1,100 @@
+"""How a checkpoint that was found is loaded: onto which devices, in which dtype, and by whom its weights are read."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worker.checkpoint.locate import Checkpoint, find, read_json
+from worker.checkpoint.memory import check_room, free_bytes
+from worker.checkpoint.weights import DTYPES, WeightReader, num_bytes, stored_in
+from worker.core.errors import ModelError
+from worker.core.settings import Settings
+
+_PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """A model that was found. reader: of its weights, on their way; None where the library has to read them itself,
+    because they are quantised or are to be, or go to several devices. num_devices: how many."""
+
+    found: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+    reader: WeightReader | None
+    num_devices: int = 1
+
+
+def begin(settings: Settings, found: Checkpoint | None = None) -> LoadPlan:
+    """Begin to read the weights of the model that was found, or is now. Raises ModelError."""
+    found = found or find(settings)
+    device = device_of(settings.device)
+    dtype = dtype_of(settings.dtype, device, found.folder)
+    if _is_quantised(settings, found.folder, device):
+        bits = {"8bit": 8, "4bit": 4}.get(settings.quantization)
+        check_room(num_bytes(stored_in(found.folder), dtype, bits), device)
+        return LoadPlan(found, device, dtype, None)
+    num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
+    if num_devices > 1:
+        return LoadPlan(found, device, dtype, None, num_devices)
+    return LoadPlan(found, device, dtype, WeightReader(found.folder, device, dtype).start())
+
+
+def devices_for(folder: Path, dtype: torch.dtype) -> int:
+    """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
+    free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    needed = num_bytes(stored_in(folder), dtype)
+    if len(free) == 1 or needed <= free[0]:
+        return 1
+    if needed > sum(free):
+        raise ModelError(
+            f"the weights need {needed / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
+            "a smaller model, a smaller DTYPE or a larger machine"
+        )
+    return len(free)
+
+
+def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> bool:
+    """Whether the weights are, or are to be. Raises ModelError where that cannot be here."""
+    stored_as = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
+    if stored_as is None and settings.quantization == "none":
+        return False
+    if stored_as is not None and settings.quantization != "none":
+        raise ModelError(
+            f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {stored_as}: unset it"
+        )
+    method = stored_as or "bitsandbytes"
+    if device.type != "cuda" and method != "bitsandbytes":
+        raise ModelError(f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights")
+    package = _PACKAGES.get(method)
+    if package is not None and importlib.util.find_spec(package) is None:
+        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else "install it there"
+        reason = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
+        raise ModelError(reason)
+    return True
+
+
+def device_of(wanted: str) -> torch.device:
+    """The device that the setting names. Raises ModelError where there is none."""
+    has_cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    if wanted.startswith("cuda") and not has_cuda:
+        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device: DEVICE=cpu, or a machine with a GPU")
+    return torch.device(wanted)
+
+
+def dtype_of(wanted: str, device: torch.device, folder: Path) -> torch.dtype:
+    """What the setting says; `auto` is float32 on the CPU, elsewhere the checkpoint's own."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    config = read_json(folder / "config.json")
+    for part in (config.get("text_config") or {}, config):
+        for name in ("dtype", "torch_dtype"):
+            if part.get(name) in DTYPES:
+                return DTYPES[part[name]]
+    return torch.bfloat16

@@ -1,0 +1,135 @@
+"""What a body may say about how tokens are chosen and for how long; log-probabilities as OpenAI's API writes them."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from worker.core.contract import Sampling, TemplateValue, TokenAlternative, TokenLogprob
+from worker.core.errors import InputInvalid
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import Body, Whole
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_TOKENS_CEILING = 1_000_000
+MAX_ANSWERS = 16
+MAX_ALTERNATIVES = 20
+MAX_BIASES = 1024
+MAX_SECONDS_CEILING = 604_800  # a week, the longest that the platform lets a job run
+
+MaxTokens = Annotated[Whole, Field(ge=1, le=MAX_TOKENS_CEILING)]
+MinTokens = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
+Temperature = Annotated[float, Field(ge=0, le=10)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[Whole, Field(ge=0, le=1_000_000)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
+AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
+MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
+NumAnswers = Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)]
+NumAlternatives = Annotated[Whole, Field(ge=0, le=MAX_ALTERNATIVES)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=MAX_STOPS)]
+Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Stops = Annotated[
+    list[StopString],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(max_length=MAX_STOPS),
+]
+
+
+def _token_ids(bias: dict[str, float]) -> dict[int, float]:
+    if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in bias):
+        raise PydanticCustomError("token_ids", "the keys are token ids")
+    return {int(key): value for key, value in bias.items()}
+
+
+_TEMPLATE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
+_TEMPLATE_WORD = re.compile(r"[\w.+-]{0,64}")
+_TEMPLATES_OWN = (
+    *("messages", "conversations", "chat_template", "tools", "documents", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask", "self", "loop", "namespace", "dict", "range"),
+    *("raise_exception", "strftime_now", "cycler", "joiner", "lipsum", "bos_token", "eos_token", "pad_token"),
+)
+
+
+def _template_variables(variables: dict[str, TemplateValue]) -> dict[str, TemplateValue]:
+    """What a template is told may not become more than a value: no control tokens, none of its own variables."""
+    for name, value in variables.items():
+        if not _TEMPLATE_NAME.fullmatch(name) or name in _TEMPLATES_OWN:
+            raise PydanticCustomError("template_name", "a template cannot be told this name")
+        if isinstance(value, str) and not _TEMPLATE_WORD.fullmatch(value):
+            raise PydanticCustomError("template_value", "a value is true, false, a number or one plain word")
+    return variables
+
+
+TemplateVariables = Annotated[
+    dict[str, bool | int | float | str], Field(max_length=MAX_STOPS), AfterValidator(_template_variables)
+]
+
+
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
+]
+
+
+class SamplingFields(Body):
+    """What a body of any dialect may say about how tokens are chosen, and for how long."""
+
+    max_seconds: MaxSeconds | None = None
+    max_tokens: MaxTokens | None = None
+    min_tokens: MinTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: AdditivePenalty | None = None
+    frequency_penalty: AdditivePenalty | None = None
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+    stop_token_ids: TokenIds | None = None
+    ignore_eos: bool | None = None
+    n: NumAnswers | None = None
+    logprobs: bool | None = None
+    top_logprobs: NumAlternatives | None = None
+
+    def sampling(self) -> Sampling:
+        """The same in the contract's terms. Raises InputInvalid."""
+        if self.top_logprobs and not self.logprobs:
+            raise InputInvalid(where="top_logprobs", detail="logprobs must be true beside it")
+        if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InputInvalid(where="min_tokens", detail="more than max_tokens")
+        return Sampling(
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens or 0,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]  # ids by now
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos or False,
+            n=self.n or 1,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+def logprobs(tokens: Iterable[TokenLogprob]) -> list[JsonObject]:
+    """Log-probabilities as the OpenAI API writes them; the native dialect has the same."""
+    return [
+        {**_alternative(token.chosen), "top_logprobs": [_alternative(other) for other in token.top]} for token in tokens
+    ]
+
+
+def _alternative(token: TokenAlternative) -> JsonObject:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes)}

@@ -1,0 +1,122 @@
+"""The table of dialects: which one reads an input, and what of the input is that dialect's own body.
+
+To add an API format, write its module and give its `DIALECT` a row in `DIALECTS`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
+from worker.core.safe_json import JsonObject
+from worker.dialects import bot, chat_vl, generate, native, openai_chat, openai_models, recognize
+from worker.dialects.base import Dialect, HttpError, no_such_field, plain_error
+
+OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the OpenAI API would
+
+
+@dataclass(frozen=True)
+class Call:
+    """An input and the dialect that reads it. form: whether the input is the dialect's body, or has it inside, as
+    `{"route", "body"}` or as the platform's `{"openai_route", "openai_input"}`."""
+
+    dialect: Dialect
+    envelope: JsonObject
+    form: Literal["direct", "routed", "openai"] = "direct"
+    is_route_known: bool = True
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether the body asks for a stream, whatever else is wrong with it."""
+        body = self._inside()
+        return isinstance(body, dict) and body.get("stream") is True
+
+    def body(self) -> JsonObject:
+        """The dialect's own body. Raises InputInvalid, InputNotObject, RouteUnknown."""
+        if self.form == "direct":
+            return self.envelope
+        route, inside = ("route", "body") if self.form == "routed" else ("openai_route", "openai_input")
+        if not self.is_route_known:
+            raise RouteUnknown(where=route)
+        for name in self.envelope.keys() - {route, inside}:
+            raise no_such_field(name)
+        if self.dialect.has_tail:
+            assert self.dialect.route is not None
+            return {"tail": self.envelope[route][len(self.dialect.route) + 1 :]}
+        body = self.envelope.get(inside)
+        if not isinstance(body, dict):
+            raise InputNotObject(where=inside)
+        return body
+
+    def _inside(self) -> object:
+        names = {"routed": "body", "openai": "openai_input"}
+        return self.envelope if self.form == "direct" else self.envelope.get(names[self.form])
+
+
+class DialectTable:
+    """The dialects that are spoken. The one without a route reads what no other does."""
+
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        self._dialects = tuple(dialects)
+        self._by_name = {dialect.name: dialect for dialect in dialects if dialect.is_named}
+        self.default = next(dialect for dialect in dialects if dialect.route is None)
+        self._openai = next(dialect for dialect in dialects if dialect.is_openai and not dialect.has_tail)
+
+    def __iter__(self) -> Iterator[Dialect]:
+        return iter(self._dialects)
+
+    def with_dialect(self, dialect: Dialect) -> "DialectTable":
+        """The same table with one more row."""
+        return DialectTable((dialect, *self._dialects))
+
+    def choose(self, job_input: object) -> Call:
+        """The dialect of this input. A `dialect` in it takes precedence: the rest is that dialect's body. Raises
+        InputNotObject, InputInvalid."""
+        if not isinstance(job_input, dict):
+            raise InputNotObject()
+        if "dialect" in job_input:
+            name = job_input["dialect"]
+            if not isinstance(name, str) or name not in self._by_name:
+                raise InputInvalid(where="dialect", detail=f"one of {', '.join(sorted(self._by_name))}")
+            return Call(self._by_name[name], {key: value for key, value in job_input.items() if key != "dialect"})
+        if "openai_route" in job_input:
+            dialect = self._on_openai_route(job_input["openai_route"])
+            return Call(dialect or self._openai, job_input, "openai", is_route_known=dialect is not None)
+        routed = [dialect for dialect in self._dialects if dialect.route is not None and dialect.method == "POST"]
+        found = next((dialect for dialect in routed if dialect.route == job_input.get("route")), None)
+        return Call(self.default, job_input) if found is None else Call(found, job_input, "routed")
+
+    def _on_openai_route(self, route: object) -> Dialect | None:
+        dialect = self.at(route) if isinstance(route, str) else None
+        return dialect if dialect is not None and dialect.is_openai else None
+
+    def at(self, path: str) -> Dialect | None:
+        """The dialect behind an HTTP path."""
+        for dialect in self._dialects:
+            if dialect.route == path or (dialect.has_tail and path.startswith(f"{dialect.route}/")):
+                return dialect
+        return None
+
+    def error_at(self, path: str, error: WorkerError, declared_type: str | None = None) -> HttpError:
+        """An error as the clients of this path understand it."""
+        dialect = self.at(path) or (self._openai if path.startswith(OPENAI_PREFIX) else None)
+        return plain_error(error) if dialect is None else dialect.http_error(error, declared_type)
+
+
+def envelope_at(dialect: Dialect, path: str, body: JsonObject) -> JsonObject:
+    """The input in which a job carries what an HTTP route takes."""
+    return {"openai_route": path} if dialect.has_tail else {"route": path, "body": body}
+
+
+DIALECTS = DialectTable(
+    (
+        openai_chat.DIALECT,
+        openai_models.DIALECT,
+        chat_vl.DIALECT,
+        recognize.DIALECT,
+        generate.DIALECT,
+        bot.GROUP,
+        bot.PRIVATE,
+        native.DIALECT,
+    )
+)

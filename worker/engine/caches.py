@@ -1,0 +1,62 @@
+"""The memory of an engine on its device: keys and values of what is decoded, and what is kept to be used again."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from worker.core.engine_protocol import CacheStats
+from worker.core.settings import MIB, Settings
+from worker.engine.prefix_cache import FeatureCache, PrefixCache
+from worker.models.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class EngineCaches:
+    """kv: of what is being decoded; features: the vision encoder's outputs; prefixes: of earlier prompts, None where
+    the model cannot use a part of one."""
+
+    kv: KVCache
+    features: FeatureCache
+    prefixes: PrefixCache | None
+    device: torch.device
+
+    def release(self) -> None:
+        """Give back all memory that nobody needs now."""
+        self.kv.trim()
+        self.features.clear()
+        if self.prefixes is not None:
+            self.prefixes.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def stats(self) -> dict[str, CacheStats]:
+        prefixes = self.prefixes
+        return {
+            "features": CacheStats(self.features.num_hits, self.features.num_bytes),
+            "prefixes": CacheStats(prefixes.num_hits, prefixes.num_bytes) if prefixes else CacheStats(),
+        }
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that torch holds; 0 on the CPU."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
+
+
+def caches_for(kv: KVCache, settings: Settings, device: torch.device) -> EngineCaches:
+    """Caches of the sizes that the settings name. Recurrent states cannot be cut back to where two prompts part."""
+    prefixes = None if kv.has_states or not settings.prefix_cache_mib else PrefixCache(settings.prefix_cache_mib * MIB)
+    return EngineCaches(kv, FeatureCache(settings.feature_cache_mib * MIB), prefixes, device)
+
+
+def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:
+    """The memory for keys and values: as set, or from what is free now that the weights are loaded. Each of several
+    devices has those of its layers: the fullest one is the limit."""
+    if settings.kv_cache_mib is not None:
+        return settings.kv_cache_mib * MIB
+    if device.type == "cuda":
+        reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
+        devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
+        free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
+        return max(0, free - reserve * MIB) * num_devices
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 4

@@ -1,0 +1,158 @@
+"""Prompts for models of families that this worker does not know, by the library's own processor: text and pictures."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+
+from worker.core.contract import RGB, ChatRequest, Controls, MediaInfo, Message, Opened, Picture, Text
+from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
+from worker.core.settings import Settings
+from worker.prompt.types import Prompt
+
+log = logging.getLogger(__name__)
+PIXELS_PER_TOKEN = 32 * 32  # that MAX_IMAGE_TOKENS stands for, where the model counts otherwise
+NO_VIDEOS = "this model is served by its library's `generate`, which is given pictures only"
+
+
+@dataclass(frozen=True, eq=False)
+class HfPrompt(Prompt):
+    """A prompt as the library's processor takes it: the text with its marks, and the pictures."""
+
+    text: str = ""
+    pictures: tuple[Image.Image, ...] = ()
+
+
+class HfPromptBuilder:
+    """Builds prompts by a processor of the library's. Safe to use from many threads."""
+
+    def __init__(self, processor: Any, image_token: int | None, max_model_len: int, most_pixels: int) -> None:
+        self._processor, self._image_token = processor, image_token
+        self._max_model_len, self._most_pixels = max_model_len, most_pixels
+        added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+        marks = {token.content for token in added if token.special} | {getattr(processor, "image_token", None) or ""}
+        self._marks = re.compile("|".join(re.escape(mark) for mark in sorted(marks) if mark) or r"(?!)")
+
+    def build(self, request: ChatRequest, media: Sequence[Opened]) -> HfPrompt:
+        """Raises InputInvalid, MediaUnsupportedType, PromptTooLong. `media` are the request's, in order."""
+        messages = [
+            {"role": message.role, "content": self._content(message, f"messages[{index}]")}
+            for index, message in enumerate(request.messages)
+        ]
+        pictures = tuple(self._image(opened, asked.where) for opened, asked in zip(media, request.media, strict=True))
+        try:
+            text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = self.encoded([(text, pictures)])["input_ids"][0]
+        except (ValueError, TypeError, KeyError, IndexError, TemplateError):
+            log.exception("the model's processor could not make a prompt")
+            raise InputInvalid(
+                where="messages", detail="this model's template or processor does not take them"
+            ) from None
+        if len(ids) >= self._max_model_len:
+            raise PromptTooLong(detail=f"prompt {len(ids)} >= {self._max_model_len}")
+        counts = self._counts(ids, len(pictures))
+        nothing = torch.empty(0, dtype=torch.long)
+        return HfPrompt(
+            ids=tuple(ids.tolist()),
+            positions=nothing.expand(3, 0),
+            delta=0,
+            items=(),
+            item_of=nothing,
+            offset_of=nothing,
+            fingerprint=nothing,
+            media=tuple(
+                _info(asked.where, opened, image, count)
+                for asked, opened, image, count in zip(request.media, media, pictures, counts, strict=True)
+            ),
+            text=text,
+            pictures=pictures,
+        )
+
+    def _content(self, message: Message, where: str) -> list[dict[str, str]]:
+        """Words that follow each other are one part: no control token hides in a seam. Raises InputInvalid."""
+        content: list[dict[str, str]] = []
+        for is_text, parts in groupby(message.parts, lambda part: isinstance(part, Text)):
+            if not is_text:
+                content += [{"type": "image"} for _ in parts]
+                continue
+            words = "".join(part.text for part in parts if isinstance(part, Text))
+            if self._marks.search(words):
+                raise InputInvalid(where=where, detail="a control token of this model in the text")
+            content.append({"type": "text", "text": words})
+        return content
+
+    def encoded(self, prompts: Sequence[tuple[str, tuple[Image.Image, ...]]]) -> Any:
+        """What the model takes, padded on the left. All prompts have pictures, or none has."""
+        images = [list(pictures) for _, pictures in prompts] if prompts[0][1] else None
+        texts = [text for text, _ in prompts]
+        return self._processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
+
+    def _counts(self, ids: torch.Tensor, num_pictures: int) -> list[int]:
+        """Tokens of each picture: each run of them, or equal shares where a picture is several runs."""
+        if not num_pictures or self._image_token is None:
+            return [0] * num_pictures
+        is_picture = (ids == self._image_token).int()
+        starts = (is_picture.diff(prepend=is_picture.new_zeros(1)) == 1).cumsum(0)
+        runs = torch.bincount(starts[is_picture.bool()], minlength=2)[1:].tolist()
+        if len(runs) == num_pictures:
+            return runs
+        whole, more = divmod(sum(runs), num_pictures)
+        return [whole + (index < more) for index in range(num_pictures)]
+
+    def _image(self, opened: Opened, where: str) -> Image.Image:
+        if not isinstance(opened, Picture):
+            raise MediaUnsupportedType(where=where, detail=NO_VIDEOS)
+        image = Image.fromarray(opened.rgb)
+        height, width = _fitted(image.height, image.width, self._most_pixels)
+        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _info(where: str, opened: Opened, image: Image.Image, tokens: int) -> MediaInfo:
+    height, width = opened.size
+    return MediaInfo(
+        where=where,
+        kind="image",
+        width=image.width,
+        height=image.height,
+        tokens=tokens,
+        source_width=width,
+        source_height=height,
+        orientation=1 if opened.source is None else opened.source.orientation,
+    )
+
+
+def max_pixels(settings: Settings) -> int:
+    """Of a picture, before the processor resizes it."""
+    return settings.max_image_tokens * PIXELS_PER_TOKEN
+
+
+def _fitted(height: int, width: int, max_pixels: int) -> tuple[int, int]:
+    scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+class HfSizePolicy:
+    """Pictures are seen as large as MAX_IMAGE_TOKENS allows; what the processor makes of them is known later. See
+    `core.media_protocol.SizePolicy`."""
+
+    def __init__(self, settings: Settings, max_model_len: int) -> None:
+        self._max_pixels = max_pixels(settings)
+        self.max_tokens = max_model_len
+
+    def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
+        """Raises MediaParamInvalid."""
+        if controls.model_dump(exclude_none=True):
+            raise MediaParamInvalid(detail="this model's processor chooses the size")
+        return *_fitted(height, width, self._max_pixels), 1
+
+    def clip_tokens(self, *_: object) -> int:
+        raise MediaUnsupportedType(detail=NO_VIDEOS)
+
+    def shrink(self, *_: object) -> RGB:
+        raise MediaUnsupportedType(detail=NO_VIDEOS)

@@ -1,0 +1,16 @@
+"""How wide a row of the KV cache is, and how many rows a pool has memory for. Pure arithmetic."""
+
+SMALLEST_WIDTH = 256
+
+
+def width_for(tokens: int) -> int:
+    """The width of the pool for a sequence of up to `tokens`: 256, 384, 512, 768, 1024, … tokens."""
+    width = SMALLEST_WIDTH
+    while width < tokens:
+        width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+    return width
+
+
+def rows_for(count: int) -> int:
+    """The rows that a pool has memory for when it holds `count`: doubled up to 8, then eight more at a time."""
+    return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8

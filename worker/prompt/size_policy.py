@@ -1,0 +1,37 @@
+"""At what size a model of a known family sees pictures and videos; see `core.media_protocol.SizePolicy`."""
+
+import sys
+
+from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.core.contract import RGB, Controls
+from worker.core.settings import Settings
+from worker.prompt.patches import resized
+from worker.prompt.sizes import image_size, video_size
+
+
+class SmartResizePolicy:
+    """The sizes that the families' processors choose: known from headers, before anything is decoded."""
+
+    def __init__(self, preprocessor: PreprocessorConfig, settings: Settings, max_model_len: int | None = None) -> None:
+        self._preprocessor = preprocessor
+        self.max_tokens = min(settings.max_media_tokens or sys.maxsize, max_model_len or sys.maxsize)
+        self._max_image_tokens = settings.max_image_tokens
+        self._max_tokens = settings.max_video_tokens
+
+    def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
+        """Height and width at which a picture is seen, and its tokens. Raises MediaParamInvalid."""
+        size = image_size(height, width, self._preprocessor, self._max_image_tokens, controls)
+        return size.height, size.width, size.height * size.width // self._preprocessor.factor**2
+
+    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
+        """Tokens of a video of `num_frames` frames. Raises MediaParamInvalid."""
+        count = num_frames + -num_frames % self._preprocessor.temporal
+        size = video_size(count, height, width, self._preprocessor, self._max_tokens, controls)
+        return count // self._preprocessor.temporal * size.height * size.width // self._preprocessor.factor**2
+
+    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
+        """One of `num_frames` frames, (height, width, 3), at the model's size. Raises MediaParamInvalid."""
+        height, width = rgb.shape[:2]
+        size = video_size(num_frames, height, width, self._preprocessor, self._max_tokens, controls)
+        shrunk: RGB = resized(rgb, size).permute(1, 2, 0).contiguous().numpy()
+        return shrunk

@@ -1,0 +1,60 @@
+"""A prompt as the model takes it: token ids, positions, and the pictures and videos in it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from worker.core.contract import Kind, MediaInfo
+from worker.prompt.patches import Patches
+
+
+@dataclass(frozen=True, eq=False)
+class MediaItem:
+    """A picture or video of a prompt. key: the same for the same content seen in the same way."""
+
+    kind: Kind
+    patches: Patches
+    key: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """All that the model needs to prefill a request.
+
+    ids: the tokens. positions: (3, tokens) M-RoPE positions. delta: what the position of a later token
+    differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
+    each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
+    begin with the same fingerprints begin with the same keys and values. media: what the items look like.
+    """
+
+    ids: tuple[int, ...]
+    positions: torch.Tensor
+    delta: int
+    items: tuple[MediaItem, ...]
+    item_of: torch.Tensor
+    offset_of: torch.Tensor
+    fingerprint: torch.Tensor
+    media: tuple[MediaInfo, ...] = ()
+
+    @property
+    def images(self) -> tuple[Patches, ...]:
+        return tuple(item.patches for item in self.items if item.kind == "image")
+
+    @property
+    def videos(self) -> tuple[Patches, ...]:
+        return tuple(item.patches for item in self.items if item.kind == "video")
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(item.tokens for item in self.media if item.kind == "image")
+
+    @property
+    def video_tokens(self) -> int:
+        return sum(item.tokens for item in self.media if item.kind == "video")
+
+    def positions_with(self, num_later: int) -> torch.Tensor:
+        """(3, tokens + num_later) positions of the prompt and of the tokens that follow it."""
+        if not num_later:
+            return self.positions
+        first = len(self.ids) + self.delta
+        return torch.cat([self.positions, torch.arange(first, first + num_later).expand(3, -1)], dim=1)

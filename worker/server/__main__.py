@@ -1,0 +1,74 @@
+"""The HTTP server as a command.
+
+python -m worker.server --host 127.0.0.1 --port 8000 --model-path /models/… --device auto
+"""
+
+import argparse
+import contextlib
+import ipaddress
+import math
+import sys
+
+import uvicorn
+
+from worker.core import logs
+from worker.core import settings as worker_settings
+from worker.core.errors import SettingError
+from worker.core.settings import Settings
+from worker.server.app import create
+from worker.startup.boot import leave
+from worker.startup.build import Serving, start
+
+
+def refuse_open_server(settings: Settings) -> None:
+    """Without a key the server listens on this machine alone, unless AUTH=off says otherwise. Raises SettingError."""
+    if settings.keys or settings.auth == "off":
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(settings.host).is_loopback:
+            return
+    if settings.host != "localhost":
+        raise SettingError(f"HOST is {settings.host}, and there is no API_KEY: set one, or AUTH=off to serve anybody")
+
+
+def read_settings() -> Settings:
+    """From the command line, the environment and `.env`. Raises SettingError."""
+    parser = argparse.ArgumentParser(prog="python -m worker.server", description="The HTTP server.")
+    for name in ("host", "port", "model-path", "device"):
+        variable = name.upper().replace("-", "_")
+        parser.add_argument(f"--{name}", help=f"takes precedence over the environment's {variable}")
+    options = {name.upper(): value for name, value in vars(parser.parse_args()).items() if value is not None}
+    settings = worker_settings.load_with_file(options)
+    refuse_open_server(settings)
+    return settings
+
+
+def main() -> None:
+    """Serve until told to stop. Ends with status 1 and one line when it cannot start."""
+    try:
+        settings = read_settings()
+    except SettingError as error:
+        sys.exit(f"worker-qwen-vl cannot start: {error}")
+    logs.set_up(settings.log_level, as_json=False)
+    worker_settings.stay_offline(settings)
+    served: list[Serving] = []
+
+    def load() -> Serving:
+        served.append(start(settings))
+        return served[-1]
+
+    uvicorn.run(
+        create(settings, load),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+    )
+    states = [serving.engine.state for serving in served]
+    if any(state in ("dead", "stuck") for state in states):
+        leave(1, at_once="stuck" in states)
+
+
+if __name__ == "__main__":
+    main()
