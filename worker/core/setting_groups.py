@@ -304,15 +304,3 @@ class PlatformSettings(Group):
     runpod_webhook_get_job: str | None = Field(
         None, description="Set by the platform; its presence means that jobs come from there"
     )
-
-
-GROUPS: tuple[type[Group], ...] = (
-    ModelSettings,
-    EngineSettings,
-    JobSettings,
-    LogSettings,
-    MediaSettings,
-    ServerSettings,
-    BotSettings,
-    PlatformSettings,
-)

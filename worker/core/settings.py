@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from worker.core.errors import SettingError
 from worker.core.setting_groups import (
-    GROUPS,
     MIB,
     BotSettings,
     EngineSettings,
@@ -94,7 +93,7 @@ def stay_offline(settings: Settings) -> None:
 
 def table() -> str:
     """All settings as the Markdown tables of docs/settings.md, one for each group."""
-    return "\n".join(_group_table(group) for group in GROUPS)
+    return "\n".join(_group_table(group) for group in Settings.__bases__ if issubclass(group, Group))
 
 
 def _group_table(group: type[Group]) -> str:
