@@ -13,8 +13,9 @@ help:  ## list the verbs
 run: $(READY)  ## answer test_input.json with the embedded tiny model and print the JSON
 	@$(BIN)/python handler.py
 
+quick: export PYTHONDONTWRITEBYTECODE =
 quick: $(READY)  ## run the tests that need no child process, no browser and no slow library
-	$(BIN)/python -m pytest -q --quick -p no:schemathesis
+	$(BIN)/python -m pytest -q --quick -p no:schemathesis -p no:hypothesispytest
 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest

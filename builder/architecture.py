@@ -52,9 +52,10 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def imports(path: Path) -> list[Import]:
     """All of a file's imports, those inside functions too."""
-    yield from _imports(tree_of(path), is_inner=False)
+    return list(_imports(tree_of(path), is_inner=False))
 
 
 def _imports(node: ast.AST, *, is_inner: bool) -> Iterator[Import]:

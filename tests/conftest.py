@@ -30,6 +30,7 @@ MARKS = {
         *("tests/models/test_native.py", "tests/models/test_new_family.py", "tests/server/test_openapi.py"),
         *("tests/engine/test_sampling.py", "tests/media/test_video.py", "tests/media/test_opener.py"),
         *("tests/models/test_kv_cache.py", "tests/checkpoint/test_tokenizer.py", "tests/checkpoint/test_weights.py"),
+        *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py"),
     ),
 }
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
