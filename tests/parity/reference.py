@@ -111,7 +111,7 @@ def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Op
     opener = Opener(UNLIMITED, Fetcher(UNLIMITED), size_policy)
     item = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)  # type: ignore[arg-type]
     try:
-        [seen] = asyncio.run(opener.open([item]))
+        [(seen,)] = asyncio.run(opener.open([item]))
     finally:
         opener.close()
     return seen
@@ -148,7 +148,7 @@ def their_size(pair: Both, image: Image.Image, controls: dict[str, int]) -> tupl
 
 def frames_of(data: bytes) -> tuple[list[np.ndarray], float]:
     """Every frame of a file, decoded plainly, and its frames a second."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 0)
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)], rate
@@ -176,6 +176,7 @@ def without_outer_span(pair: Both, ids: list[int]) -> list[int]:
     """Their prompt without the pair of vision marks that the library keeps around a video's timed spans."""
     tokens = pair.model.spec.tokenizer
     start, end = tokens.id_of("<|vision_start|>"), tokens.id_of("<|vision_end|>")
+    assert start is not None and end is not None
     last = len(ids) - 1 - ids[::-1].index(end)
     first = ids.index(start)
     return [*ids[:first], *ids[first + 1 : last], *ids[last + 1 :]]

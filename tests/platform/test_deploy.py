@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.platform.stand_in import KEY, Platform
-from tests.platform.test_outcomes import ROOT, until, worker
+from tests.platform.workers import ROOT
 from worker.core import settings
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
@@ -32,13 +31,6 @@ def example(name: str) -> str:
     match = re.search(rf"<!-- begin example {name} -->\n```\w+\n(.*?)```\n<!-- end", DEPLOY, re.DOTALL)
     assert match, name
     return match[1]
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with Platform() as platform, worker(platform):
-        until(lambda: platform.calls["job-take-batch"] > 0)
-        yield platform
 
 
 def said(platform: Platform, folder: Path, *command: str) -> str:

@@ -1,77 +1,24 @@
 """The real SDK as a process against the stand-in: each job ends in one answer, one coded error, or a cancel."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import openai
 import pytest
 import runpod
 
-from tests.platform.stand_in import FINAL, KEY, Job, Platform
+from tests.platform.stand_in import KEY, Platform
+from tests.platform.workers import PATIENCE_S, ROOT, ended, until, worker
 
-ROOT = Path(__file__).parents[2]
 QUESTION = {"prompt": "Who are you?"}
 LONG = {"prompt": "Who are you?", "ignore_eos": True, "max_tokens": 3500, "stream": True}
-PATIENCE_S = 60
 
 pytestmark = [pytest.mark.network, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-
-
-def until(is_so: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """What `is_so` gives as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-    return found
-
-
-def ended(job: Job) -> Job:
-    until(lambda: job.status in FINAL)
-    return job
-
-
-@contextmanager
-def worker(
-    platform: Platform, *command: str, output: int | IO[str] = subprocess.PIPE, **variables: str
-) -> Iterator[subprocess.Popen[str]]:
-    """The worker as the platform starts it. A pipe is read at the end only; over 64 KiB of log needs a file."""
-    process = subprocess.Popen(
-        [sys.executable, *(command or ("handler.py",))],
-        cwd=ROOT,
-        env={**os.environ, "DEVICE": "cpu", "OMP_NUM_THREADS": "1", **platform.environment(), **variables},
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    log = tmp_path_factory.mktemp("worker") / "log"
-    with Platform() as platform, log.open("w") as output, worker(platform, output=output):
-        until(lambda: platform.calls["job-take-batch"] > 0)
-        yield platform
 
 
 @pytest.fixture
