@@ -32,6 +32,7 @@ from worker.core.safe_json import JsonObject
 from worker.core.settings import load as settings
 from worker.engine.engine import Engine
 from worker.service import Service
+from worker.startup import engines
 from worker.startup.build import start
 
 WAYS = ("with the warm-up", "without")
@@ -83,7 +84,7 @@ def child(way: str, kind: str, folder: Path) -> None:
     """Prints the seconds of each job as JSON."""
     told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": str(folder)})
     bodies = json.loads((folder.parent / f"{kind}.json").read_text(encoding="utf-8"))
-    spared = mock.patch("worker.engine.making.WarmUp", NoWarmUp) if way == "without" else contextlib.nullcontext()
+    spared = mock.patch.object(engines, "WarmUp", NoWarmUp) if way == "without" else contextlib.nullcontext()
     with spared:
         serving = start(told)
 
