@@ -1,8 +1,9 @@
 """Stand-ins by interface: an engine that says what it is told, an opener that sees nothing, pictures in bytes."""
 
+import asyncio
 import base64
 import io
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,3 +91,18 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 def as_base64(image: Image.Image, form: str = "PNG", **options: Any) -> str:
     return base64.b64encode(encoded(image, form, **options)).decode()
+
+
+async def cancelled_while_delivering(events: AsyncIterator[Event]) -> None:
+    """A task that reads these events is cancelled while it hands on the first, as the platform's SDK does it."""
+    has_piece = asyncio.Event()
+
+    async def consume() -> None:
+        async for _ in events:
+            has_piece.set()
+            await asyncio.Event().wait()  # a delivery that never ends
+
+    task = asyncio.create_task(consume())
+    await has_piece.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
+from tests.fakes import cancelled_while_delivering
 from worker.core.contract import Done, Event, Piece, TokenAlternative, TokenLogprob, Usage
 from worker.core.errors import OutOfMemory
 from worker.core.pacing import joined, paced
@@ -90,18 +91,8 @@ def test_a_task_that_is_cancelled_while_its_consumer_is_busy_closes_the_stream(i
     kept: list[AsyncGenerator[Event, None]] = []
 
     async def run() -> None:
-        has_piece = asyncio.Event()
-
-        async def consume() -> None:
-            kept.append(paced(stream(), interval_s))  # somebody else still holds it
-            async for _ in kept[0]:
-                has_piece.set()
-                await asyncio.Event().wait()  # a delivery that never ends
-
-        task = asyncio.create_task(consume())
-        await has_piece.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        kept.append(paced(stream(), interval_s))  # somebody else still holds it
+        await cancelled_while_delivering(kept[0])
         for _ in range(5):
             await asyncio.sleep(0)
         assert stream.is_closed

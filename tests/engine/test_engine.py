@@ -12,6 +12,7 @@ import torch
 from tests.engine.requests import Shown, ask, picture
 from tests.engine.runners import MARK, Counting, FailingOnce, Overflowing, Spoilt, Stuck
 from tests.engine.serving import CPU, Serve
+from tests.fakes import cancelled_while_delivering
 from worker.core.contract import ChatRequest, Done, Event, Message, Piece, Text
 from worker.core.deadline import Deadline
 from worker.core.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
@@ -120,17 +121,8 @@ def test_a_cancelled_task_frees_the_slot_although_its_generator_is_suspended(ser
     engine = serve(Settings(device="cpu", max_num_seqs=1, max_queue=1))
 
     async def run() -> None:
-        has_piece = asyncio.Event()
-
-        async def consume() -> None:
-            async for _ in engine.generate(ask("Locate the red ring.", picture(1)).request, (picture(1),)):
-                has_piece.set()
-                await asyncio.Event().wait()  # a delivery that never ends
-
-        task = asyncio.create_task(consume())
-        await has_piece.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        shown = ask("Locate the red ring.", picture(1))
+        await cancelled_while_delivering(engine.generate(shown.request, shown.media))
         assert (await events(engine, ask("Who are you?")))[-1].reasons == ("stop",)  # type: ignore[union-attr]
 
     asyncio.run(run())

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from worker.core.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
@@ -25,6 +26,7 @@ from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
 from worker.engine.scheduler import PrefillGroup, Scheduler
 from worker.engine.sequence import Emit, Request, Sequence
+from worker.models.kv_cache import KVCache
 from worker.models.loading import LoadedModel, ServedModel
 from worker.prompt.builder import PromptBuilder
 from worker.prompt.types import Prompt
@@ -36,6 +38,15 @@ class Builder(Protocol):
     """Builds prompts, from many threads."""
 
     def build(self, request: ChatRequest, media: Items[Opened]) -> Prompt: ...
+
+
+class KeepsKVCache(Protocol):
+    """What an engine asks of a runner to plan its memory."""
+
+    @property
+    def bytes_per_token(self) -> int: ...
+
+    def kv_cache(self) -> KVCache: ...
 
 
 @dataclass(frozen=True)
@@ -195,13 +206,22 @@ def continuous_engine(model: LoadedModel, settings: Settings) -> Engine:
 
 def continuous_parts(model: LoadedModel, settings: Settings) -> EngineParts:
     """The parts of an engine that batches continuously."""
-    runner = model.runner
+    batch_of = partial(ContinuousBatch, model.runner, prefill_chunk=settings.prefill_chunk)
+    return parts_around(batch_of, model, model.runner, settings)
+
+
+def parts_around(
+    batch_of: Callable[[Scheduler[Sequence], EngineCaches, Recovery], Batch],
+    model: ServedModel,
+    runner: KeepsKVCache,
+    settings: Settings,
+) -> EngineParts:
+    """The parts of an engine whose turns `batch_of` makes."""
     caches = caches_for(runner.kv_cache(), settings, model.device)
     max_bytes = kv_cache_bytes(settings, model.device, model.num_devices)
     scheduler: Scheduler[Sequence] = Scheduler(caches.kv, settings.max_num_seqs, max_bytes, runner.bytes_per_token)
     recovery = Recovery(scheduler, caches)
-    batch = ContinuousBatch(runner, scheduler, caches, recovery, settings.prefill_chunk)
-    return EngineParts(scheduler, caches, recovery, batch)
+    return EngineParts(scheduler, caches, recovery, batch_of(scheduler, caches, recovery))
 
 
 def _joined(events: Items[Event | WorkerError]) -> list[Event]:

@@ -11,9 +11,9 @@ import torch
 
 from worker.core.errors import InternalError
 from worker.core.settings import Settings
-from worker.engine.caches import EngineCaches, caches_for, kv_cache_bytes
+from worker.engine.caches import EngineCaches
 from worker.engine.continuous_batch import take
-from worker.engine.engine import Engine, EngineParts
+from worker.engine.engine import Engine, parts_around
 from worker.engine.loop import Pulse
 from worker.engine.recovery import Group, Recovery, contained
 from worker.engine.sampling import Row, logits_step
@@ -25,12 +25,7 @@ from worker.models.hf.hf_prompt import HfPrompt
 
 def static_engine(model: GenerateModel, settings: Settings) -> Engine:
     """An engine for a model that only `generate` can run."""
-    runner = model.runner
-    caches = caches_for(runner.kv_cache(), settings, model.device)
-    max_bytes = kv_cache_bytes(settings, model.device, model.num_devices)
-    scheduler: Scheduler[Sequence] = Scheduler(caches.kv, settings.max_num_seqs, max_bytes, runner.bytes_per_token)
-    recovery = Recovery(scheduler, caches)
-    parts = EngineParts(scheduler, caches, recovery, StaticBatch(runner, scheduler, caches, recovery))
+    parts = parts_around(partial(StaticBatch, model.runner), model, model.runner, settings)
     return Engine(model, model.builder, settings, parts)
 
 
