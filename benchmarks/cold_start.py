@@ -97,8 +97,8 @@ def commands(folder: Path, baked: Path, device: str) -> dict[str, list[str]]:
     asked = {"input": {"prompt": QUESTION, "image": shown, "max_tokens": 1, "temperature": 0}}
 
     def worker(code: str) -> list[str]:
-        told = {"MODEL_PATH": baked, "DEVICE": device, "DTYPE": "bfloat16", "RUNPOD_LOG_LEVEL": "ERROR"}
-        settings = [f"{name}={value}" for name, value in {**told, "MODEL_CODE": code}.items()]
+        variables = {"MODEL_PATH": baked, "DEVICE": device, "DTYPE": "bfloat16", "RUNPOD_LOG_LEVEL": "ERROR"}
+        settings = [f"{name}={value}" for name, value in {**variables, "MODEL_CODE": code}.items()]
         return ["env", *settings, sys.executable, "handler.py", "--test_input", json.dumps(asked)]
 
     return {
@@ -151,15 +151,15 @@ def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) 
             print(f"{way}: {seen[way][-1][0]:.2f} s", file=sys.stderr, flush=True)
     rows = []
     for way in WAYS:
-        seconds = [one[0] for one in seen[way]]
-        middle = sorted(seen[way], key=lambda one: one[0])[len(seconds) // 2]
+        seconds = [measured[0] for measured in seen[way]]
+        middle = sorted(seen[way], key=lambda measured: measured[0])[len(seconds) // 2]
         rows.append(
             {
                 "way": way,
                 "weights": "from disk" if is_cold else "in the page cache",
                 "seconds": round(statistics.median(seconds), 2),
-                "all": [round(one, 2) for one in seconds],
-                "peak_mib": round(statistics.median(one[1] for one in seen[way])),
+                "all": [round(measured, 2) for measured in seconds],
+                "peak_mib": round(statistics.median(measured[1] for measured in seen[way])),
                 "phases": middle[2],
             }
         )
@@ -173,7 +173,11 @@ def table(rows: list[JsonObject]) -> str:
     ]
     for row in rows:
         usual, bare = (
-            next(one["seconds"] for one in rows if one["weights"] == row["weights"] and one["way"] == way)
+            next(
+                measured["seconds"]
+                for measured in rows
+                if measured["weights"] == row["weights"] and measured["way"] == way
+            )
             for way in ("usual way", "bare imports")
         )
         lines.append(

@@ -82,11 +82,11 @@ async def seconds(service: Service, body: JsonObject, name: str) -> float:
 
 def child(way: str, kind: str, folder: Path) -> None:
     """Prints the seconds of each job as JSON."""
-    told = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": str(folder)})
+    chosen = settings({"DEVICE": "cpu", "DTYPE": "bfloat16", "MODEL_PATH": str(folder)})
     bodies = json.loads((folder.parent / f"{kind}.json").read_text(encoding="utf-8"))
     spared = mock.patch.object(engines, "WarmUp", NoWarmUp) if way == "without" else contextlib.nullcontext()
     with spared:
-        serving = start(told)
+        serving = start(chosen)
 
     async def answer_all() -> list[float]:
         return [await seconds(serving.service, body, str(index)) for index, body in enumerate(bodies)]

@@ -195,13 +195,13 @@ def main() -> None:
     engine = asyncio.run(by_engine(arguments.clients, short))
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    told = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-    command = ["env", *(f"{name}={value}" for name, value in told.items()), sys.executable, "-m", "worker.server"]
+    variables = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "worker.server"]
     with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as server:
         try:
             while not _is_ready(address):
                 time.sleep(0.1)
-            one = asyncio.run(through_server(address, 1, short, leaving=0.0))
+            single = asyncio.run(through_server(address, 1, short, leaving=0.0))
             before = metric(address, "process_resident_memory_bytes")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
                 pinging = apart.submit(pinged, address, arguments.seconds)
@@ -215,13 +215,13 @@ def main() -> None:
     rows = [
         "| | answers a second | p50 s | p95 s | p99 s | ended |",
         "|---|---|---|---|---|---|",
-        one.row("one client, through the HTTP server"),
+        single.row("one client, through the HTTP server"),
         many.row(f"{arguments.clients} clients, through the HTTP server"),
         engine.row(f"{arguments.clients} at once, engine alone"),
     ]
     share = many.rate / engine.rate
     table = "\n".join(rows) + (
-        f"\n\n{arguments.clients} clients get {many.rate / one.rate:.2f}x the answers a second of one. The engine's "
+        f"\n\n{arguments.clients} clients get {many.rate / single.rate:.2f}x the answers a second of one. The engine's "
         f"share is {share:.0%}: answers a second through the HTTP server, over those of the engine alone. Unfinished a "
         f"second after the last client left: {left_over:.0f}. Memory of the worker grew by {grown / 2**20:.0f} MiB. "
         f"`/ping` meanwhile took {ping50:.1f} ms (p50) and {ping99:.1f} ms (p99).\n"
@@ -230,7 +230,7 @@ def main() -> None:
     if arguments.save:
         flags = f"--clients {arguments.clients} --seconds {arguments.seconds:g}"
         facts = environment(f"python -m benchmarks.http {flags}", threads=1, engine_share=share)
-        loads = {"one": one, "many": many, "engine": engine}
+        loads = {"one": single, "many": many, "engine": engine}
         facts["loads"] = {
             name: {
                 "rate": load.rate,

@@ -127,36 +127,36 @@ CASES: dict[str, tuple[str, JsonObject]] = {
 # The two ways.
 
 
-def ours(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark], int]:
-    told = {"MAX_IMAGE_TOKENS": MAX_TOKENS, "MAX_VIDEO_TOKENS": 24_576, "MAX_FRAMES": 768, "MAX_JOB_PIXELS": 10**9}
-    settings = load({**{name: str(value) for name, value in told.items()}, "MEDIA_ALLOW_LOOPBACK": "1"})
+def ours(path: Path, fields: JsonObject, address: str | None) -> Callable[[Mark], int]:
+    variables = {"MAX_IMAGE_TOKENS": MAX_TOKENS, "MAX_VIDEO_TOKENS": 24_576, "MAX_FRAMES": 768, "MAX_JOB_PIXELS": 10**9}
+    settings = load({**{name: str(value) for name, value in variables.items()}, "MEDIA_ALLOW_LOOPBACK": "1"})
     opener = Opener(settings, Fetcher(settings), SmartResizePolicy(RULES, settings))
     data = path.read_bytes()
-    is_video = "fps" in given
+    is_video = "fps" in fields
     source = Url(url=address) if address else Upload(data=data)
-    controls = Controls(fps=given.get("fps"))
+    controls = Controls(fps=fields.get("fps"))
     kind: Any = "video" if is_video else "image"
     items = [
-        Media(kind=kind, source=source, where=str(index), controls=controls) for index in range(given.get("count", 1))
+        Media(kind=kind, source=source, where=str(index), controls=controls) for index in range(fields.get("count", 1))
     ]
 
     def run(mark: Mark) -> int:
         seen = []
-        for one in (one for opened in asyncio.run(opener.open(items)) for one in opened):
-            if isinstance(one, Picture):
-                seen.append(patches.of_picture(one.rgb, image_size(*one.size, RULES, MAX_TOKENS), RULES))
+        for item in (item for opened in asyncio.run(opener.open(items)) for item in opened):
+            if isinstance(item, Picture):
+                seen.append(patches.of_picture(item.rgb, image_size(*item.size, RULES, MAX_TOKENS), RULES))
             else:
-                assert isinstance(one, Clip)
-                height, width = one.frames[0].shape[:2]
-                shown = [*one.frames, *one.frames[-1:] * (len(one.frames) % 2)]
+                assert isinstance(item, Clip)
+                height, width = item.frames[0].shape[:2]
+                shown = [*item.frames, *item.frames[-1:] * (len(item.frames) % 2)]
                 seen.append(patches.of_frames(shown, Size(height, width), RULES))
         mark()
-        return sum(len(pixel_values([one], RULES, CPU, torch.float32)) for one in seen)
+        return sum(len(pixel_values([item], RULES, CPU, torch.float32)) for item in seen)
 
     return run
 
 
-def theirs(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark], int]:
+def theirs(path: Path, fields: JsonObject, address: str | None) -> Callable[[Mark], int]:
     for schema in ("nms", "qnms"):
         operators: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         operators.define(f"{schema}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -172,11 +172,11 @@ def theirs(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    if "fps" in given:
+    if "fps" in fields:
         processor = qwen3.Qwen3VLVideoProcessor(**shared, size={"shortest_edge": 4096, "longest_edge": 25165824})
 
         def sample(metadata: Any, **_: Any) -> Any:
-            return processor.sample_frames(metadata, fps=given["fps"])
+            return processor.sample_frames(metadata, fps=fields["fps"])
 
         def run_video(mark: Mark) -> int:
             frames, metadata = load_video(str(path), backend="pyav", sample_indices_fn=sample)
@@ -191,7 +191,7 @@ def theirs(path: Path, given: JsonObject, address: str | None) -> Callable[[Mark
     def run(mark: Mark) -> int:
         source = address or f"file://{path}"
         shown = [
-            vision.fetch_image({"image": source, **limit}, image_patch_size=16) for _ in range(given.get("count", 1))
+            vision.fetch_image({"image": source, **limit}, image_patch_size=16) for _ in range(fields.get("count", 1))
         ]
         made = images(images=shown, do_resize=False, return_tensors="pt")
         mark()
@@ -209,17 +209,17 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def one(way: str, case: str, folder: Path) -> dict[str, float]:
+def measure_case(way: str, case: str, folder: Path) -> dict[str, float]:
     """One case in this process."""
     torch.set_num_threads(2)
-    name, given = CASES[case]
+    name, fields = CASES[case]
     address = None
-    if given.get("fetch"):
+    if fields.get("fetch"):
         handler = lambda *more: _Quiet(*more, directory=str(folder))  # noqa: E731
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/{name.replace(' ', '%20')}"
-    run = WAYS[way](folder / name, given, address)
+    run = WAYS[way](folder / name, fields, address)
     before = _mib("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     seen: dict[str, float] = {}
@@ -249,14 +249,14 @@ def measure(folder: Path, rounds: int) -> list[JsonObject]:
         seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--one", way, case, str(folder)]
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--item", way, case, str(folder)]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RuntimeError(f"{way}, {case}: {done.stderr[-2000:]}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))
         row: JsonObject = {"case": case}
         for way, found in seen.items():
-            row[way] = {name: statistics.median(one[name] for one in found) for name in found[0]}
+            row[way] = {name: statistics.median(item[name] for item in found) for name in found[0]}
         rows.append(row)
         print(case, row, file=sys.stderr, flush=True)
     return rows
@@ -283,11 +283,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--one", nargs=3, metavar=("WAY", "CASE", "FOLDER"), help="one case, in this process")
+    parser.add_argument("--item", nargs=3, metavar=("WAY", "CASE", "FOLDER"), help="one case, in this process")
     arguments = parser.parse_args()
-    if arguments.one:
-        way, case, folder = arguments.one
-        print(json.dumps(one(way, case, Path(folder))))
+    if arguments.item:
+        way, case, folder = arguments.item
+        print(json.dumps(measure_case(way, case, Path(folder))))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))

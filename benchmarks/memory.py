@@ -54,8 +54,8 @@ def child(way: str, folder: str, count: int, dtype: str) -> None:
         print(json.dumps({"loading": peak()}))
         return
     code = "native" if way in (WAYS[2], TINY) else "transformers"
-    told = settings({"DEVICE": "cpu", "DTYPE": dtype, "MODEL_PATH": folder, "MODEL_CODE": code})
-    work, close = _alone(told) if way == WAYS[0] else _served(told, count)
+    chosen = settings({"DEVICE": "cpu", "DTYPE": dtype, "MODEL_PATH": folder, "MODEL_CODE": code})
+    work, close = _alone(chosen) if way == WAYS[0] else _served(chosen, count)
     found = {"loading": peak()}
     for kind in KINDS if way != TINY else ():
         work(jobs(kind, count))
@@ -64,13 +64,13 @@ def child(way: str, folder: str, count: int, dtype: str) -> None:
     close()
 
 
-def _alone(told: Settings) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
-    model = load(told)
+def _alone(chosen: Settings) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
+    model = load(chosen)
     return lambda work: one_at_a_time(model, work), lambda: None
 
 
-def _served(told: Settings, count: int) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
-    serving = start(told.model_copy(update={"max_num_seqs": count}))
+def _served(chosen: Settings, count: int) -> tuple[Callable[[list[Job]], object], Callable[[], object]]:
+    serving = start(chosen.model_copy(update={"max_num_seqs": count}))
     return lambda work: asyncio.run(all_at_once(serving.engine, work)), serving.close
 
 
@@ -80,8 +80,8 @@ def measure(folder: Path, count: int, dtype: str) -> list[JsonObject]:
     rows: list[JsonObject] = [{"way": "import torch, weights read as they lie", "loading": int(read)}]
     for way in (*WAYS, TINY, *COPIED):
         model = EMBEDDED_MODEL if way == TINY else folder
-        told = in_a_process("benchmarks.memory", "--way", way, model, "--jobs", count, "--dtype", dtype)
-        rows.append({"way": way, **told})
+        printed = in_a_process("benchmarks.memory", "--way", way, model, "--jobs", count, "--dtype", dtype)
+        rows.append({"way": way, **printed})
         print(rows[-1], flush=True)
     return rows
 

@@ -67,8 +67,8 @@ class Worker:
     """A worker's process as the platform starts it, and what it uses."""
 
     def __init__(self, platform: Platform, *command: str) -> None:
-        given = {"DEVICE": "cpu", "LOG_LEVEL": "WARNING", **platform.environment()}
-        variables = [f"{name}={value}" for name, value in given.items()]
+        chosen = {"DEVICE": "cpu", "LOG_LEVEL": "WARNING", **platform.environment()}
+        variables = [f"{name}={value}" for name, value in chosen.items()]
         self._process = subprocess.Popen(
             ["env", *variables, sys.executable, *(command or ("handler.py",))],
             cwd=ROOT,
@@ -238,12 +238,12 @@ class Cost:
     cpu: float
 
 
-def cost(num_jobs: int, given: Any, *command: str) -> Cost:
+def cost(num_jobs: int, body: Any, *command: str) -> Cost:
     """Eight jobs at a time, nobody in trouble."""
     with Platform(hold_s=1.0) as platform, running(platform, *command) as worker:
-        jobs = _through(platform, [given] * 64, 8)  # the first ones pay for what is made once
+        jobs = _through(platform, [body] * 64, 8)  # the first ones pay for what is made once
         before = worker.cpu_seconds
-        jobs = _through(platform, [given] * num_jobs, 8)
+        jobs = _through(platform, [body] * num_jobs, 8)
         cpu = (worker.cpu_seconds - before) / num_jobs * 1000
     taken = [(job.ended_at - job.taken_at) * 1000 for job in jobs]
     p = statistics.quantiles(taken, n=100)
@@ -265,9 +265,9 @@ def streaming_cost(rounds: int = 5) -> tuple[float, float]:
 
 def _through(platform: Platform, bodies: list[Any], window: int) -> list[Job]:
     jobs: list[Job] = []
-    for given in bodies:
+    for body in bodies:
         _until(lambda: sum(job.status not in FINAL for job in jobs[-2 * window :]) < window)
-        jobs.append(platform.submit(given))
+        jobs.append(platform.submit(body))
     _until(lambda: all(job.status in FINAL for job in jobs))
     return jobs
 

@@ -181,8 +181,8 @@ def operations_table(native: LoadedModel, library: LoadedModel, counts: Sequence
         "|---|---|---|---|",
     ]
     for rows in counts:
-        own, other = (len(layer_operations(model, rows)) for model in (native, library))
-        lines.append(f"| {rows} | {own} | {other} | {own / other:.0%} |")
+        ours, other = (len(layer_operations(model, rows)) for model in (native, library))
+        lines.append(f"| {rows} | {ours} | {other} | {ours / other:.0%} |")
     for model in (native, library):
         layer = Counter(layer_operations(model, counts[-1]))
         shown = ", ".join(f"{count} {name}" for name, count in layer.most_common())
@@ -237,12 +237,12 @@ def table(rows: list[dict[str, object]]) -> str:
     ]
     for row in rows:
         names = ("generate", "bound", "library", "engine")
-        generate, most, library, own = (float(str(row.get(who, "nan"))) for who in names)
-        share = f"{own / most:.0%}" if most == most else ""
+        generate, most, library, ours = (float(str(row.get(who, "nan"))) for who in names)
+        share = f"{ours / most:.0%}" if most == most else ""
         shown = f"{most}" if most == most else ""
         lines.append(
-            f"| {row['work']} | {row['jobs']} | {generate} | {shown} | {library} | {own} "
-            f"| {own / generate:.1f}x | {share} | {own / library:.2f}x |"
+            f"| {row['work']} | {row['jobs']} | {generate} | {shown} | {library} | {ours} "
+            f"| {ours / generate:.1f}x | {share} | {ours / library:.2f}x |"
         )
     return "\n".join(lines) + "\n"
 

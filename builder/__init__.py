@@ -1,1 +1,1 @@
-"""What happens before the worker runs: making the tiny model, and later building the image."""
+"""What happens before the worker runs: training the tiny model, baking checkpoints, writing documents."""

@@ -85,9 +85,9 @@ def arrows() -> set[tuple[str, str]]:
     for path in sources():
         package = package_of(name_of(path))
         for imported in imports(path):
-            other = package_of(imported.name)
-            if package is not None and other is not None and other != package:
-                found.add((package, other))
+            target = package_of(imported.name)
+            if package is not None and target is not None and target != package:
+                found.add((package, target))
     return found
 
 
@@ -95,8 +95,8 @@ def reduced(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """The edges without those that a longer way implies."""
 
     def reaches(start: str, goal: str, without: tuple[str, str]) -> bool:
-        nexts = [other for one, other in edges if one == start and (one, other) != without]
-        return goal in nexts or any(reaches(other, goal, without) for other in nexts)
+        nexts = [target for source, target in edges if source == start and (source, target) != without]
+        return goal in nexts or any(reaches(target, goal, without) for target in nexts)
 
     return {edge for edge in edges if not reaches(*edge, without=edge)}
 
@@ -131,7 +131,7 @@ def drawing() -> str:
     for layer in range(len(LAYERS)):
         fill = "#f4f6f8" if layer % 2 else "#fafbfc"
         body.append(f'<rect x="0" y="{_top(layer)}" width="{WIDTH}" height="{BAND}" fill="{fill}"/>')
-    body += [_arrow(boxes[one], boxes[other]) for one, other in sorted(reduced(arrows()))]
+    body += [_arrow(boxes[source], boxes[target]) for source, target in sorted(reduced(arrows()))]
     body += [text for package, box in boxes.items() for text in _labelled(package, box)]
     legend = "An arrow leads to a package that is imported; those that a longer way implies are left out."
     body.append(f'<text x="{LEFT}" y="{height - 14}" font-size="12" fill="#57606a">{legend}</text>')
@@ -183,13 +183,13 @@ def _box(package: str) -> Box:
     return Box(MIDDLES[package] - BOX_WIDTH / 2, y, BOX_WIDTH)
 
 
-def _arrow(one: Box, other: Box) -> str:
+def _arrow(source: Box, target: Box) -> str:
     """From the bottom of a box to the top of a lower one."""
-    aside = max(-0.4, min(0.4, (other.x - one.x) / WIDTH)) * BOX_WIDTH
-    if aside == 0 and other.y - one.y > 1.5 * BAND:
+    aside = max(-0.4, min(0.4, (target.x - source.x) / WIDTH)) * BOX_WIDTH
+    if aside == 0 and target.y - source.y > 1.5 * BAND:
         aside = 0.46 * BOX_WIDTH  # past the boxes between
-    x0, y0 = one.x + one.width / 2 + aside, one.y + BOX_HEIGHT
-    x1, y1 = other.x + other.width / 2 - aside, other.y
+    x0, y0 = source.x + source.width / 2 + aside, source.y + BOX_HEIGHT
+    x1, y1 = target.x + target.width / 2 - aside, target.y
     bend = (y1 - y0) / 2
     path = f"M{x0:.0f} {y0:.0f}C{x0:.0f} {y0 + bend:.0f} {x1:.0f} {y1 - bend:.0f} {x1:.0f} {y1:.0f}"
     return f'<path d="{path}" fill="none" stroke="#8c959f" stroke-width="1.3" marker-end="url(#head)"/>'

@@ -63,11 +63,11 @@ def bake(folder: Path) -> dict[str, object]:
 def arrange(file: Path) -> bool:
     """Lay tensors that are one projection in the worker's own model code one behind the other, so that a start need not
     join them; whether that changed anything. The file holds the same tensors by the same names."""
-    stored = {one.name: one for one in sorted(headers(file), key=lambda one: one.begin)}
+    stored = {tensor.name: tensor for tensor in sorted(headers(file), key=lambda tensor: tensor.begin)}
     order: dict[str, StoredTensor] = {}
-    for name, one in stored.items():
+    for name, tensor in stored.items():
         names = [other for other in _together(name) if other in stored]
-        order |= {other: stored[other] for other in names} if len(names) > 1 else {name: one}
+        order |= {other: stored[other] for other in names} if len(names) > 1 else {name: tensor}
     if list(order) == list(stored):
         return False
     with file.open("rb") as source:
@@ -75,19 +75,19 @@ def arrange(file: Path) -> bool:
         header = json.loads(source.read(length))
         at = 0
         arranged = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
-        for name, one in order.items():
-            arranged[name] = {**header[name], "data_offsets": [at, at + one.end - one.begin]}
-            at += one.end - one.begin
+        for name, tensor in order.items():
+            arranged[name] = {**header[name], "data_offsets": [at, at + tensor.end - tensor.begin]}
+            at += tensor.end - tensor.begin
         text = json.dumps(arranged, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         partial = file.with_suffix(".partial")
         try:
             with partial.open("wb") as target:
                 target.write(struct.pack("<Q", len(text)) + text)
-                for one in order.values():
-                    source.seek(one.begin)
-                    for first in range(one.begin, one.end, CHUNK_BYTES):
-                        target.write(source.read(min(CHUNK_BYTES, one.end - first)))
+                for tensor in order.values():
+                    source.seek(tensor.begin)
+                    for first in range(tensor.begin, tensor.end, CHUNK_BYTES):
+                        target.write(source.read(min(CHUNK_BYTES, tensor.end - first)))
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)

@@ -155,8 +155,8 @@ def _lines(path: Path) -> list[str]:
 
 def _spread(found: list[Sized]) -> str:
     """Median, ninth decile and largest, and which that is."""
-    sizes = [one.size for one in found]
-    largest = max(found, key=lambda one: one.size)
+    sizes = [item.size for item in found]
+    largest = max(found, key=lambda item: item.size)
     ninth = statistics.quantiles(sizes, n=10)[-1]
     return f"{statistics.median(sizes):.0f} / {ninth:.0f} / {largest.size} ({largest.name})"
 
@@ -169,10 +169,10 @@ def rows(root: Path) -> dict[str, str]:
         "lines of a file: median / p90 / most": _spread(files(root)),
         "lines of a function: median / p90 / most": _spread(functions(root, num_lines)),
         "lines of a class: median / p90 / most": _spread(classes(root)),
-        "functions of complexity above 10": f"{sum(one.size > 10 for one in complex_ones)}, {_spread(complex_ones)}",
+        "functions of complexity above 10": f"{sum(item.size > 10 for item in complex_ones)}, {_spread(complex_ones)}",
         "uses of `Any`": str(num_any(root)),
         "handlers that catch everything": f"{len(broad)} in {len(set(broad))} files",
-        "packages and arrows between them": f"{len({one for arrow in arrows(root) for one in arrow})}, "
+        "packages and arrows between them": f"{len({item for arrow in arrows(root) for item in arrow})}, "
         f"{len(arrows(root))}",
         "import circles, inside functions too": str(len(circles(root))),
         "private members used by tests": str(private_uses(root)),

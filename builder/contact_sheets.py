@@ -131,14 +131,14 @@ def opened(data: bytes, kind: Any) -> Picture | Clip:
         opener.close()
 
 
-def seen(one: Picture | Clip) -> list[Image.Image]:
+def seen(shown: Picture | Clip) -> list[Image.Image]:
     """What is in the patches, put together again."""
-    if isinstance(one, Picture):
-        height, width, _ = SmartResizePolicy(RULES, SETTINGS).picture(*one.size, one.controls)
-        return unfolded(of_picture(one.rgb, Size(height, width), RULES))
-    height, width = one.frames[0].shape[:2]
-    size = video_size(len(one.frames), height, width, RULES, SETTINGS.max_video_tokens, one.controls)
-    return unfolded(of_frames(one.frames, size, RULES))
+    if isinstance(shown, Picture):
+        height, width, _ = SmartResizePolicy(RULES, SETTINGS).picture(*shown.size, shown.controls)
+        return unfolded(of_picture(shown.rgb, Size(height, width), RULES))
+    height, width = shown.frames[0].shape[:2]
+    size = video_size(len(shown.frames), height, width, RULES, SETTINGS.max_video_tokens, shown.controls)
+    return unfolded(of_frames(shown.frames, size, RULES))
 
 
 def unfolded(patches: Patches) -> list[Image.Image]:

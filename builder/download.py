@@ -110,8 +110,10 @@ def _from_huggingface(
     except FAR_ERRORS as error:
         raise DownloadError(f"the hub does not tell about {model_id}: {_why(error)}") from None
     files = {
-        one.rfilename: Expected(one.size or 0, one.lfs.sha256 if one.lfs else None, None if one.lfs else one.blob_id)
-        for one in info.siblings or []
+        entry.rfilename: Expected(
+            entry.size or 0, entry.lfs.sha256 if entry.lfs else None, None if entry.lfs else entry.blob_id
+        )
+        for entry in info.siblings or []
     }
     wanted = {name for name in files if _is_wanted(name)}
     if not wanted:
@@ -134,8 +136,8 @@ def _from_huggingface(
             is_final = answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in (408, 429)
             if is_final or not left:
                 which = str(getattr(answer, "url", "")).rpartition("/")[2]
-                told = f"{which}: {_why(error)}" if which in wanted else _why(error)
-                raise DownloadError(f"{model_id} could not be fetched whole: {told}") from None
+                reason = f"{which}: {_why(error)}" if which in wanted else _why(error)
+                raise DownloadError(f"{model_id} could not be fetched whole: {reason}") from None
             print(f"{_why(error)}; going on, {left} tries left", file=sys.stderr)
             pause(PAUSE_S)
         else:
@@ -159,8 +161,12 @@ def _from_modelscope(model_id: str, revision: str, staging: Path, token: str | N
         hub = client.HubApi(endpoint=hub.resolve_endpoint_for_read(model_id), token=token or "")  # it has two sites
         licence = hub.get_repo(model_id, "model").license
         listed = hub.list_repo_files(model_id, "model", revision=named, recursive=False)
-        files = {one.path: Expected(one.size, one.sha256) for one in listed if not one.is_dir and _is_wanted(one.path)}
-        rows = [{"Path": name, "Size": one.size, "Sha256": one.sha256} for name, one in sorted(files.items())]
+        files = {
+            entry.path: Expected(entry.size, entry.sha256)
+            for entry in listed
+            if not entry.is_dir and _is_wanted(entry.path)
+        }
+        rows = [{"Path": name, "Size": entry.size, "Sha256": entry.sha256} for name, entry in sorted(files.items())]
         hub.download_repo(model_id, "model", revision=named, local_dir=staging, file_list=rows)
     except client.FileDownloadError as error:
         each = "; ".join(f"{name}: {_why(why)}" for name, why in sorted(error.failed_files.items()))
@@ -204,7 +210,7 @@ def main() -> None:
         )
     except (DownloadError, OSError) as error:
         sys.exit(f"builder.download: {error}")
-    total = sum(one.size for one in found.files.values())
+    total = sum(entry.size for entry in found.files.values())
     print(f"{options.out}: {len(found.files)} files, {total / 2**30:.2f} GiB, revision {found.revision}")
 
 

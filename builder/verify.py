@@ -42,20 +42,20 @@ def verify(folder: Path) -> dict[str, str]:
     hashes = _check_hashes(folder)
     config = _config(folder)
     _check_words(folder, config)
-    rules, own = read_preprocessor(folder), read_json(folder / "config.json")
-    if not ending_ids(read_json(folder / "generation_config.json"), own):
+    rules, model_config = read_preprocessor(folder), read_json(folder / "config.json")
+    if not ending_ids(read_json(folder / "generation_config.json"), model_config):
         raise ModelError("generation_config.json and config.json name no eos_token_id")
-    if "quantization_config" not in own:
+    if "quantization_config" not in model_config:
         _check_model(config, stored)
         native = FAMILIES[config.model_type].native
-        if native is not None and why_not(own, native.layout) is None:
-            _check_native(native, own, stored, rules)
+        if native is not None and why_not(model_config, native.layout) is None:
+            _check_native(native, model_config, stored, rules)
     return hashes
 
 
 def _check_index(folder: Path, stored: list[StoredTensor]) -> None:
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    where = {one.name: one.file.name for one in stored}
+    where = {header.name: header.file.name for header in stored}
     for name, file in (index or {}).items():
         if where.get(name) != file:
             raise ModelError(f"{file} has no {name}, which the index says is there")
@@ -68,8 +68,8 @@ def _check_hashes(folder: Path) -> dict[str, str]:
         if not path.is_file() or path.name == "source.json":
             continue
         sha256, git_sha1 = _hashes(path)
-        told = expected.get(path.name, {})
-        if told.get("sha256") not in (None, sha256) or told.get("git_sha1") not in (None, git_sha1):
+        record = expected.get(path.name, {})
+        if record.get("sha256") not in (None, sha256) or record.get("git_sha1") not in (None, git_sha1):
             raise ModelError(f"{path.name} is not the file that its source has: a byte differs")
         found[path.name] = sha256
     return found
@@ -111,7 +111,7 @@ def _check_model(config: Any, stored: list[StoredTensor]) -> None:
     """The class of the configuration takes just these tensors, and its forward runs through, all on `meta`."""
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     tensors = _on_meta(stored)
-    by_name = {one.name: one.file.name for one in stored}
+    by_name = {header.name: header.file.name for header in stored}
     with torch.device("meta"):
         module = made(config).to(torch.bfloat16)
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -134,7 +134,7 @@ def _check_model(config: Any, stored: list[StoredTensor]) -> None:
 
 
 def _on_meta(stored: list[StoredTensor]) -> dict[str, torch.Tensor]:
-    return {one.name: torch.empty(one.shape, dtype=one.dtype, device="meta") for one in stored}
+    return {header.name: torch.empty(header.shape, dtype=header.dtype, device="meta") for header in stored}
 
 
 def _check_native(
@@ -145,7 +145,7 @@ def _check_native(
     try:
         NativeRunner(code, config, _on_meta(stored), preprocessor, torch.device("meta"))
     except ModelError as error:
-        files = ", ".join(sorted({one.file.name for one in stored}))
+        files = ", ".join(sorted({header.file.name for header in stored}))
         raise ModelError(f"{files}: {error}") from None
 
 

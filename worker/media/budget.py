@@ -1,4 +1,4 @@
-"""A byte-weighted gate: as many holders at once as their weights allow, first come first served."""
+"""A semaphore weighted by bytes: as many holders at once as their weights allow, first come first served."""
 
 import asyncio
 from collections import deque

@@ -1,7 +1,7 @@
 """The platform's job API where its SDK leaves something to the worker: stops, results that are refused, progress.
 
-Written against runpod 1.12; `insist_on_delivery` and `finish_late_jobs` use parts of the SDK that are not its public
-face, which is why requirements.txt names the exact version.
+Written against runpod 1.12; `insist_on_delivery` and `finish_late_jobs` use parts of the SDK that are not
+public, which is why requirements.txt names the exact version.
 """
 
 import asyncio
