@@ -8,6 +8,7 @@ Needs chromium and chromedriver, and what requirements-dev.txt installs.
 import asyncio
 import base64
 import io
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +94,7 @@ def film(codec: str, form: str, times: list[float], pixels: str = "yuv420p", **o
             frame.pts = round(at_s / frame.time_base)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # SVT-AV1, run by root, leaves SCHED_FIFO behind
     return out.getvalue()
 
 

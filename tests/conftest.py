@@ -1,5 +1,6 @@
 """What many tests share: the embedded tiny model, loaded once, engines that serve it, and marks by path."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ MARKS = {
         *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py"),
     ),
 }
+SCHEDULING = os.sched_getscheduler(0)
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
 DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest difference of features and logits
 
@@ -57,6 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
                 item.add_marker(mark)
     if config.getoption("--quick"):
         items[:] = [item for item in items if not any(item.get_closest_marker(mark) for mark in MARKS)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """No test may leave the main thread on another scheduling policy: what it starts later would inherit it."""
+    if os.sched_getscheduler(0) != SCHEDULING:
+        os.sched_setscheduler(0, SCHEDULING, os.sched_param(0))
+        pytest.fail(f"{item.name} changed the scheduling policy of the main thread")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

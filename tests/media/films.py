@@ -1,6 +1,7 @@
 """Video files made on the spot: every frame shows its own number in black and white stripes."""
 
 import io
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -61,4 +62,11 @@ def film(
                 shown.pts, shown.time_base = round(times[number] * 1000), Fraction(1, 1000)
             container.mux(stream.encode(shown))
         container.mux(stream.encode(None))
+    leave_real_time()
     return out.getvalue()
+
+
+def leave_real_time() -> None:
+    """SVT-AV1, run by root, makes the thread that encodes a real-time one (SCHED_FIFO 99) and leaves it so. What that
+    thread starts later inherits it, and where such threads wait for each other in a loop, nothing else runs."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
