@@ -109,7 +109,7 @@ def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Op
     """A file as this worker opens it."""
     size_policy = SmartResizePolicy(model.spec.preprocessor, UNLIMITED, model.spec.max_model_len)
     opener = Opener(UNLIMITED, Fetcher(UNLIMITED), size_policy)
-    item = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)  # type: ignore[arg-type]
+    item = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)
     try:
         [(seen,)] = asyncio.run(opener.open([item]))
     finally:
@@ -119,7 +119,7 @@ def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Op
 
 def prompt(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Prompt:
     """The same as a prompt with a question behind it."""
-    media = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)  # type: ignore[arg-type]
+    media = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)
     request = ChatRequest(messages=(Message(role="user", parts=(media, Text(text=QUESTION))),))
     return PromptBuilder(model.spec, UNLIMITED).build(request, [opened(model, kind, data, controls)])
 

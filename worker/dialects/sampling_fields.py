@@ -114,7 +114,7 @@ class SamplingFields(Body):
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias=tuple((self.logit_bias or {}).items()),  # type: ignore[arg-type]  # ids by now
+            logit_bias=tuple((self.logit_bias or {}).items()),  # ids by now
             seed=self.seed,
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
