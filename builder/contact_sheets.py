@@ -8,7 +8,6 @@ Needs chromium and chromedriver, and what requirements-dev.txt installs.
 import asyncio
 import base64
 import io
-import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import ExifTags, Image, ImageDraw
 from selenium import webdriver
 
 from builder.real_rules import QWEN3_VL as RULES
+from builder.scheduling import same_scheduling
 from builder.screenshots import OPTIONS, PICTURES
 from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.settings import load
@@ -84,7 +84,7 @@ def scene(at_s: float) -> Image.Image:
 
 def film(codec: str, form: str, times: list[float], pixels: str = "yuv420p", **options: str) -> bytes:
     out = io.BytesIO()
-    with av.open(out, "w", format=form) as container:
+    with same_scheduling(), av.open(out, "w", format=form) as container:
         stream: Any = container.add_stream(codec, rate=15, options=options)
         stream.width, stream.height, stream.pix_fmt = 320, 240, pixels
         stream.codec_context.time_base = Fraction(1, 1000) if form == "matroska" else Fraction(1, 15)
@@ -94,7 +94,6 @@ def film(codec: str, form: str, times: list[float], pixels: str = "yuv420p", **o
             frame.pts = round(at_s / frame.time_base)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # SVT-AV1, run by root, leaves SCHED_FIFO behind
     return out.getvalue()
 
 

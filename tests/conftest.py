@@ -34,7 +34,7 @@ MARKS = {
         *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py"),
     ),
 }
-SCHEDULING = os.sched_getscheduler(0)
+SCHEDULING = os.sched_getscheduler(0), os.sched_getparam(0)
 EQUALITY: dict[tuple[str, str], str] = {}  # family, way -> answers equal to `generate`'s of all
 DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest difference of features and logits
 
@@ -64,8 +64,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """No test may leave the main thread on another scheduling policy: what it starts later would inherit it."""
-    if os.sched_getscheduler(0) != SCHEDULING:
-        os.sched_setscheduler(0, SCHEDULING, os.sched_param(0))
+    policy, parameters = SCHEDULING
+    if os.sched_getscheduler(0) != policy:
+        os.sched_setscheduler(0, policy, parameters)
         pytest.fail(f"{item.name} changed the scheduling policy of the main thread")
 
 

@@ -1,7 +1,6 @@
 """Video files made on the spot: every frame shows its own number in black and white stripes."""
 
 import io
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
+from builder.scheduling import same_scheduling
 from worker.core.contract import Controls
 from worker.core.settings import Settings
 from worker.media import frames
@@ -51,7 +51,7 @@ def film(
 ) -> bytes:
     """A file of `count` numbered frames, at `fps` or at `times` in seconds."""
     out = io.BytesIO()
-    with av.open(out, "w", format=form) as container:
+    with same_scheduling(), av.open(out, "w", format=form) as container:
         stream: Any = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         if times is not None:
@@ -62,11 +62,4 @@ def film(
                 shown.pts, shown.time_base = round(times[number] * 1000), Fraction(1, 1000)
             container.mux(stream.encode(shown))
         container.mux(stream.encode(None))
-    leave_real_time()
     return out.getvalue()
-
-
-def leave_real_time() -> None:
-    """SVT-AV1, run by root, makes the thread that encodes a real-time one (SCHED_FIFO 99) and leaves it so. What that
-    thread starts later inherits it, and where such threads wait for each other in a loop, nothing else runs."""
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
