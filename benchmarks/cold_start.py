@@ -151,15 +151,15 @@ def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) 
             print(f"{way}: {seen[way][-1][0]:.2f} s", file=sys.stderr, flush=True)
     rows = []
     for way in WAYS:
-        seconds = [measured[0] for measured in seen[way]]
-        middle = sorted(seen[way], key=lambda measured: measured[0])[len(seconds) // 2]
+        seconds = [sample[0] for sample in seen[way]]
+        middle = sorted(seen[way], key=lambda sample: sample[0])[len(seconds) // 2]
         rows.append(
             {
                 "way": way,
                 "weights": "from disk" if is_cold else "in the page cache",
                 "seconds": round(statistics.median(seconds), 2),
-                "all": [round(measured, 2) for measured in seconds],
-                "peak_mib": round(statistics.median(measured[1] for measured in seen[way])),
+                "all": [round(value, 2) for value in seconds],
+                "peak_mib": round(statistics.median(sample[1] for sample in seen[way])),
                 "phases": middle[2],
             }
         )
@@ -173,11 +173,7 @@ def table(rows: list[JsonObject]) -> str:
     ]
     for row in rows:
         usual, bare = (
-            next(
-                measured["seconds"]
-                for measured in rows
-                if measured["weights"] == row["weights"] and measured["way"] == way
-            )
+            next(other["seconds"] for other in rows if other["weights"] == row["weights"] and other["way"] == way)
             for way in ("usual way", "bare imports")
         )
         lines.append(

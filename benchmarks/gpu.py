@@ -193,9 +193,9 @@ class StepTime:
 def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, rows: int, weights: int) -> StepTime:
     """Rows of CONTEXT tokens each, all of one prompt: a step's time does not depend on what they say."""
     length = card.amount(CONTEXT)
-    request = prompt(length, 3)
+    built = prompt(length, 3)
     cache = eager.prefill_cache()
-    eager.prefill(request, [], slice(0, length), {}, cache)
+    eager.prefill(built, [], slice(0, length), {}, cache)
     tokens, positions = [5] * rows, [length] * rows
     took: list[float] = []
     capture_s, capture_bytes = 0.0, 0
@@ -233,8 +233,8 @@ def engine_rate(card: Card, model: LoadedModel, jobs: int, length: int, tokens: 
     held = []
     try:
         begin = time.perf_counter()
-        for request in prompts:
-            served.submit(request, sampling, emit)
+        for built in prompts:
+            served.submit(built, sampling, emit)
         for index in range(jobs):
             end = ends.get(timeout=300)
             if isinstance(end, WorkerError):

@@ -249,14 +249,14 @@ def measure(folder: Path, rounds: int) -> list[JsonObject]:
         seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--item", way, case, str(folder)]
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--case", way, case, str(folder)]
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RuntimeError(f"{way}, {case}: {done.stderr[-2000:]}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))
         row: JsonObject = {"case": case}
         for way, found in seen.items():
-            row[way] = {name: statistics.median(item[name] for item in found) for name in found[0]}
+            row[way] = {name: statistics.median(sample[name] for sample in found) for name in found[0]}
         rows.append(row)
         print(case, row, file=sys.stderr, flush=True)
     return rows
@@ -283,10 +283,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--item", nargs=3, metavar=("WAY", "CASE", "FOLDER"), help="one case, in this process")
+    parser.add_argument("--case", nargs=3, metavar=("WAY", "CASE", "FOLDER"), help="one case, in this process")
     arguments = parser.parse_args()
-    if arguments.item:
-        way, case, folder = arguments.item
+    if arguments.case:
+        way, case, folder = arguments.case
         print(json.dumps(measure_case(way, case, Path(folder))))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -53,9 +53,9 @@ def tree_of(path: Path) -> ast.Module:
 
 
 @cache
-def imports(path: Path) -> list[Import]:
+def imports(path: Path) -> tuple[Import, ...]:
     """All of a file's imports, those inside functions too."""
-    return list(_imports(tree_of(path), is_inner=False))
+    return tuple(_imports(tree_of(path), is_inner=False))
 
 
 def _imports(node: ast.AST, *, is_inner: bool) -> Iterator[Import]:

@@ -172,7 +172,7 @@ def rows(root: Path) -> dict[str, str]:
         "functions of complexity above 10": f"{sum(item.size > 10 for item in complex_ones)}, {_spread(complex_ones)}",
         "uses of `Any`": str(num_any(root)),
         "handlers that catch everything": f"{len(broad)} in {len(set(broad))} files",
-        "packages and arrows between them": f"{len({item for arrow in arrows(root) for item in arrow})}, "
+        "packages and arrows between them": f"{len({package for arrow in arrows(root) for package in arrow})}, "
         f"{len(arrows(root))}",
         "import circles, inside functions too": str(len(circles(root))),
         "private members used by tests": str(private_uses(root)),

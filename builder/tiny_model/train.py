@@ -229,7 +229,7 @@ def features_of(model: Any, pixels: torch.Tensor, grids: tuple[Grid, ...], rows:
         seen = model.model.visual(part, grid_thw=torch.tensor([grid] * rows, device=part.device), return_dict=True)
         by_place.append([seen.pooler_output, *seen.deepstack_features])
     return [
-        torch.cat([level_part.view(rows, -1, level_part.shape[-1]) for level_part in level], 1).flatten(0, 1)
+        torch.cat([features.view(rows, -1, features.shape[-1]) for features in level], 1).flatten(0, 1)
         for level in zip(*by_place, strict=True)
     ]
 
