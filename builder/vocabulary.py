@@ -29,7 +29,9 @@ def lay_out(folder: Path) -> str | None:
     why = why_not(body)
     if why is None:
         data = written(body)
-        why = difference(VocabularyTokenizer(data), Tokenizer.from_str(json.dumps(body)))
+        library = Tokenizer.from_str(json.dumps(body))
+        library.encode_special_tokens = True
+        why = difference(VocabularyTokenizer(data), library)
         if why is None:
             (folder / VOCABULARY).write_bytes(data)
     return why
@@ -81,7 +83,8 @@ def written(body: JsonObject) -> bytes:
 
 
 def difference(ours: VocabularyTokenizer, library: Tokenizer) -> str | None:
-    """A text that the two do not read or write alike; None where there is none."""
+    """A text that the two do not read or write alike; None where there is none. library: with
+    `encode_special_tokens`, as ours reads."""
     texts = [ours.decode([token], with_special=True) for token in range(library.get_vocab_size())]
     draw = random.Random(0)
     texts += ["".join(draw.choices(texts, k=draw.randint(2, MOST_PARTS))) for _ in range(NUM_TEXTS)]

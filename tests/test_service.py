@@ -71,6 +71,19 @@ def test_an_unforeseen_fault_shows_nothing_of_itself() -> None:
     assert json.loads(refusal["error"]) == json.loads(InternalError().as_json())
 
 
+def test_what_is_cancelled_inside_of_a_request_is_a_failure_and_not_a_client_that_left() -> None:
+    for error in (asyncio.CancelledError(), StopIteration()):
+        engine = FakeEngine(pieces=[])
+
+        async def failing(*_: Any, raised: BaseException = error) -> Any:
+            raise raised
+
+        engine.count_tokens = failing  # type: ignore[method-assign]
+        body = {"type": "private", "user_id": "1", "content": "x"}
+        [refusal] = outputs({"route": "/api/chat/private", "body": body}, engine)
+        assert json.loads(refusal["error"])["code"] == "INTERNAL"
+
+
 def test_leaving_early_closes_the_generation() -> None:
     engine = FakeEngine(pieces=["a", "b", "c"])
 

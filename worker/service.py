@@ -28,7 +28,7 @@ from worker.core.contract import (
 )
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import Engine
-from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, WorkerError
+from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, ServerError, WorkerError
 from worker.core.media_protocol import MediaOpener
 from worker.core.pacing import paced
 from worker.core.phases import Phases, legible
@@ -48,6 +48,24 @@ OnFailure = Callable[[WorkerError], None]
 
 def _ignore(_: object) -> None:
     pass
+
+
+def _has_left(error: BaseException) -> bool:
+    """Whether a request ends because its client has left or the process ends, not because something inside of it was
+    cancelled."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit)
+
+
+def _log_failure(failure: WorkerError, request_id: str, error: BaseException) -> None:
+    """What its caller is told, and the reason, at a level that says whose fault it is; our own with their traces."""
+    level = logging.ERROR if isinstance(failure, ServerError) and failure.status >= 500 else logging.WARNING
+    facts = {"request": request_id, "code": failure.code, "where": failure.where, "reason": failure.reason}
+    trace = None if error is failure else error
+    shown = {name: value for name, value in facts.items() if value is not None}
+    log.log(level, "failed: %s: %s", failure.code, failure.message, exc_info=trace, extra=shown)
 
 
 def refusal(body: object, error: WorkerError, dialects: DialectTable = DIALECTS) -> list[Chunk]:
@@ -139,17 +157,14 @@ class Service:
                     yield value
             self.metrics.ended(run.dialect.name, "ok")
             return
-        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
-            log.info("left by its client", extra={"request": request_id})
-            self.metrics.ended(run.dialect.name, "left")
-            raise
-        except WorkerError as error:
-            failure = error
-            log.info("failed: %s", error.code, extra={"request": request_id, "code": error.code})
         # The border of a request: what fails inside is its own. A panic in a library written in Rust is no Exception.
-        except BaseException:
-            failure = InternalError()
-            log.exception("failed: %s", failure.code, extra={"request": request_id, "code": failure.code})
+        except BaseException as error:
+            if _has_left(error):
+                log.info("left by its client", extra={"request": request_id})
+                self.metrics.ended(run.dialect.name, "left")
+                raise
+            failure = error if isinstance(error, WorkerError) else InternalError()
+            _log_failure(failure, request_id, error)
         self.metrics.ended(run.dialect.name, failure.code)
         on_failure(failure)
         for chunk in run.last_words(failure):

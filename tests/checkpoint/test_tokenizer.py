@@ -42,7 +42,10 @@ def body(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def library(body: dict[str, Any]) -> HfTokenizer:
-    return HfTokenizer.from_str(json.dumps(body))
+    """It reads control tokens as letters, as we do: they are the prompt builder's to write."""
+    library = HfTokenizer.from_str(json.dumps(body))
+    library.encode_special_tokens = True
+    return library
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,6 @@ def test_a_text_is_read_and_written_as_the_library_does(
     assert ours.encode(text) == expected
     assert ours.decode(expected) == library.decode(expected)
     assert ours.decode(expected, with_special=True) == library.decode(expected, skip_special_tokens=False)
-    assert ours.encode_letters(text) == Tokenizer(library).encode_letters(text)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -133,6 +135,7 @@ def test_a_tokenizer_of_another_kind_stays_as_it_is(why: str, tmp_path: Path) ->
 def test_a_vocabulary_that_reads_otherwise_is_found() -> None:
     body = _other(lambda _: None)
     library = HfTokenizer.from_str(json.dumps(body))
+    library.encode_special_tokens = True
     assert difference(VocabularyTokenizer(written(body)), library) is None
     data = bytearray(written(body))
     data[-40:] = bytes(40)  # the last tokens come of no merge

@@ -21,6 +21,7 @@ from worker.engine import continuous_batch
 from worker.engine.detokenizer import TextStream
 from worker.engine.engine import Engine
 from worker.engine.sampling import Row, Sampler, logits_step
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.loading import LoadedModel
 from worker.models.runner import Runner
@@ -572,14 +573,24 @@ def test_a_failure_is_heard_though_other_answers_to_the_prompt_still_speak(
         asyncio.run(drain(engine.generate(stream, ())))
 
 
-def test_a_panic_ends_the_engine_and_it_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Panic(BaseException):
-        """What a library written in Rust raises: no Exception."""
+class Panic(BaseException):
+    """What a library written in Rust raises: no Exception."""
 
-    def panic(*_: Any) -> None:
-        raise Panic
 
-    monkeypatch.setattr(Sequence, "take", panic)
+def panic(*_: Any) -> None:
+    raise Panic
+
+
+def test_a_panic_over_one_answer_is_that_requests_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Sequence, "take", panic)
+        with pytest.raises(InternalError):
+            text_and_end(engine, ask("Who are you?"))
+    assert text_and_end(engine, ask("Who are you?"))[1].reasons == ("stop",)
+
+
+def test_a_panic_outside_of_every_request_ends_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "admit", panic)
     with pytest.raises(EngineStopped):
         text_and_end(engine, ask("Who are you?"))
     engine.close()

@@ -167,9 +167,11 @@ def test_the_log_has_one_json_line_a_job_and_none_of_its_words() -> None:
         process.terminate()
         output, _ = process.communicate(timeout=60)
     events = [json.loads(line) for line in output.splitlines() if line.startswith('{"requestId"')]
-    said = {event["requestId"]: event for event in events if event["message"] in ("answered", "failed: INPUT_INVALID")}
+    said = {event["requestId"]: event for event in events if event["message"].startswith(("answered", "failed: "))}
     assert said[job.id]["usage"]["completion_tokens"] > 3
-    assert said[bad.id]["code"] == "INPUT_INVALID"
+    failed = said[bad.id]
+    assert (failed["level"], failed["code"], failed["where"]) == ("WARNING", "INPUT_INVALID", "max_tokens")
+    assert "max_tokens: not valid (Input should be greater than or equal to 1)" in failed["message"]
     assert "Rumpelstiltskin" not in output
     assert "vision model" not in output
     assert job.progress == [{"phase": "reading the prompt"}]

@@ -15,8 +15,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from worker.checkpoint.locate import read_json
-from worker.core.errors import ModelError
+from worker.core.errors import InputInvalid, ModelError
 from worker.core.safe_json import JsonObject
+
+# What a template raises for messages that it does not take.
+_REFUSED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class _Generation(Extension):
@@ -80,6 +83,7 @@ class ChatTemplate:
         text = text or read_json(folder / "chat_template.json").get("chat_template")
         if not isinstance(text, str):
             raise ModelError(f"{folder} has no chat template")
+        self._text = text
         sandbox = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -96,8 +100,13 @@ class ChatTemplate:
         }
 
     def render(self, messages: list[JsonObject], variables: Mapping[str, Any] = MappingProxyType({})) -> str:
-        """The conversation as text, up to where the answer begins. `told`: further variables of the template."""
-        return self._template.render(
-            **{"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **variables},
-            **self._tokens,
-        )
+        """The conversation as text, up to where the answer begins. `variables`: further ones of the template. Raises
+        InputInvalid where the template does not take the messages."""
+        known = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        try:
+            return self._template.render({**known, **variables, **self._tokens})
+        except _REFUSED as error:
+            reason = str(error)
+            # The template's own words, as in `raise_exception('…')`, may be told; what has the caller's in it may not.
+            told = f": {reason}" if isinstance(error, TemplateError) and reason and reason in self._text else ""
+            raise InputInvalid(where="messages", detail=f"the model's chat template does not take them{told}") from None

@@ -56,7 +56,10 @@ class Stream(Protocol):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, by the library. added: by id. Safe to use from many threads."""
+    """A checkpoint's tokenizer, by the library. added: by id. Safe to use from many threads.
+
+    library: `encode` needs one with `encode_special_tokens`, which `read_tokenizer` makes.
+    """
 
     def __init__(self, library: HfTokenizer) -> None:
         self._library = library
@@ -65,18 +68,15 @@ class Tokenizer:
             token: AddedToken(added_token.content, added_token.special) for token, added_token in found.items()
         }
 
+    @property
+    def specials(self) -> tuple[str, ...]:
+        """The control tokens, which `encode` never gives: it reads them as their letters."""
+        return tuple(token.content for token in self.added.values() if token.is_special)
+
     def encode(self, text: str) -> list[int]:
+        """Added tokens that are not special are found in the text; special ones are read as their letters."""
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids
-
-    def encode_letters(self, text: str) -> list[int]:
-        """Added tokens are read as their letters. A second tokenizer that knows none would take as long to make as the
-        first."""
-        library = self._library
-        if library.normalizer is not None:
-            text = library.normalizer.normalize_str(text)
-        words = [word for word, _ in library.pre_tokenizer.pre_tokenize_str(text)] if library.pre_tokenizer else [text]
-        return [token.id for word in words for token in library.model.tokenize(word)]
 
     def decode(self, ids: Sequence[int], *, with_special: bool = False) -> str:
         text: str = self._library.decode(list(ids), skip_special_tokens=not with_special)
@@ -138,22 +138,20 @@ class VocabularyTokenizer(Tokenizer):
         self._normalizer, self._pre_tokenizer = rules.normalizer, rules.pre_tokenizer
         self.added = {token: AddedToken(content, special) for token, content, special, _ in header["added"]}
         self._added_ids = {added_token.content: token for token, added_token in self.added.items()}
-        self._in_text = _finder([content for _, content, _, is_normalised in header["added"] if not is_normalised])
-        self._in_normalised = _finder([content for _, content, _, is_normalised in header["added"] if is_normalised])
+        found = [(content, is_normalised) for _, content, special, is_normalised in header["added"] if not special]
+        self._in_text = _finder([content for content, is_normalised in found if not is_normalised])
+        self._in_normalised = _finder([content for content, is_normalised in found if is_normalised])
         self._merged_again = lru_cache(KEPT_WORDS)(self._merged)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in self._in_text.split(text):
-            if piece in self._added_ids:
+        for index, piece in enumerate(self._in_text.split(text)):
+            if index % 2:
                 ids.append(self._added_ids[piece])
                 continue
-            for part in self._in_normalised.split(self._normalised(piece)):
-                ids += [self._added_ids[part]] if part in self._added_ids else self._words(part)
+            for place, part in enumerate(self._in_normalised.split(self._normalised(piece))):
+                ids += [self._added_ids[part]] if place % 2 else self._words(part)
         return ids
-
-    def encode_letters(self, text: str) -> list[int]:
-        return self._words(self._normalised(text))
 
     def _normalised(self, text: str) -> str:
         normalised: str = self._normalizer.normalize_str(text) if self._normalizer is not None and text else text
@@ -226,7 +224,7 @@ class VocabularyTokenizer(Tokenizer):
 
 
 def _finder(contents: Sequence[str]) -> re.Pattern[str]:
-    """Splits a text at the longest of these; they are among the parts."""
+    """Splits a text at the longest of these; every other part is one of them."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
@@ -248,8 +246,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     laid_out = folder / VOCABULARY
     file = laid_out if laid_out.is_file() else folder / "tokenizer.json"
     try:
-        return (
-            VocabularyTokenizer(file.read_bytes()) if file is laid_out else Tokenizer(HfTokenizer.from_file(str(file)))
-        )
+        if file is laid_out:
+            return VocabularyTokenizer(file.read_bytes())
+        library = HfTokenizer.from_file(str(file))
+        library.encode_special_tokens = True
+        return Tokenizer(library)
     except Exception as error:  # the library has no class of its own for what is wrong
         raise ModelError(f"{file} cannot be read: {error}") from None

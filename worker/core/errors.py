@@ -48,26 +48,34 @@ from typing import Any, ClassVar, Self
 
 
 class WorkerError(Exception):
-    """A request that failed, with what its caller may know about it."""
+    """A request that failed, with what its caller may know about it. reason: for the log alone, without content."""
 
     code: ClassVar[str]
     status: ClassVar[int]
     text: ClassVar[str]
     retryable: ClassVar[bool] = False  # where it depends, the instance says
 
-    def __init__(self, *, where: str | None = None, detail: str | None = None, retryable: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        where: str | None = None,
+        detail: str | None = None,
+        retryable: bool | None = None,
+        reason: str | None = None,
+    ) -> None:
         self.where = where
         self.detail = detail
         self.is_retryable = self.retryable if retryable is None else retryable
+        self.reason = reason
         super().__init__(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It may be raised in a child process."""
-        return _again, (type(self), self.where, self.detail, self.is_retryable)
+        return _again, (type(self), self.where, self.detail, self.is_retryable, self.reason)
 
     def at(self, where: str) -> Self:
         """The same error with its place in the request."""
-        return type(self)(where=where, detail=self.detail, retryable=self.is_retryable)
+        return type(self)(where=where, detail=self.detail, retryable=self.is_retryable, reason=self.reason)
 
     @property
     def message(self) -> str:
@@ -82,8 +90,10 @@ class WorkerError(Exception):
         return json.dumps(fields)
 
 
-def _again(kind: type[WorkerError], where: str | None, detail: str | None, retryable: bool) -> WorkerError:
-    return kind(where=where, detail=detail, retryable=retryable)
+def _again(
+    kind: type[WorkerError], where: str | None, detail: str | None, retryable: bool, reason: str | None
+) -> WorkerError:
+    return kind(where=where, detail=detail, retryable=retryable, reason=reason)
 
 
 class InputError(WorkerError):

@@ -3,7 +3,6 @@
 Prompts are built in a pool of threads, answers on the engine's own thread; the event loop never waits for either.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, To
 from worker.core.errors import EngineStopped, InputInvalid, PromptTooLong, WorkerError
 from worker.core.pacing import joined
 from worker.core.settings import MIB, Settings
+from worker.core.threads import on_thread
 from worker.engine.caches import EngineCaches, caches_for, kv_cache_bytes
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.detokenizer import TextStream
@@ -107,8 +107,7 @@ class Engine:
 
     async def count_tokens(self, request: ChatRequest, media: Items[Opened]) -> TokenCounts:
         """Build the request's prompt and count it. Raises PromptTooLong."""
-        loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._pool, self.builder.build, request, media)
+        prompt = await on_thread(self._pool, self.builder.build, request, media)
         return TokenCounts(len(prompt.ids), prompt.media)
 
     async def generate(
@@ -125,8 +124,7 @@ class Engine:
         bridge = EventBridge(wakes_for_pieces=request.stream)
         with self._loop.preparing():
             async with deadline.watch():
-                loop = asyncio.get_running_loop()
-                prompt = await loop.run_in_executor(self._pool, self.builder.build, request, media)
+                prompt = await on_thread(self._pool, self.builder.build, request, media)
         del media  # pixels and files are needed no more
         submitted = self.submit(prompt, request.sampling, bridge.emit, deadline)
         del prompt

@@ -25,7 +25,7 @@ Group = PrefillGroup[Sequence]
 class Failure:
     """What ended a piece of the engine's work."""
 
-    error: Exception
+    error: BaseException
 
     @property
     def is_memory(self) -> bool:
@@ -45,7 +45,8 @@ def contained(on_failure: Callable[[Failure], None]) -> Iterator[None]:
         yield
     except torch.AcceleratorError:
         raise
-    except Exception as error:  # a model may raise anything, and the other requests go on
+    # A model may raise anything, a panic in a library written in Rust is no Exception, and the other requests go on.
+    except BaseException as error:
         on_failure(Failure(error))
 
 

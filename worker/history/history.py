@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from worker.core.contract import Media, Message, Text, Upload
 from worker.core.settings import MIB, Settings
+from worker.core.threads import on_thread
 from worker.history.sqlite import MEMORY, SqliteStore
 from worker.history.store import Store, StoreError, Turn
 
@@ -107,7 +108,7 @@ class History:
             return question(self._opened_store())
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+            return await on_thread(self._threads, ask)
         except StoreError as error:
             self._down_until = time.monotonic() + DOWN_S
             log.warning("the history cannot be reached, the bot answers without it: %s", error)

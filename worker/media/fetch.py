@@ -67,16 +67,16 @@ class Fetcher:
                     if isinstance(found, bytes):
                         return found
                     url = self._check(found)
-        except TimeoutError:
-            raise MediaFetchTimeout() from None
-        except aiohttp.ClientConnectorError:
+        except TimeoutError as error:
+            raise MediaFetchTimeout(reason=_reason(url, error)) from None
+        except aiohttp.ClientConnectorError as error:
             if doorman.has_denied:
                 raise MediaUrlForbidden() from None
-            raise MediaFetchFailed(detail="no connection", retryable=True) from None
+            raise MediaFetchFailed(detail="no connection", retryable=True, reason=_reason(url, error)) from None
         except (aiohttp.InvalidURL, UnicodeError):
             raise MediaUrlInvalid() from None
-        except (aiohttp.ClientError, OSError):
-            raise MediaFetchFailed(retryable=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise MediaFetchFailed(retryable=True, reason=_reason(url, error)) from None
         raise MediaFetchFailed(detail=f"more than {self._settings.max_redirects} redirects")
 
     def _check(self, address: str) -> URL:
@@ -122,6 +122,13 @@ class Fetcher:
                 if len(body) > max_bytes:
                     raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
             return bytes(body)
+
+
+def _reason(url: URL, error: Exception) -> str:
+    """Why a fetch failed, for the log: the host and the kind of error; the rest of an address may be a secret."""
+    cause = getattr(error, "os_error", error)
+    number = getattr(cause, "errno", None)
+    return f"{url.scheme}://{url.host}: {type(cause).__name__}{'' if number is None else f' {number}'}"
 
 
 def _location(response: aiohttp.ClientResponse) -> URL:

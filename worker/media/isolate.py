@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.core.errors import MediaCorrupt, MediaDecodeTimeout
+from worker.core.threads import tellable
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Children:
         child = self._idle.pop()
         is_lost = False
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(child.submit(work, *arguments)), timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(child.submit(tellable, work, *arguments)), timeout_s)
         except TimeoutError:
             is_lost = True
             raise MediaDecodeTimeout() from None

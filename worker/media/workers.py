@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from worker.core.errors import MediaDecodeTimeout, MediaDimensions
 from worker.core.settings import Settings
+from worker.core.threads import tellable
 from worker.media.budget import Budget
 from worker.media.isolate import Children
 
@@ -74,7 +75,7 @@ class Workers:
                 loop.call_soon_threadsafe(self.memory.give, num_bytes)
                 loop.call_soon_threadsafe(self._slots.give, 1)
 
-        running = self._threads.submit(work, *arguments)
+        running = self._threads.submit(tellable, work, *arguments)
         running.add_done_callback(let_go)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(running), timeout_s or self._timeout_s)

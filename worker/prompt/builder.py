@@ -1,11 +1,11 @@
 """A request and its opened media to a `Prompt`: token ids, patches, positions and counts.
 
-Text from a caller never becomes a control token: `<|im_end|>` in a message is read as those ten characters.
+Text from a caller never becomes a control token: `<|im_end|>` in a message is read as those ten characters, also where
+it is spread over several texts.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,15 @@ from worker.checkpoint.family import patch_times
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import ChatRequest, Clip, Kind, Media, MediaInfo, Opened, Picture, Text
-from worker.core.errors import ModelError, PromptTooLong
+from worker.core.errors import InputInvalid, ModelError, PromptTooLong
+from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.prompt import patches
+from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
 from worker.prompt.sizes import Size, image_size, video_size
 from worker.prompt.types import MediaItem, Prompt
-
-_STAND_IN = "\ue000{}\ue001"
-_STAND_INS = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +47,11 @@ class PromptBuilder:
         self._settings = settings
         self._image_pad = _id_of(spec.tokenizer, spec.family.image_pad)
         self._video_pad = _id_of(spec.tokenizer, spec.family.video_pad)
-        specials = [re.escape(token.content) for token in spec.tokenizer.added.values() if token.is_special]
-        self._specials = re.compile("|".join([*specials, "[\ue000\ue001]"]))
+        self._control = ControlTokens([*spec.tokenizer.specials, spec.family.image_pad, spec.family.video_pad])
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
-        """Raises PromptTooLong. `media` are the request's, in order."""
+        """Raises PromptTooLong, and InputInvalid where the chat template does not take the messages. `media` are the
+        request's, in order."""
         shown = [self._shown(opened) for opened in media]
         self._check_length(shown)
         ids = torch.tensor(_widen(self._tokens(request, shown), self._pad_counts(shown)))
@@ -145,29 +144,34 @@ class PromptBuilder:
 
     def _tokens(self, request: ChatRequest, shown: Sequence[_Shown]) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
-        taken: list[str] = []
-
-        def stand_in(match: re.Match[str]) -> str:
-            taken.append(match.group())
-            return _STAND_IN.format(len(taken) - 1)
-
+        mark = self._control.mark_for(
+            part.text for message in request.messages for part in message.parts if isinstance(part, Text)
+        )
         messages = [
-            {"role": message.role, "content": [_block(part, self._specials, stand_in) for part in message.parts]}
+            {"role": message.role, "content": [self._block(part, mark) for part in message.parts]}
             for message in request.messages
         ]
-        rendered = self._with_videos(self._spec.template.render(messages, dict(request.template)), shown)
         tokenizer = self._spec.tokenizer
         ids: list[int] = []
-        for index, piece in enumerate(_STAND_INS.split(rendered)):
-            is_taken = index % 2 == 1
-            ids += tokenizer.encode_letters(taken[int(piece)]) if is_taken else tokenizer.encode(piece)
+        for piece, is_control in self._control.split(self._rendered(request, messages, shown), mark):
+            ids += [_id_of(tokenizer, piece)] if is_control else tokenizer.encode(piece)
         return ids
 
-    def _with_videos(self, rendered: str, shown: Sequence[_Shown]) -> str:
-        """The template's text with the family's own text in the place of each video."""
+    def _block(self, part: Text | Media, mark: str) -> dict[str, str]:
+        if isinstance(part, Media):
+            return {"type": part.kind}
+        return {"type": "text", "text": self._control.marked(part.text, mark)}
+
+    def _rendered(self, request: ChatRequest, messages: list[JsonObject], shown: Sequence[_Shown]) -> str:
+        """The template's text with the family's own text in the place of each video. Raises InputInvalid."""
+        rendered = self._spec.template.render(messages, dict(request.template))
         family, temporal = self._spec.family, self._spec.preprocessor.temporal
-        videos = (patch_times(entry.times, temporal) for entry in shown if entry.kind == "video")
-        return re.sub(re.escape(family.video_placeholder), lambda _: family.video_text(next(videos)), rendered)
+        videos = [patch_times(entry.times, temporal) for entry in shown if entry.kind == "video"]
+        pieces = rendered.split(family.video_placeholder)
+        if len(pieces) != len(videos) + 1:
+            raise _not_shown("videos", len(pieces) - 1, len(videos))
+        texts = [family.video_text(times) for times in videos]
+        return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True))
 
     def _positions(self, ids: torch.Tensor, shown: Sequence[_Shown]) -> tuple[torch.Tensor, int]:
         """M-RoPE positions, for families with untimed spans by the seconds of a video's temporal patches."""
@@ -199,20 +203,17 @@ def _id_of(tokenizer: Tokenizer, token: str) -> int:
     return identity
 
 
-def _block(part: Text | Media, specials: re.Pattern[str], stand_in: Callable[[re.Match[str]], str]) -> dict[str, str]:
-    if isinstance(part, Media):
-        return {"type": part.kind}
-    return {"type": "text", "text": specials.sub(stand_in, part.text)}
-
-
 def _widen(ids: list[int], counts: dict[int, list[int]]) -> list[int]:
-    """Each pad repeated to the number of tokens of its picture or temporal patch."""
+    """Each pad repeated to the number of tokens of its picture or temporal patch. Raises InputInvalid."""
+    for pad, spans in counts.items():
+        if ids.count(pad) != len(spans):
+            raise _not_shown("pictures or parts of videos", ids.count(pad), len(spans))
     left = {pad: iter(spans) for pad, spans in counts.items()}
     wide: list[int] = []
     for token in ids:
-        if token in left:
-            wide += [token] * next(left[token])
-        else:
-            wide.append(token)
-    assert all(next(spans, None) is None for spans in left.values()), "the template dropped a picture or video"
+        wide += [token] * next(left[token]) if token in left else [token]
     return wide
+
+
+def _not_shown(what: str, count: int, sent: int) -> InputInvalid:
+    return InputInvalid(where="messages", detail=f"the model's chat template shows {count} {what} of {sent} sent")

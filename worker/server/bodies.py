@@ -1,6 +1,5 @@
 """Bodies of HTTP requests: a JSON object, or a form with at most one file in it."""
 
-import asyncio
 import json
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from starlette.requests import Request
 
 from worker.core.errors import InputInvalid, InputNotObject
 from worker.core.safe_json import JsonObject
+from worker.core.threads import on_thread
 from worker.dialects.base import Dialect
 
 MAX_FIELDS = 16
@@ -35,7 +35,7 @@ async def _json(request: Request) -> JsonObject:
     """Raises InputNotObject."""
     raw = await request.body()
     try:
-        body = await asyncio.to_thread(json.loads, raw)
+        body = await on_thread(None, json.loads, raw)
     except (ValueError, RecursionError):
         raise InputNotObject(detail="the body is not valid JSON") from None
     if not isinstance(body, dict):

@@ -13,6 +13,7 @@ from worker.core.engine_protocol import Engine
 from worker.core.errors import EngineStopped, StartError
 from worker.core.media_protocol import MediaOpener
 from worker.core.settings import Settings
+from worker.core.threads import on_thread
 from worker.core.timeline import Timeline
 from worker.dialects.table import DIALECTS, DialectTable
 from worker.media.fetch import Fetcher
@@ -67,7 +68,7 @@ class ModelHandle:
     def open(self) -> None:
         """Begin to load; again does nothing."""
         if self.serving_now is None and self._loading is None:
-            self._loading = asyncio.create_task(asyncio.to_thread(self.load))
+            self._loading = asyncio.create_task(on_thread(None, self.load))
             self._loading.add_done_callback(self._loaded)
 
     def _loaded(self, loading: asyncio.Task[Serving]) -> None:
@@ -97,7 +98,7 @@ class ModelHandle:
         if self._loading is not None:
             with contextlib.suppress(StartError):
                 await self._loading
-        await asyncio.to_thread(self.close_now)
+        await on_thread(None, self.close_now)
 
     def close_now(self) -> None:
         """`close` where no loop runs any more."""

@@ -14,10 +14,13 @@ from PIL import Image
 from worker.core.contract import RGB, ChatRequest, Controls, MediaInfo, Message, Opened, Picture, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.settings import Settings
+from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.types import Prompt
 
 log = logging.getLogger(__name__)
 PIXELS_PER_TOKEN = 32 * 32  # that MAX_IMAGE_TOKENS stands for, where the model counts otherwise
+_WHOLE = {"add_generation_prompt": True, "tokenize": False}
+_CONTROL = "a control token of this model in the text"
 NO_VIDEOS = "this model is served by its library's `generate`, which is given pictures only"
 
 
@@ -36,18 +39,22 @@ class HfPromptBuilder:
         self._processor, self._image_token = processor, image_token
         self._max_model_len, self._most_pixels = max_model_len, most_pixels
         added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-        marks = {token.content for token in added if token.special} | {getattr(processor, "image_token", None) or ""}
-        self._marks = re.compile("|".join(re.escape(mark) for mark in sorted(marks) if mark) or r"(?!)")
+        specials = {token.content for token in added if token.special} | {getattr(processor, "image_token", None) or ""}
+        self._specials = re.compile("|".join(map(re.escape, sorted(filter(None, specials)))) or r"(?!)")
+        self._control = ControlTokens(specials)
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> HfPrompt:
         """Raises InputInvalid, MediaUnsupportedType, PromptTooLong. `media` are the request's, in order."""
+        mark = self._control.mark_for(
+            part.text for message in request.messages for part in message.parts if isinstance(part, Text)
+        )
         messages = [
-            {"role": message.role, "content": self._content(message, f"messages[{index}]")}
+            {"role": message.role, "content": self._content(message, f"messages[{index}]", mark)}
             for index, message in enumerate(request.messages)
         ]
         pictures = tuple(self._image(opened, asked.where) for opened, asked in zip(media, request.media, strict=True))
         try:
-            text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = self._without_marks(self._processor.apply_chat_template(messages, **_WHOLE), mark)
             ids = self.encoded([(text, pictures)])["input_ids"][0]
         except (ValueError, TypeError, KeyError, IndexError, TemplateError):
             log.exception("the model's processor could not make a prompt")
@@ -74,18 +81,26 @@ class HfPromptBuilder:
             pictures=pictures,
         )
 
-    def _content(self, message: Message, where: str) -> list[dict[str, str]]:
-        """Words that follow each other are one part: no control token hides in a seam. Raises InputInvalid."""
+    def _content(self, message: Message, where: str, mark: str) -> list[dict[str, str]]:
+        """Words that follow each other are one part. Raises InputInvalid."""
         content: list[dict[str, str]] = []
         for is_text, parts in groupby(message.parts, lambda part: isinstance(part, Text)):
             if not is_text:
                 content += [{"type": "image"} for _ in parts]
                 continue
             words = "".join(part.text for part in parts if isinstance(part, Text))
-            if self._marks.search(words):
-                raise InputInvalid(where=where, detail="a control token of this model in the text")
-            content.append({"type": "text", "text": words})
+            if self._specials.search(words):
+                raise InputInvalid(where=where, detail=_CONTROL)
+            content.append({"type": "text", "text": self._control.marked(words, mark)})
         return content
+
+    def _without_marks(self, rendered: str, mark: str) -> str:
+        """The rendered text. The library finds control tokens by itself: none may be put together from the words of
+        several messages. Raises InputInvalid."""
+        parts = list(self._control.split(rendered, mark))
+        if any(self._specials.search(part) for part, is_control in parts if not is_control):
+            raise InputInvalid(where="messages", detail=_CONTROL)
+        return "".join(part for part, _ in parts)
 
     def encoded(self, prompts: Sequence[tuple[str, tuple[Image.Image, ...]]]) -> Any:
         """What the model takes, padded on the left. All prompts have pictures, or none has."""
