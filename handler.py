@@ -57,6 +57,7 @@ class Handler:
     def __init__(self, model: ModelHandle, settings: Settings) -> None:
         self._model = model
         self._settings = settings
+        self.deliveries = sdk.Deliveries()
 
     async def on_platform(self, job: JsonObject) -> AsyncGenerator[Json, None]:
         """`stream` with what a job of the platform has besides: its policy, progress, the worker's stop."""
@@ -65,10 +66,11 @@ class Handler:
         assert task is not None
         # A job cancelled in the middle of a chunk's delivery never comes back into this generator.
         task.add_done_callback(lambda _: progress.forget())
-        async with aclosing(self.stream(job, progress)) as values:
-            async for value in values:
-                await progress.end()
-                yield value
+        with self.deliveries.until(str(job["id"]), time.monotonic() + self._max_seconds(job)):
+            async with aclosing(self.stream(job, progress)) as values:
+                async for value in values:
+                    await progress.end()
+                    yield value
 
     async def stream(
         self, job: JsonObject, on_phase: Callable[[str], None] = lambda _: None
@@ -76,15 +78,23 @@ class Handler:
         """One safe JSON value for each chunk."""
         body = job.get("input")
         try:
+            max_seconds = sdk.max_seconds(job)
             service = (await self._model.serving()).service
         except WorkerError as error:
             for chunk in refusal(body, error):
                 yield chunk
             return
-        answer = service.answer(body, str(job["id"]), sdk.max_seconds(job), on_phase, is_bounded=True)
+        answer = service.answer(body, str(job["id"]), max_seconds, on_phase, is_bounded=True)
         async with aclosing(answer) as values:
             async for value in values:
                 yield value
+
+    def _max_seconds(self, job: JsonObject) -> float:
+        """Of the job, whatever its body says."""
+        try:
+            return min(self._settings.max_job_s, sdk.max_seconds(job))
+        except WorkerError:
+            return self._settings.max_job_s
 
     async def drain(self, job: JsonObject) -> Json:
         """The reply, the list of chunks, or the error alone; printed as JSON for the person who waits."""
@@ -105,14 +115,17 @@ def main() -> None:
         serving = None if settings.lazy_load else model.load()
     except StartError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    options = start_options(Handler(model, settings), settings, sys.argv)
+    handler = Handler(model, settings)
+    options = start_options(handler, settings, sys.argv)
     boot.settle()
     try:
         if settings.is_on_platform:
-            _join_platform(model, serving, settings)
+            _join_platform(model, handler.deliveries, serving, settings)
         runpod.serverless.start(options)
         if settings.is_on_platform:
-            model.stop_by(time.monotonic() + settings.late_jobs_s)
+            late_by = time.monotonic() + settings.late_jobs_s
+            model.stop_by(late_by)
+            handler.deliveries.stop_by(late_by)
             sdk.finish_late_jobs(options, settings.late_jobs_s + LATE_JOBS_GRACE_S)
     finally:
         model.close_now()
@@ -135,11 +148,17 @@ def _on_failure(settings: Settings) -> Callable[[], None]:
     return sdk.ask_to_stop if settings.is_on_platform else lambda: None
 
 
-def _join_platform(model: ModelHandle, serving: Serving | None, settings: Settings) -> None:
+def _join_platform(model: ModelHandle, deliveries: sdk.Deliveries, serving: Serving | None, settings: Settings) -> None:
     """What the platform's SDK is told before it starts."""
-    # The SDK gives running jobs all the time there is.
-    sdk.on_stop(lambda: model.stop_by(time.monotonic() + settings.drain_s))
-    sdk.insist_on_delivery()
+
+    def stop() -> None:
+        at = time.monotonic() + settings.drain_s
+        model.stop_by(at)
+        deliveries.stop_by(at)
+
+    sdk.on_stop(stop)  # the SDK gives running jobs all the time there is
+    sdk.take_each_job_once()
+    sdk.insist_on_delivery(deliveries)
     if serving is not None:
         checked = Service(serving.engine, serving.opener, settings)
         runpod.serverless.register_fitness_check(fitness_check(checked))

@@ -79,6 +79,7 @@ class Platform:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.chunk_delay_s = 0.0
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -209,7 +210,9 @@ class Platform:
         job = self.jobs[request.match_info["job"]]
         job.chunks.append(json.loads(await request.text()))
         job.changed.set()
-        await asyncio.sleep(self.chunk_delay_s)
+        taken_at = time.monotonic()
+        while (left := taken_at + self.chunk_delay_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))  # the delay may be changed meanwhile
         return web.json_response({})
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -226,6 +229,15 @@ class Platform:
         """Put a job into the queue, from another thread."""
         job: Job = self.call_soon(self._enqueue, given, policy)
         return job
+
+    def hand_over_again(self, job: Job) -> None:
+        """As the platform does where it believes the worker dead, from another thread."""
+
+        def again() -> None:
+            self._queue.append(job)
+            self._something.set()
+
+        self.call_soon(again)
 
     def cancel(self, job: Job) -> None:
         """As a client's cancel does, from another thread."""

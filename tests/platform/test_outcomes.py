@@ -137,6 +137,45 @@ def test_a_job_ends_before_the_limit_of_its_policy(platform: Platform) -> None:
     assert job.ended_at - job.taken_at < 3
 
 
+def test_a_stream_channel_that_never_answers_holds_no_job_past_its_limit(platform: Platform) -> None:
+    platform.chunk_delay_s = 3600.0
+    try:
+        job = ended(platform.submit({**LONG, "max_tokens": 50}, {"executionTimeout": 4000}))
+    finally:
+        platform.chunk_delay_s = 0.0
+    assert job.status == "COMPLETED"
+    assert job.ended_at - job.taken_at < 4
+    assert job.output[-1]["usage"]["completion_tokens"] == 50
+
+
+def test_a_stream_channel_that_never_answers_holds_no_worker_past_its_stop() -> None:
+    with Platform() as platform, worker(platform, DRAIN_S="0.5") as process:
+        platform.chunk_delay_s = 3600.0
+        until(lambda: platform.calls["job-take-batch"] > 0)
+        job = platform.submit({**LONG, "max_tokens": 50})
+        until(lambda: job.chunks)
+        process.send_signal(signal.SIGTERM)
+        assert ended(job).status == "COMPLETED"
+        assert process.wait(30) == 0
+
+
+def test_a_job_that_is_handed_over_again_while_it_runs_runs_once(platform: Platform) -> None:
+    job = platform.submit({**LONG, "max_tokens": 1500})
+    until(lambda: job.chunks)
+    polls = platform.calls["job-take-batch"]
+    platform.hand_over_again(job)
+    platform.hand_over_again(job)
+    until(lambda: platform.calls["job-take-batch"] > polls + 1)
+    assert ended(job).status == "COMPLETED"
+    assert ended(platform.submit(QUESTION)).status == "COMPLETED"
+    assert job.num_results == 1
+
+
+def test_a_limit_beyond_all_numbers_is_a_coded_error(platform: Platform) -> None:
+    job = ended(platform.submit(QUESTION, {"executionTimeout": 10**400}))
+    assert (job.status, json.loads(job.error)["code"]) == ("FAILED", "INPUT_INVALID")
+
+
 def test_a_job_ends_at_its_own_limit_with_what_it_has(platform: Platform) -> None:
     job = ended(platform.submit({**LONG, "stream": False, "max_seconds": 0.5}))
     assert (job.status, job.output[0]["finish_reason"]) == ("COMPLETED", "time")

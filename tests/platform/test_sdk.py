@@ -3,14 +3,17 @@
 import asyncio
 import json
 import math
+import time
 from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError, ClientError, ClientResponseError, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
-from runpod.serverless.modules import rp_http
+from runpod.serverless.modules import rp_http, rp_scale
+from runpod.serverless.modules.worker_state import JobsProgress
 from yarl import URL
 
+from worker.core.errors import InputInvalid
 from worker.platform import sdk
 
 RESULTS = "http://platform.test/job-done/w/"
@@ -34,7 +37,7 @@ def delivered(monkeypatch: pytest.MonkeyPatch, failures: list[Exception], body: 
     monkeypatch.setattr(rp_http, "_transmit", transmit)
     monkeypatch.setattr(rp_http, "JOB_DONE_URL", RESULTS + "$ID?gpu=none")
     monkeypatch.setattr(sdk, "PAUSES_S", (0, 0))
-    sdk.insist_on_delivery()
+    sdk.insist_on_delivery(sdk.Deliveries())
     asyncio.run(rp_http._transmit(None, url, json.dumps(body)))
     return sent
 
@@ -94,6 +97,76 @@ def test_an_error_an_update_and_a_chunk_never_become_a_failed_job(
 )
 def test_the_limit_of_a_policy(job: dict[str, Any], seconds: float) -> None:
     assert sdk.max_seconds(job) == seconds
+
+
+@pytest.mark.parametrize("limit", [10**400, -(10**400), 1e300, math.nan, math.inf, 604_800_001])
+def test_a_limit_that_is_no_time_is_a_coded_error(limit: float) -> None:
+    with pytest.raises(InputInvalid, match=r"policy\.executionTimeout"):
+        sdk.max_seconds({"policy": {"executionTimeout": limit}})
+
+
+async def _never(*_: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_chunk_channel_that_never_answers_ends_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rp_http, "_transmit", _never)
+    monkeypatch.setattr(sdk, "CHUNK_GRACE_S", 0.0)
+    deliveries = sdk.Deliveries()
+    sdk.insist_on_delivery(deliveries)
+
+    async def deliver(until: float, stop_at: float) -> None:
+        with deliveries.until("j", until):
+            asyncio.get_running_loop().call_soon(deliveries.stop_by, stop_at)
+            await rp_http._transmit(None, "http://platform.test/job-stream/w/j?gpu=none&isStream=true", "{}")
+
+    for until, stop_at in ((time.monotonic(), math.inf), (time.monotonic() + 3600, time.monotonic())):
+        with pytest.raises(ClientError, match="no time is left"):
+            asyncio.run(deliver(until, stop_at))
+
+
+def test_after_a_chunk_without_an_answer_no_more_of_that_job_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    async def transmit(session: Any, url: str, data: str) -> None:
+        sent.append(data)
+        raise TimeoutError
+
+    monkeypatch.setattr(rp_http, "_transmit", transmit)
+    monkeypatch.setattr(sdk, "CHUNK_PAUSES_S", ())
+    monkeypatch.setattr(sdk, "CHUNK_GRACE_S", 0.0)
+    deliveries = sdk.Deliveries()
+    sdk.insist_on_delivery(deliveries)
+
+    async def deliver() -> None:
+        with deliveries.until("j", time.monotonic() + 3600), deliveries.until("k", time.monotonic() + 3600):
+            for job_id, data in (("j", "1"), ("j", "2"), ("k", "3")):
+                with pytest.raises(ClientError):
+                    await rp_http._transmit(None, f"http://platform.test/job-stream/w/{job_id}?gpu=none", data)
+
+    asyncio.run(deliver())
+    assert sent == ["1", "3"]
+
+
+def test_a_job_that_is_handed_over_again_while_it_is_here_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[Any] = [[{"id": "a"}, {"id": "b"}, {"id": "a"}], [{"id": "b"}], None, [{"id": "c"}, {"id": "a"}]]
+
+    async def get_job(session: Any, num_jobs: int = 1) -> Any:
+        return batches.pop(0)
+
+    monkeypatch.setattr(rp_scale, "get_job", get_job)
+    sdk.take_each_job_once()
+    here = JobsProgress()
+    taken = []
+    try:
+        while batches:
+            jobs = asyncio.run(rp_scale.get_job(None, 5)) or []
+            taken += [job["id"] for job in jobs]
+            for job in jobs:
+                here.add(job["id"])
+    finally:
+        here.clear()
+    assert taken == ["a", "b", "c"]
 
 
 def told(monkeypatch: pytest.MonkeyPatch, after_s: float, phases: list[str]) -> list[str]:
