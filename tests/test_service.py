@@ -15,6 +15,7 @@ from worker.core.logs import AsJson
 from worker.core.settings import load
 from worker.service import Service
 
+ASKED = [{"role": "user", "content": "x"}]
 CASES = sorted((Path(__file__).parent / "cases").glob("*/*.json"))
 
 
@@ -82,6 +83,23 @@ def test_what_is_cancelled_inside_of_a_request_is_a_failure_and_not_a_client_tha
         body = {"type": "private", "user_id": "1", "content": "x"}
         [refusal] = outputs({"route": "/api/chat/private", "body": body}, engine)
         assert json.loads(refusal["error"])["code"] == "INTERNAL"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "x", "cache_salt": "ann"},
+        {"route": "/generate", "cache_salt": "ann", "body": {"messages": ASKED}},
+        {"route": "/generate", "body": {"messages": ASKED, "cache_salt": "ann"}},
+        {"openai_route": "/v1/chat/completions", "openai_input": {"messages": ASKED, "cache_salt": "ann"}},
+        {"dialect": "openai_chat", "messages": ASKED, "cache_salt": "ann"},
+        {"route": "/chat-vl", "body": {"messages": ASKED, "cache_salt": "ann"}},
+    ],
+)
+def test_a_cache_salt_may_stand_beside_the_route_or_in_the_body(body: dict[str, Any]) -> None:
+    engine = FakeEngine()
+    outputs(body, engine)
+    assert [(request.cache_salt, request.caller, request.ignored) for request in engine.asked] == [("ann", "", ())]
 
 
 def test_leaving_early_closes_the_generation() -> None:

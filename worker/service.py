@@ -36,9 +36,9 @@ from worker.core.safe_json import Json, safe
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.dialects.base import Chunk, Dialect, PlainWriter, Writer
-from worker.dialects.table import DIALECTS, DialectTable
+from worker.dialects.table import DIALECTS, SALT, DialectTable
 from worker.history.history import History
-from worker.history.recall import Answering, Recall
+from worker.history.recall import Answering, Recall, owned
 from worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class _Run:
     deadline: Deadline
     on_phase: OnPhase
     dialect: Dialect
+    caller: str
     wants_stream: bool = False
     writer: Writer | None = None
     phases: Phases = field(default_factory=Phases)
@@ -133,17 +134,18 @@ class Service:
         on_phase: OnPhase = _ignore,
         on_failure: OnFailure = _ignore,
         is_bounded: bool = False,
+        caller: str = "",
     ) -> AsyncGenerator[Json, None]:
         """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words. Safe JSON.
 
         `max_seconds` is the caller's own limit, beside the request's. `on_phase` hears the phases of the request,
         `on_failure` why it failed, before its last words come. `is_bounded`: what the platform would refuse for its
-        size fails.
+        size fails. `caller`: whose key the request came with; it is not to hear of others' prompts.
         """
         came_at = time.monotonic()
         deadline = Deadline(min(self._stop_at, came_at + min(self._settings.max_job_s, max_seconds)))
         self._running.add(deadline)
-        run = _Run(request_id, deadline, on_phase, self._dialects.default)
+        run = _Run(request_id, deadline, on_phase, self._dialects.default, caller)
         try:
             request = self._parsed(body, run)
             if isinstance(request, ChatRequest) and request.max_seconds is not None:
@@ -174,7 +176,12 @@ class Service:
         """The request in the contract's terms. Raises InputError."""
         call = self._dialects.choose(body)
         run.dialect, run.wants_stream = call.dialect, call.wants_stream
-        return call.dialect.parse(call.body())
+        salt = call.cache_salt()
+        request = call.dialect.parse(call.body())
+        if not isinstance(request, ChatRequest) or not (run.caller or salt):
+            return request
+        conversation = request.conversation and owned(request.conversation, run.caller, salt)
+        return request.model_copy(update={"caller": run.caller, SALT: salt, "conversation": conversation})
 
     def _within_limits(self, before: int, size: int) -> int:
         """The bytes of an answer with those of another chunk. Raises ResultTooLarge."""

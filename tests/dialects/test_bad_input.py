@@ -54,6 +54,13 @@ BAD: dict[str, tuple[object, str, str]] = {
     "two thousand pictures": ({"prompt": "x", "images": ["a"] * 2000}, "INPUT_INVALID", "images"),
     "a lone surrogate": ({"prompt": SECRET + "\ud83d"}, "INPUT_INVALID", "prompt"),
     "a lone surrogate in a block": (blocks({"type": "text", "text": "\ud83d"}), "INPUT_INVALID", "content[0].text"),
+    "a salt that is no text": ({"prompt": "x", "cache_salt": [1]}, "INPUT_INVALID", "cache_salt"),
+    "a long salt": ({"prompt": "x", "cache_salt": "x" * 257}, "INPUT_INVALID", "cache_salt"),
+    "two salts": (
+        {"route": "/generate", "cache_salt": "a", "body": {"messages": [], "cache_salt": "b"}},
+        "INPUT_INVALID",
+        "cache_salt",
+    ),
     "an unknown route": ({"route": "/v2/chat", "body": {}}, "ROUTE_UNKNOWN", "route"),
     "a route without a body": ({"route": "/generate"}, "INPUT_NOT_OBJECT", "body"),
     "something beside a route": ({"route": "/generate", "body": {}, "prompt": SECRET}, "INPUT_INVALID", "prompt"),

@@ -344,6 +344,15 @@ def test_a_later_message_is_answered_in_the_light_of_earlier_ones_and_their_pict
         assert bot.seen() == [("user", "Who are you?", 0)]
 
 
+def test_the_same_user_of_another_caller_or_salt_is_another_conversation() -> None:
+    with Bot() as bot:
+        for body in (private("One"), {**private("Two"), "cache_salt": "a"}, private("Three", cache_salt="b")):
+            bot.says(body)
+            assert len(bot.seen()) == 1
+        bot.says({**private("Four"), "cache_salt": "a"})
+        assert [text for _, text, _ in bot.seen()] == ["Two", "reply 1", "Four"]
+
+
 def test_in_a_group_the_model_sees_who_said_what() -> None:
     with Bot(BOT_PROMPT="Be brief.") as bot:
         bot.says(group("hello", nickname="Ann", card=" Ann\nof art "))

@@ -175,6 +175,27 @@ def test_without_the_key_there_is_nothing(path: str, headers: dict[str, str]) ->
             assert requests.get(f"{address}/v1/models", headers=given, timeout=10).status_code == 200
 
 
+@pytest.mark.parametrize("keys", ["k1", "k1,k2"])
+def test_each_of_several_keys_is_a_caller_of_its_own(keys: str) -> None:
+    """Their prefixes and their bots' conversations are apart; a single key is nobody to be kept from."""
+    engine = FakeEngine()
+    message = {"type": "private", "user_id": "7", "content": "x"}
+    with served(engine, API_KEY=keys, QPIKEY="k1") as address:
+        for key in (*keys.split(","), "k1"):
+            headers = {"X-API-Key": key}
+            body = {"messages": [{"role": "user", "content": "x"}]}
+            assert requests.post(f"{address}/generate", json=body, headers=headers, timeout=10).status_code == 200
+            assert requests.post(f"{address}/api/chat/private", json=message, headers=headers, timeout=10).ok
+    callers = [request.caller for request in engine.asked[::2]]
+    asked = [len(request.messages) for request in engine.asked[1::2]]
+    if keys == "k1":
+        assert (callers, asked) == (["", ""], [1, 3])
+    else:
+        assert callers[0] == callers[2] != callers[1]
+        assert all("k" not in caller and len(caller) == 32 for caller in callers)
+        assert asked == [1, 1, 3]
+
+
 def test_a_body_that_is_too_large_or_no_json_is_refused() -> None:
     with served(FakeEngine(), MAX_BODY_BYTES="1000") as address:
         large = requests.post(f"{address}/generate", data=b"x" * 2000, timeout=10)

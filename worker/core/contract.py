@@ -141,7 +141,8 @@ class ChatRequest(Value):
 
     max_seconds: from its arrival to its end. counts_only: the prompt is built and counted, and the model is not run.
     conversation: the one message continues a conversation that is remembered. template: further variables of the chat
-    template. ignored: fields of the body that change nothing here, for the log.
+    template. ignored: fields of the body that change nothing here, for the log. caller: whose key it came with, where
+    there are several; cache_salt: what the caller itself keeps its users apart by.
     """
 
     messages: tuple[Message, ...]
@@ -154,6 +155,8 @@ class ChatRequest(Value):
     ignored: tuple[str, ...] = ()
     conversation: ConversationRef | None = None
     template: tuple[tuple[str, TemplateValue], ...] = ()
+    caller: str = ""
+    cache_salt: str = Field("", repr=False)
 
     @property
     def media(self) -> tuple[Media, ...]:

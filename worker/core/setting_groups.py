@@ -116,6 +116,12 @@ class EngineSettings(Group):
         description="Memory for keys and values of earlier prompts, so that a shared beginning is not computed "
         "twice; 0: none is kept",
     )
+    prefix_sharing: Literal["all", "caller", "off"] = Field(
+        "caller",
+        description="Whose earlier prompts and pictures may make a request quicker: `caller`, those of the same key of "
+        "the HTTP server; `all`, everybody's, where all keys are one user's; `off`, nobody's. Those with another "
+        "`cache_salt` never",
+    )
     engine_stuck_s: Seconds = Field(
         180.0,
         description="Seconds that one turn of the engine may take; a device that hangs longer has every job get its "

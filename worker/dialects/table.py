@@ -12,6 +12,8 @@ from worker.core.safe_json import JsonObject
 from worker.dialects import bot, chat_vl, generate, native, openai_chat, openai_models, recognize
 from worker.dialects.base import Dialect, HttpError, no_such_field, plain_error
 
+SALT = "cache_salt"  # vLLM's name
+MAX_SALT_CHARS = 256
 OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the OpenAI API would
 
 
@@ -32,13 +34,27 @@ class Call:
         return isinstance(body, dict) and body.get("stream") is True
 
     def body(self) -> JsonObject:
-        """The dialect's own body. Raises InputInvalid, InputNotObject, RouteUnknown."""
+        """The dialect's own body, without `cache_salt`. Raises InputInvalid, InputNotObject, RouteUnknown."""
+        self.cache_salt()
+        return {name: value for name, value in self._body().items() if name != SALT}
+
+    def cache_salt(self) -> str:
+        """What keeps its caches apart from others', beside the route or in the body; empty for none. Raises
+        InputInvalid."""
+        places = [place for place in (self.envelope, self._inside()) if isinstance(place, dict)]
+        given = [place[SALT] for place in places if place.get(SALT) is not None]
+        salt = given[0] if given else ""
+        if any(other != salt for other in given) or not isinstance(salt, str) or len(salt) > MAX_SALT_CHARS:
+            raise InputInvalid(where=SALT, detail=f"one text of at most {MAX_SALT_CHARS} characters")
+        return salt
+
+    def _body(self) -> JsonObject:
         if self.form == "direct":
             return self.envelope
         route, inside = ("route", "body") if self.form == "routed" else ("openai_route", "openai_input")
         if not self.is_route_known:
             raise RouteUnknown(where=route)
-        for name in self.envelope.keys() - {route, inside}:
+        for name in self.envelope.keys() - {route, inside, SALT}:
             raise no_such_field(name)
         if self.dialect.has_tail:
             assert self.dialect.route is not None

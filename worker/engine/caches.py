@@ -45,8 +45,10 @@ class EngineCaches:
 
 def caches_for(kv: KVCache, settings: Settings, device: torch.device) -> EngineCaches:
     """Caches of the sizes that the settings name. Recurrent states cannot be cut back to where two prompts part."""
-    prefixes = None if kv.has_states or not settings.prefix_cache_mib else PrefixCache(settings.prefix_cache_mib * MIB)
-    return EngineCaches(kv, FeatureCache(settings.feature_cache_mib * MIB), prefixes, device)
+    is_shared = settings.prefix_sharing != "off"
+    has_prefixes = is_shared and settings.prefix_cache_mib and not kv.has_states
+    prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if has_prefixes else None
+    return EngineCaches(kv, FeatureCache(settings.feature_cache_mib * MIB * is_shared), prefixes, device)
 
 
 def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from worker.engine.caches import EngineCaches
 from worker.engine.loop import Pulse
 from worker.engine.prefill import Prefill
-from worker.engine.prefix_cache import SHORTEST_PREFIX, shared_beginning
+from worker.engine.prefix_cache import share_a_beginning
 from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.sampling import Row, logits_step
 from worker.engine.scheduler import Scheduler
@@ -87,7 +87,8 @@ class ContinuousBatch:
             is_fitting = longest * (len(together) + 1) <= budget and longest <= 2 * length
             if not is_fitting or not self._may_join_others(group):
                 break
-            if any(_share_a_beginning(group, other) for other in together):
+            prompt = group.sequences[0].request.prompt
+            if any(share_a_beginning(prompt, other.sequences[0].request.prompt) for other in together):
                 continue
             if not self._is_plain(group):
                 break
@@ -159,11 +160,6 @@ def take(sequence: Sequence, row: Row, recovery: Recovery) -> None:
     """Choose an answer's next token; what fails in that is its request's own."""
     with contained(partial(recovery.token_failed, sequence.request)):
         sequence.take(row)
-
-
-def _share_a_beginning(group: Group, other: Group) -> bool:
-    fingerprints = (each.sequences[0].request.prompt.fingerprint for each in (group, other))
-    return shared_beginning(*fingerprints) >= SHORTEST_PREFIX
 
 
 def _leave_for_later(_: Failure) -> None:

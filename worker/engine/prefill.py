@@ -17,7 +17,7 @@ class Prefill:
         self._runner, self._features, self._prefixes = runner, features, prefixes
         self._seen: dict[int, Features] = {}
         self.cache: PrefillCache = runner.prefill_cache()
-        self.reused = prefixes.fill(prompt.fingerprint, self.cache) if prefixes else 0
+        self.reused = prefixes.fill(prompt, self.cache) if prefixes else 0
         self._done = self.reused
         self.logits: torch.Tensor | None = None
 
@@ -52,7 +52,7 @@ class Prefill:
     def keep(self) -> None:
         """Remember the whole prompt for later ones that begin alike. Only once its numbers are known to be good."""
         if self._prefixes is not None:
-            self._prefixes.keep(self._prompt.fingerprint, self.cache)
+            self._prefixes.keep(self._prompt, self.cache)
 
     def _see(self, unseen: list[int], budget: int) -> int:
         """Take in pictures: those seen before for nothing, others in one pass, as many as the budget has tokens for."""

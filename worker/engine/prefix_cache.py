@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 import torch
 
 from worker.models.runner import Features, PrefillCache
+from worker.prompt.types import Prompt
 
 SHORTEST_PREFIX = 32  # tokens; computing fewer is cheaper than keeping them
 
@@ -61,13 +62,14 @@ class FeatureCache(LruBytes[bytes, Features]):
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
+    scope: bytes
     fingerprint: torch.Tensor
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 class PrefixCache:
-    """Keys and values of earlier prompts, found by what they begin with. Only for models that attend in every layer:
-    a recurrent state cannot be cut back to where two prompts part."""
+    """Keys and values of earlier prompts of the same scope, found by what they begin with. Only for models that attend
+    in every layer: a recurrent state cannot be cut back to where two prompts part."""
 
     def __init__(self, max_bytes: int) -> None:
         self._kept: LruBytes[int, _Prefix] = LruBytes(max_bytes)
@@ -81,11 +83,11 @@ class PrefixCache:
     def num_hits(self) -> int:
         return self._kept.num_hits
 
-    def fill(self, fingerprint: torch.Tensor, cache: PrefillCache) -> int:
+    def fill(self, prompt: Prompt, cache: PrefillCache) -> int:
         """Put the longest known beginning into an empty `cache`; its length, less than the prompt's, 0 for none."""
         best, length = -1, SHORTEST_PREFIX - 1
         for key, known in self._kept.items():
-            shared = shared_beginning(fingerprint[:-1], known.fingerprint)
+            shared = _shared(prompt.scope, prompt.fingerprint[:-1], known)
             if shared > length:
                 best, length = key, shared
         found = self._kept.get(best)
@@ -95,12 +97,13 @@ class PrefixCache:
             cache.update(keys[:, :, :length], values[:, :, :length], index)
         return length
 
-    def keep(self, fingerprint: torch.Tensor, cache: PrefillCache) -> None:
+    def keep(self, prompt: Prompt, cache: PrefillCache) -> None:
         """Remember a prefilled prompt. What it says more than one that is known replaces that one."""
+        fingerprint = prompt.fingerprint
         if len(fingerprint) < SHORTEST_PREFIX:
             return
         for key, known in self._kept.items():
-            shared = shared_beginning(fingerprint, known.fingerprint)
+            shared = _shared(prompt.scope, fingerprint, known)
             if shared == len(fingerprint):
                 return
             if shared == len(known.fingerprint):
@@ -109,13 +112,22 @@ class PrefixCache:
         layers = tuple((layer.keys[:, :, :length], layer.values[:, :, :length]) for layer in cache.layers)
         size = sum(part.numel() * part.element_size() for pair in layers for part in pair)
         self._next += 1
-        self._kept.put(self._next, _Prefix(fingerprint, layers), size)
+        self._kept.put(self._next, _Prefix(prompt.scope, fingerprint, layers), size)
 
     def clear(self) -> None:
         self._kept.clear()
 
 
-def shared_beginning(a: torch.Tensor, b: torch.Tensor) -> int:
+def share_a_beginning(a: Prompt, b: Prompt) -> bool:
+    """Whether what is kept of one of two prompts would be used for the other."""
+    return a.scope == b.scope and _common(a.fingerprint, b.fingerprint) >= SHORTEST_PREFIX
+
+
+def _shared(scope: bytes, fingerprint: torch.Tensor, known: _Prefix) -> int:
+    return _common(fingerprint, known.fingerprint) if scope == known.scope else 0
+
+
+def _common(a: torch.Tensor, b: torch.Tensor) -> int:
     """How many tokens two prompts have in common from the beginning."""
     length = min(len(a), len(b))
     differ = (a[:length] != b[:length]).nonzero()

@@ -1,5 +1,6 @@
 """A bot's message answered as part of its conversation: remembered, put behind what was said before, and replied to."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ class Remembered:
     tokens: int
     turn_id: int
     earlier: Sequence[Turn]
+
+
+def owned(conversation: ConversationRef, caller: str, cache_salt: str) -> ConversationRef:
+    """The conversation as this caller alone can name it."""
+    owner = hashlib.blake2b(f"{caller}\0{cache_salt}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return conversation.model_copy(update={"key": f"{owner}/{conversation.key}"})
 
 
 class Recall:

@@ -5,6 +5,7 @@ it is spread over several texts.
 """
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
 from worker.prompt.sizes import Size, image_size, video_size
 from worker.prompt.types import MediaItem, Prompt
+
+SCOPE_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,8 @@ class PromptBuilder:
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
         """Raises PromptTooLong, and InputInvalid where the chat template does not take the messages. `media` are the
         request's, in order."""
-        shown = [self._shown(opened) for opened in media]
+        scope = self._scope(request)
+        shown = [self._shown(opened, scope) for opened in media]
         self._check_length(shown)
         ids = torch.tensor(_widen(self._tokens(request, shown), self._pad_counts(shown)))
         positions, delta = self._positions(ids, shown)
@@ -66,15 +70,27 @@ class PromptBuilder:
             offset_of=offset_of,
             fingerprint=fingerprint,
             media=tuple(self._info(asked.where, entry) for asked, entry in zip(request.media, shown, strict=True)),
+            scope=scope,
         )
 
-    def _shown(self, opened: Opened) -> _Shown:
+    def _scope(self, request: ChatRequest) -> bytes:
+        """Who may share keys, values and features with the request."""
+        match self._settings.prefix_sharing:
+            case "all":
+                parts = ["", request.cache_salt]
+            case "caller":
+                parts = [request.caller, request.cache_salt]
+            case "off":
+                return secrets.token_bytes(SCOPE_BYTES)
+        return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=SCOPE_BYTES).digest()
+
+    def _shown(self, opened: Opened, scope: bytes) -> _Shown:
         if isinstance(opened, Picture):
-            item = _item("image", self._picture(opened))
+            item = _item("image", self._picture(opened), scope)
             return _Shown(item, opened, item.patches.num_tokens(self._spec.preprocessor.merge))
         fps = opened.fps or self._spec.preprocessor.video_fps
         times = opened.times or [index / fps for index in range(len(opened.frames))]
-        item = _item("video", self._clip(opened), times)
+        item = _item("video", self._clip(opened), scope, times)
         return _Shown(item, opened, item.patches.num_tokens(self._spec.preprocessor.merge), times)
 
     def _check_length(self, shown: Sequence[_Shown]) -> None:
@@ -185,9 +201,10 @@ class PromptBuilder:
         return positions(kinds, image_grids, video_grids, self._spec.preprocessor.merge, intervals)
 
 
-def _item(kind: Kind, seen: Patches, times: Sequence[float] = ()) -> MediaItem:
-    """Its key depends on the pixels and on everything that changes how they are seen."""
-    way = hashlib.blake2b(f"{kind} {seen.grid} {seen.copies} {list(times)}".encode(), digest_size=16).digest()
+def _item(kind: Kind, seen: Patches, scope: bytes, times: Sequence[float] = ()) -> MediaItem:
+    """Its key depends on the pixels, on everything that changes how they are seen, and on the scope."""
+    seen_as = f"{kind} {seen.grid} {seen.copies} {list(times)}".encode()
+    way = hashlib.blake2b(seen_as, digest_size=16, key=scope).digest()
     return MediaItem(kind, seen, hashlib.blake2b(seen.pixels.numpy().data, digest_size=16, key=way).digest())
 
 

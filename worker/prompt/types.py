@@ -10,7 +10,7 @@ from worker.prompt.patches import Patches
 
 @dataclass(frozen=True, eq=False)
 class MediaItem:
-    """A picture or video of a prompt. key: the same for the same content seen in the same way."""
+    """A picture or video of a prompt. key: the same for the same content seen in the same way, in the same scope."""
 
     kind: Kind
     patches: Patches
@@ -24,7 +24,8 @@ class Prompt:
     ids: the tokens. positions: (3, tokens) M-RoPE positions. delta: what the position of a later token
     differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
     each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
-    begin with the same fingerprints begin with the same keys and values. media: what the items look like.
+    begin with the same fingerprints begin with the same keys and values. media: what the items look like. scope: only
+    prompts of the same one may share anything.
     """
 
     ids: tuple[int, ...]
@@ -35,6 +36,7 @@ class Prompt:
     offset_of: torch.Tensor
     fingerprint: torch.Tensor
     media: tuple[MediaInfo, ...] = ()
+    scope: bytes = b""
 
     @property
     def images(self) -> tuple[Patches, ...]:

@@ -79,7 +79,7 @@ def _endpoint(dialect: Dialect, handle: ModelHandle, settings: Settings) -> Endp
         body = await read_body(request, dialect)
         serving = await handle.serving()
         job_input = envelope_at(dialect, request.url.path, body.fields)
-        outputs = Outputs(serving.service, job_input, request.state.request_id)
+        outputs = Outputs(serving.service, job_input, request.state.request_id, request.state.caller)
         first = asyncio.create_task(outputs.next())
         if not await until_gone(request.receive, first):
             first.cancel()

@@ -2,13 +2,14 @@
 on its way out."""
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,12 +26,18 @@ UNCOUNTED_PATHS = OPEN_PATHS | {"/health", "/metrics"}
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
+def callers(keys: Sequence[str]) -> dict[bytes, str]:
+    """Each key with a name for who has it, which tells nothing of the key; nameless where there is but one."""
+    kept = {key.encode() for key in keys}
+    return {key: hashlib.blake2b(key, digest_size=16).hexdigest() if len(kept) > 1 else "" for key in kept}
+
+
 class RequestMiddleware:
     """Middleware around the routes. `shape` gives an error as a path says it."""
 
     def __init__(self, app: ASGIApp, settings: Settings, shape: Callable[[str, WorkerError], HttpError]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in settings.keys]
+        self._callers = callers(settings.keys)
         self._max_bytes = settings.max_body_bytes
         self._max_running, self._num_running = settings.max_requests, 0
         self._timeout_s, self._whole_s = settings.body_timeout_s, settings.body_whole_s
@@ -44,7 +51,8 @@ class RequestMiddleware:
         request_id = headers.get("x-request-id", "")
         if not _PLAIN_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         began, status, is_counted = time.monotonic(), 0, scope["path"] not in UNCOUNTED_PATHS
 
         async def sending(message: Message) -> None:
@@ -56,7 +64,7 @@ class RequestMiddleware:
 
         self._num_running += is_counted
         try:
-            self._check(scope["path"], headers)
+            state["caller"] = self._check(scope["path"], headers)
             if self._num_running > self._max_running and is_counted:
                 raise QueueFull(detail=f"{self._max_running} requests are unfinished")
             await self._app(scope, self._counted(receive), sending)
@@ -70,23 +78,28 @@ class RequestMiddleware:
             path = scope["path"][:100].encode("unicode_escape").decode("ascii")
             log.info("%s %s", scope["method"], path, extra={"request": request_id, **facts})
 
-    def _check(self, path: str, headers: Headers) -> None:
-        """Raises KeyInvalid, BodyTooLarge."""
-        if self._keys and path not in OPEN_PATHS and not self._is_known(headers):
-            raise KeyInvalid()
+    def _check(self, path: str, headers: Headers) -> str:
+        """Whose key it is, as `callers` has it. Raises KeyInvalid, BodyTooLarge."""
+        caller = ""
+        if self._callers and path not in OPEN_PATHS:
+            caller = self._caller(headers)
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._max_bytes:
             raise BodyTooLarge(detail=f"at most {self._max_bytes} bytes")
+        return caller
 
-    def _is_known(self, headers: Headers) -> bool:
-        """Whether the key is one of ours; takes as long for a wrong one as for a right one."""
-        key_given = headers.get("x-api-key")
-        if key_given is None:
-            scheme, _, key_given = headers.get("authorization", "").partition(" ")
+    def _caller(self, headers: Headers) -> str:
+        """Whose key is given; it takes as long for a wrong one as for a right one. Raises KeyInvalid."""
+        given = headers.get("x-api-key")
+        if given is None:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer":
-                return False
-        matches = [hmac.compare_digest(key_given.encode("utf-8", "surrogateescape"), key) for key in self._keys]
-        return any(matches)
+                raise KeyInvalid()
+        data = given.encode("utf-8", "surrogateescape")
+        found = [caller for key, caller in self._callers.items() if hmac.compare_digest(data, key)]
+        if not found:
+            raise KeyInvalid()
+        return found[0]
 
     def _counted(self, receive: Receive) -> Receive:
         """`receive` that raises BodyTooLarge and BodyTimeout while the body comes."""

@@ -18,14 +18,14 @@ class Outputs:
     """A request's outputs: they go on while the client is slow, and end when it goes. failure: why there are no more,
     told before the last words."""
 
-    def __init__(self, service: Service, job_input: JsonObject, request_id: str) -> None:
+    def __init__(self, service: Service, job_input: JsonObject, request_id: str, caller: str) -> None:
         self.failure: WorkerError | None = None
         self._queue: asyncio.Queue[Json] = asyncio.Queue()  # None is the end
-        self._task = asyncio.create_task(self._make(service, job_input, request_id))
+        self._task = asyncio.create_task(self._make(service, job_input, request_id, caller))
 
-    async def _make(self, service: Service, job_input: JsonObject, request_id: str) -> None:
+    async def _make(self, service: Service, job_input: JsonObject, request_id: str, caller: str) -> None:
         try:
-            async for output in service.answer(job_input, request_id, on_failure=self._fail):
+            async for output in service.answer(job_input, request_id, on_failure=self._fail, caller=caller):
                 self._queue.put_nowait(output)
         finally:
             self._queue.put_nowait(None)
