@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,13 @@ class FakeOpener:
 
     error: WorkerError | None = None
     opened: list[Media] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator["FakeOpener"]:
+        yield self
+
+    def settle(self, opened: Sequence[Opened]) -> None:
+        pass
 
     async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         if self.error is not None:

@@ -144,7 +144,7 @@ def test_after_bad_input_the_next_request_is_answered() -> None:
     assert outputs({"prompt": "x"})[0]["text"] == "A cat."
 
 
-class Hanging:
+class Hanging(FakeOpener):
     """An opener whose other side never answers."""
 
     def __init__(self) -> None:

@@ -214,6 +214,9 @@ class Service:
             run.on_phase("opening media")
         conversation, answering = request.conversation, None
         async with AsyncExitStack() as stack:
+            async with run.deadline.watch():
+                earlier = 0 if conversation is None else self._settings.history_images
+                room = await stack.enter_async_context(self._opener.room(request.media, earlier))
             if conversation is None:
                 request, media = await self._opened(request, run)
             else:
@@ -226,6 +229,7 @@ class Service:
                     request, media = await self._recall.with_history(remembered)
                 answering = await stack.enter_async_context(self._recall.answering(conversation, remembered))
                 del remembered
+            room.settle(media)
             if media:
                 run.phases.end("media")
             run.on_phase("reading the prompt")

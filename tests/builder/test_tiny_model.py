@@ -285,7 +285,9 @@ def in_file(model: LoadedModel, data: bytes, nframes: int) -> contract.Clip:
     size_policy = SmartResizePolicy(model.spec.preprocessor, settings)
 
     def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
-        return size_policy.shrink(rgb, num_frames, controls)
+        height, width = rgb.shape[:2]
+        height, width, _ = size_policy.clip(height, width, num_frames, controls)
+        return size_policy.resized(rgb, height, width)
 
     found = sniff(data).video
     assert found is not None

@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.fakes import as_base64
 from tests.media.films import film, number_of
+from worker.checkpoint.preprocessor import read_preprocessor
 from worker.core.contract import (
     RGB,
     ChatRequest,
@@ -20,6 +22,7 @@ from worker.core.contract import (
     Controls,
     Frames,
     Inline,
+    Kind,
     Media,
     Message,
     Opened,
@@ -40,10 +43,11 @@ from worker.core.errors import (
     MediaUnsupportedType,
     MediaUrlForbidden,
 )
-from worker.core.settings import Settings
+from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media import picture
 from worker.media.decoders import DECODERS, DecodeContext, open_picture
 from worker.media.opener import Opener
+from worker.prompt.size_policy import SmartResizePolicy
 
 
 class Shelf:
@@ -53,7 +57,9 @@ class Shelf:
         self.files = files
         self.num_open = 0
 
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
+    async def fetch(
+        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object
+    ) -> bytes:
         self.num_open += 1
         try:
             if address not in self.files:
@@ -64,7 +70,9 @@ class Shelf:
 
 
 class Slow:
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
+    async def fetch(
+        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object
+    ) -> bytes:
         raise MediaFetchTimeout(detail="our words")
 
 
@@ -76,10 +84,13 @@ class AsItIs:
     def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
         return height, width, height * width
 
-    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
-        return height * width * num_frames
+    def clip(self, height: int, width: int, num_frames: int, controls: Controls) -> tuple[int, int, int]:
+        return height, width, height * width * num_frames
 
-    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
+    def max_pixels(self, kind: Kind) -> int:
+        return 1000
+
+    def resized(self, rgb: RGB, height: int, width: int) -> RGB:
         return rgb
 
 
@@ -291,7 +302,7 @@ def test_after_many_failures_the_memory_is_whole_again() -> None:
 def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, has_begun = threading.Event(), threading.Event()
 
-    def stuck(header: object, wanted: object) -> None:
+    def stuck(*_: object) -> None:
         has_begun.set()
         go_on.wait(10)
 
@@ -314,9 +325,9 @@ def test_after_a_timeout_the_memory_is_held_until_the_thread_has_really_ended(mo
 def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
     decode = picture.decode
 
-    def slow(header: picture.Header, wanted: tuple[int, int] | None) -> RGB:
+    def slow(*arguments: Any) -> RGB:
         threading.Event().wait(0.1)
-        return decode(header, wanted)
+        return decode(*arguments)
 
     monkeypatch.setattr("worker.media.picture.decode", slow)
     opener = Opener(Settings(decode_timeout_s=0.4, prepare_threads=1), Slow(), AsItIs())
@@ -325,18 +336,23 @@ def test_waiting_for_a_thread_is_not_decoding_time(monkeypatch: pytest.MonkeyPat
     opener.close()
 
 
-def test_not_all_addresses_are_fetched_at_once() -> None:
+def test_not_all_addresses_are_fetched_at_once_and_one_request_leaves_room_for_others() -> None:
+    """Sixteen addresses that never answer once stopped all fetching."""
     shelf = Shelf()
-    opener = Opener(Settings(max_fetches=3), shelf, AsItIs())
+    opener = Opener(Settings(max_fetches=8), shelf, AsItIs())
 
     async def run() -> None:
-        task = asyncio.create_task(opener.open([image(Url(url="never"), f"i{index}") for index in range(9)]))
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert shelf.num_open == 3
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert opener.sources.fetches.free == 3
+        tasks = []
+        for num_open in (2, 4, 6, 8, 8):
+            items = [image(Url(url="never"), f"i{index}") for index in range(9)]
+            tasks.append(asyncio.create_task(opener.open(items)))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert shelf.num_open == num_open
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert opener.sources.fetches.free == 8
 
     asyncio.run(run())
     opener.close()
@@ -362,3 +378,59 @@ def test_one_reference_may_become_many_pictures() -> None:
     kinds = [type(part).__name__ for part in request.messages[0].parts]
     assert kinds == ["Text", "Media", "Media", "Text"]
     assert len(opened) == 2
+
+
+def test_a_picture_is_shrunk_where_it_is_decoded_and_its_file_goes() -> None:
+    settings = Settings(max_image_tokens=64)
+    opener = Opener(settings, Slow(), SmartResizePolicy(read_preprocessor(EMBEDDED_MODEL), settings))
+
+    async def run() -> None:
+        items = [image(inline("red", (900, 600))), clip(*["red"] * 4)]
+        async with opener.room(items) as room:
+            most = opener.workers.pixels.free
+            [[still], [moving]] = await opener.open(items)
+            assert isinstance(still, Picture) and isinstance(moving, Clip)
+            assert still.rgb.nbytes <= 64 * 32 * 32 * 3
+            assert still.size == (600, 900)
+            assert moving.is_sized
+            assert not still.source.files and not moving.source.files
+            room.settle([still, moving])
+            held = opener.workers.pixels.total - opener.workers.pixels.free
+            assert held == still.rgb.nbytes + sum(frame.nbytes for frame in moving.frames)
+            assert opener.workers.pixels.free > most
+        for budget in (opener.workers.pixels, opener.workers.files, opener.workers.memory, opener.sources.fetches):
+            assert budget.free == budget.total
+
+    asyncio.run(run())
+    opener.close()
+
+
+def test_a_small_picture_does_not_wait_for_anothers_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three requests of eight large pictures each once made it wait for all of them."""
+    go_on, order = threading.Event(), list[str]()
+    decode = picture.decode
+
+    def watched(header: picture.Header, *rest: Any) -> RGB:
+        if header.num_pixels > 1000:
+            go_on.wait(10)
+        order.append("large" if header.num_pixels > 1000 else "small")
+        return decode(header, *rest)
+
+    monkeypatch.setattr("worker.media.picture.decode", watched)
+    monkeypatch.setattr("worker.media.workers.SMALL_BYTES", 2 * 2**20)
+    opener = Opener(Settings(prepare_threads=2), Slow(), AsItIs())
+
+    async def run() -> None:
+        large = [
+            asyncio.create_task(opener.open([image(inline("red", (1000, 1000)), f"i{n}") for n in range(8)]))
+            for _ in range(3)
+        ]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(opener.open([image(inline("blue"))]), 10)
+        assert order == ["small"]
+        go_on.set()
+        await asyncio.gather(*large)
+
+    asyncio.run(run())
+    opener.close()

@@ -191,7 +191,11 @@ def test_what_is_not_a_picture_is_named(data: bytes, word: str) -> None:
 
 def test_memory_for_decoding_is_known_from_the_header() -> None:
     header = read_header(encoded(Image.new("RGB", (100, 50))), Settings())
-    assert header.decode_bytes == 100 * 50 * 30
+    assert header.decode_bytes == 100 * 50 * 9
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = read_header(encoded(Image.new("RGB", (100, 50)), "JPEG", exif=exif), Settings())
+    assert turned.decode_bytes == 100 * 50 * (14 + 3)
 
 
 def test_what_follows_the_picture_is_not_weighed() -> None:

@@ -219,7 +219,7 @@ def test_its_size_policy_knows_pictures_only() -> None:
     with pytest.raises(MediaParamInvalid):
         size_policy.picture(100, 200, Controls(max_pixels=5000))
     with pytest.raises(MediaUnsupportedType):
-        size_policy.clip_tokens(1, 1, 1, Controls())
+        size_policy.clip(1, 1, 1, Controls())
 
 
 def test_the_whole_worker_serves_it(folder: Path) -> None:

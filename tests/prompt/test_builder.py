@@ -108,7 +108,7 @@ def test_tokens_are_known_from_the_sides_before_anything_is_decoded(tiny: Loaded
         count = rng.randint(1, 6)
         moving = Clip(tuple(np.zeros((count, height // 4 + 8, width // 4 + 8, 3), np.uint8)), 2.0, controls=controls)
         prompt = builder.build(_about("video"), [moving])
-        assert size_policy.clip_tokens(height // 4 + 8, width // 4 + 8, count, controls) == prompt.video_tokens
+        assert size_policy.clip(height // 4 + 8, width // 4 + 8, count, controls)[2] == prompt.video_tokens
 
 
 def test_a_picture_decoded_at_a_part_of_its_size_is_seen_at_the_size_of_the_whole(builder: PromptBuilder) -> None:

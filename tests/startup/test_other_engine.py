@@ -58,10 +58,13 @@ class AsLarge:
     def picture(self, height: int, width: int, controls: object) -> tuple[int, int, int]:
         return height, width, 1
 
-    def clip_tokens(self, *_: object) -> int:
-        return 1
+    def clip(self, height: int, width: int, *_: object) -> tuple[int, int, int]:
+        return height, width, 1
 
-    def shrink(self, rgb: Any, num_frames: int, controls: object) -> Any:
+    def max_pixels(self, _: object) -> int:
+        return 1000
+
+    def resized(self, rgb: Any, *_: object) -> Any:
         return rgb
 
 
@@ -70,7 +73,7 @@ NUM_BYTES = len(QUESTION["image"].partition(",")[2]) * 3 // 4
 
 
 def serving(settings: Settings) -> Serving:
-    return assemble(LoadedEngine(Echo(), AsLarge()), settings)
+    return assemble(LoadedEngine(Echo(), AsLarge(), reads_files=True), settings)
 
 
 def test_behind_the_http_server() -> None:

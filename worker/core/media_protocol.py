@@ -1,13 +1,19 @@
 """What turns references to pictures and videos into pixels, and the sizes at which a model sees them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from worker.core.contract import RGB, Controls, Media, Opened
+from worker.core.contract import RGB, Controls, Kind, Media, Opened
 
 
 class MediaOpener(Protocol):
     """Opens the media of a request."""
+
+    def room(self, items: Sequence[Media], more_images: int = 0) -> AbstractAsyncContextManager["MediaRoom"]:
+        """The memory for what the media become, held as long as any of it is alive: enter it before `open`, once for a
+        request, and leave it when the request ends. more_images: that are opened beside `items`."""
+        ...
 
     async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         """For each reference what it became, in order: one picture or clip, or several, as a document its pages. Raises
@@ -16,6 +22,14 @@ class MediaOpener(Protocol):
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         """The files of pictures, in order, not yet opened. Raises MediaError with the reference's place."""
+        ...
+
+
+class MediaRoom(Protocol):
+    """Memory that a request holds for its media."""
+
+    def settle(self, opened: Sequence[Opened]) -> None:
+        """This is all: hold no more than it takes."""
         ...
 
 
@@ -31,10 +45,15 @@ class SizePolicy(Protocol):
         """Height and width at which a picture is seen, and its tokens. Raises MediaParamInvalid."""
         ...
 
-    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
-        """Tokens of a video of `num_frames` frames. Raises MediaParamInvalid."""
+    def clip(self, height: int, width: int, num_frames: int, controls: Controls) -> tuple[int, int, int]:
+        """Height and width at which a frame of a video of `num_frames` frames is seen, and the video's tokens. Raises
+        MediaParamInvalid."""
         ...
 
-    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
-        """One of `num_frames` frames, (height, width, 3), at the model's size. Raises MediaParamInvalid."""
+    def max_pixels(self, kind: Kind) -> int:
+        """Of a picture, or of all frames of a video, at the model's size."""
+        ...
+
+    def resized(self, rgb: RGB, height: int, width: int) -> RGB:
+        """The pixels, (height, width, 3), at another size. Safe to call from many threads."""
         ...

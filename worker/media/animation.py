@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from worker.core.contract import RGB, Clip, Source
@@ -23,7 +22,7 @@ from worker.core.errors import (
 )
 from worker.core.settings import Settings
 from worker.media.limits import refuse_costly
-from worker.media.picture import BROKEN, as_rgb, bounded, check_size
+from worker.media.picture import BROKEN, bounded, check_size, pixels_of
 from worker.media.sniff import SniffResult
 from worker.media.video import Shrink
 
@@ -115,7 +114,7 @@ def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Imag
 def _pixels(image: Image.Image) -> RGB:
     """(height, width, 3). Raises MediaCorrupt."""
     try:
-        return np.array(as_rgb(image))
+        return pixels_of(image)
     except BROKEN:
         raise MediaCorrupt() from None
 

@@ -20,18 +20,30 @@ from worker.media.sources import Sources
 from worker.media.workers import Workers
 
 T = TypeVar("T")
-KEPT_BYTES = 128 * 2**20  # of the frames of a video at the model's size
+HEADER_BYTES = 2**20  # of memory, at the most, to read a header or to choose frames
+INDEX_BYTES = 96 * 2**20  # to read the times of all frames of a file
 
 
 @dataclass(frozen=True)
 class DecodeContext:
-    """What a decoder works with. left: what the request may still bring."""
+    """What a decoder works with. left: what the request may still bring; keeps_files: whether what is opened remembers
+    its file's bytes."""
 
     settings: Settings
     sources: Sources
     workers: Workers
     size_policy: SizePolicy
     left: Allowance
+    keeps_files: bool = False
+
+    async def decode(
+        self, num_bytes: int, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
+    ) -> T:
+        """See `Workers.decode`, in this request's turn."""
+        return await self.workers.decode(num_bytes, work, *arguments, owner=self.left, timeout_s=timeout_s)
+
+    def kept(self, *files: bytes) -> tuple[bytes, ...]:
+        return files if self.keeps_files else ()
 
 
 Decoder = Callable[[DecodeContext, Media], Coroutine[Any, Any, tuple[Opened, ...]]]
@@ -60,85 +72,91 @@ async def together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
     """An image. Raises MediaError."""
     assert not isinstance(item.source, Frames)
-    header = await _header(context, item.source)
-    height, width, tokens = context.size_policy.picture(header.height, header.width, item.controls)
-    context.left.take_tokens(tokens)
-    rgb = await context.workers.decode(header.decode_bytes, picture.decode, header, (height, width))
-    source = Source(header.height, header.width, header.orientation, (header.data,))
-    return (Picture(rgb, item.controls, source),)
+    policy = context.size_policy
+    async with context.sources.opened(item.source, "image", context.left) as data:
+        header = await _header(context, data)
+        height, width, tokens = policy.picture(header.height, header.width, item.controls)
+        context.left.take_tokens(tokens)
+        rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), policy.resized)
+        source = Source(header.height, header.width, header.orientation, context.kept(data))
+        return (Picture(rgb, item.controls, source),)
 
 
 async def open_video(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
     """A list of frames, a video file, or an animation as a video. Raises MediaError."""
     if isinstance(item.source, Frames):
         return (await _clip_of_frames(context, item.source, item.where, item.controls),)
-    data = await context.sources.video(item.source, context.left)
-    found = sniff(data)
-    if found.video is None and found.picture not in animation.MOVING:
-        raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
-    return (await _clip_of_file(context, data, found, item.controls),)
+    async with context.sources.opened(item.source, "video", context.left) as data:
+        found = sniff(data)
+        if found.video is None and found.picture not in animation.MOVING:
+            raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
+        return (await _clip_of_file(context, data, found, item.controls),)
 
 
 DECODERS: Mapping[Kind, Decoder] = {"image": open_picture, "video": open_video}
 
 
-async def _header(context: DecodeContext, file: File) -> picture.Header:
-    data = await context.sources.picture(file, context.left)
-    header = await context.workers.decode(1, picture.read_header, data, context.settings)
+async def _header(context: DecodeContext, data: bytes) -> picture.Header:
+    header = await context.decode(HEADER_BYTES, picture.read_header, data, context.settings)
     context.left.take_pixels(header.num_pixels)
     context.workers.check_memory(header.decode_bytes)
     return header
 
 
 async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, controls: Controls) -> Clip:
-    limit = context.settings.max_frames
-    if len(source.frames) > limit:
-        raise MediaTooManyItems(detail=f"{len(source.frames)} frames, at most {limit}")
-    places = [f"{where}.frames[{index}]" for index in range(len(source.frames))]
+    """Their headers first: what the first frame's size would make too large, or does not fit, is not decoded."""
+    count, policy = len(source.frames), context.size_policy
+    if count > context.settings.max_frames:
+        raise MediaTooManyItems(detail=f"{count} frames, at most {context.settings.max_frames}")
+    places = [f"{where}.frames[{index}]" for index in range(count)]
 
     async def header(file: File, place: str) -> picture.Header:
         with named(place):
-            return await _header(context, file)
+            return await _header(context, await context.sources.read(file, "image", context.left))
 
-    async def pixels(of: picture.Header, place: str) -> RGB:
+    async def pixels(of: picture.Header, place: str, size: tuple[int, int]) -> RGB:
         with named(place):
-            return await context.workers.decode(of.decode_bytes, picture.decode, of, None)
+            return await context.decode(of.decode_bytes, picture.decode, of, size, policy.resized)
 
-    headers = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
-    first = headers[0]
-    for other, place in zip(headers, places, strict=True):
-        if (other.height, other.width) != (first.height, first.width):
-            raise MediaDimensions(where=place, detail="all frames of a video must have one size")
-    context.left.take_tokens(context.size_policy.clip_tokens(first.height, first.width, len(headers), controls))
-    shown = await together([pixels(of, place) for of, place in zip(headers, places, strict=True)])
-    files = tuple(of.data for of in headers)
+    async with context.sources.room_for(count, context.left):
+        headers = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
+        first = headers[0]
+        for other, place in zip(headers, places, strict=True):
+            if (other.height, other.width) != (first.height, first.width):
+                raise MediaDimensions(where=place, detail="all frames of a video must have one size")
+        height, width, tokens = policy.clip(first.height, first.width, count, controls)
+        context.left.take_tokens(tokens)
+        size = height, width
+        shown = await together([pixels(of, place, size) for of, place in zip(headers, places, strict=True)])
+        files = context.kept(*(of.data for of in headers))
     opened = Source(first.height, first.width, first.orientation, files)
-    return Clip(tuple(shown), source.fps, source.times, controls, source=opened)
+    return Clip(tuple(shown), source.fps, source.times, controls, is_sized=True, source=opened)
 
 
 async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult, controls: Controls) -> Clip:
     """Two passes over the file: the times of all frames, then the pixels of those that are wanted."""
-    settings, workers = context.settings, context.workers
+    settings = context.settings
     timeout_s = settings.video_decode_timeout_s
     times: video.Packets | animation.Times
     if found.video is not None:
-        times = await workers.decode(1, video.read_packets, data, found.video, settings, timeout_s=timeout_s)
+        read = video.read_packets
+        times = await context.decode(INDEX_BYTES, read, data, found.video, settings, timeout_s=timeout_s)
         work: tuple[Any, ...] = (video.decode, data, found.video, times)
     else:
-        header = await workers.decode(1, picture.read_header, data, settings)
-        workers.check_memory(header.decode_bytes)
-        read = animation.read_times
-        times = await workers.decode(header.decode_bytes, read, data, found, settings, timeout_s=timeout_s)
+        header = await context.decode(HEADER_BYTES, picture.read_header, data, settings)
+        context.workers.check_memory(header.decode_bytes)
+        read_times = animation.read_times
+        times = await context.decode(header.decode_bytes, read_times, data, found, settings, timeout_s=timeout_s)
         work = (animation.decode, data, found, times)
     limits = frames.Limits(settings.max_video_fps, settings.max_frames)
-    chosen = await workers.run(1, frames.choose, times.times, controls, limits)
-    context.left.take_tokens(context.size_policy.clip_tokens(times.height, times.width, len(chosen), controls))
-    memory = times.decode_bytes + KEPT_BYTES
-    workers.check_memory(memory)
+    chosen = await context.workers.run(HEADER_BYTES, frames.choose, times.times, controls, limits, owner=context.left)
+    *_, tokens = context.size_policy.clip(times.height, times.width, len(chosen), controls)
+    context.left.take_tokens(tokens)
+    context.workers.check_memory(times.decode_bytes)
     shrink = _Shrink(context.size_policy, controls)
-    clip: Clip = await workers.decode(memory, *work, chosen, settings, shrink, timeout_s=timeout_s)
+    clip: Clip = await context.decode(times.decode_bytes, *work, chosen, settings, shrink, timeout_s=timeout_s)
     source = clip.source or Source(times.height, times.width)
-    return replace(clip, source=replace(source, files=(data,)))
+    return replace(clip, source=replace(source, files=context.kept(data)))
 
 
 @dataclass(frozen=True)
@@ -149,4 +167,6 @@ class _Shrink:
     controls: Controls
 
     def __call__(self, rgb: RGB, num_frames: int) -> RGB:
-        return self.size_policy.shrink(rgb, num_frames, self.controls)
+        height, width = rgb.shape[:2]
+        height, width, _ = self.size_policy.clip(height, width, num_frames, self.controls)
+        return self.size_policy.resized(rgb, height, width)

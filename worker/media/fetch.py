@@ -53,8 +53,16 @@ class Fetcher:
         self._settings = settings
         self._make_resolver = make_resolver
 
-    async def fetch(self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
-        """The body behind the address, at most `max_bytes`; `take` hears of every chunk's size and may raise.
+    async def fetch(
+        self,
+        address: str,
+        max_bytes: int,
+        timeout_s: float,
+        take: Callable[[int], None],
+        expect: Callable[[int], None] = lambda _: None,
+    ) -> bytes:
+        """The body behind the address, at most `max_bytes`; `take` hears of every chunk's size and may raise, `expect`
+        of the length that the other side announces, which no body exceeds.
 
         Raises MediaUrl…, MediaFetch…, MediaTooLarge.
         """
@@ -63,7 +71,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(timeout_s), self._session(doorman) as session:
                 for _ in range(self._settings.max_redirects + 1):
-                    found = await self._get(session, url, max_bytes, take)
+                    found = await self._get(session, url, max_bytes, take, expect)
                     if isinstance(found, bytes):
                         return found
                     url = self._check(found)
@@ -101,7 +109,12 @@ class Fetcher:
         )
 
     async def _get(
-        self, session: aiohttp.ClientSession, url: URL, max_bytes: int, take: Callable[[int], None]
+        self,
+        session: aiohttp.ClientSession,
+        url: URL,
+        max_bytes: int,
+        take: Callable[[int], None],
+        expect: Callable[[int], None],
     ) -> bytes | str:
         """The body, or the address that a redirect names."""
         async with session.get(url, headers=_HEADERS, allow_redirects=False) as response:
@@ -115,6 +128,8 @@ class Fetcher:
                 raise MediaFetchFailed(detail="the file came compressed although plain bytes were asked for")
             if (response.content_length or 0) > max_bytes:
                 raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+            if response.content_length is not None:
+                expect(response.content_length)
             body = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 take(len(chunk))

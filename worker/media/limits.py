@@ -6,6 +6,7 @@ thousand segments or of three hundred scans costs seconds.
 
 import re
 import struct
+from collections.abc import Iterator
 
 from worker.core.errors import MediaTooLarge, MediaUnsupportedType
 from worker.media.sniff import PictureFormat
@@ -47,12 +48,19 @@ def _weigh_jpeg(data: bytes) -> None:
 
 
 def _weigh_png(data: bytes) -> None:
-    at, num_chunks = 8, 0
-    while at + 8 <= len(data):
-        num_chunks += 1
-        if num_chunks > MAX_PNG_CHUNKS:
+    for index, _ in enumerate(png_chunks(data)):
+        if index >= MAX_PNG_CHUNKS:
             raise MediaTooLarge(detail=f"more than {MAX_PNG_CHUNKS} chunks")
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and body of each chunk."""
+    at = 8
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        yield kind, data[at + 8 : at + 8 + size] if kind == b"eXIf" else b""
+        at += 12 + size
 
 
 def _weigh_bmp(data: bytes) -> None:

@@ -4,17 +4,33 @@ Whatever fails or is cancelled, nothing stays behind: there are no temporary fil
 being decoded is counted over all requests.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from worker.core.contract import Frames, Kind, Media, Opened
+from worker.core.contract import Clip, Frames, Kind, Media, Opened, Picture
 from worker.core.errors import MediaTooManyItems
 from worker.core.media_protocol import SizePolicy
 from worker.core.settings import Settings
 from worker.media import decoders
 from worker.media.allowance import Allowance
+from worker.media.budget import Share
 from worker.media.decoders import DECODERS, DecodeContext, Decoder, named, together
+from worker.media.picture import RGB_BYTES
 from worker.media.sources import Fetches, Sources
 from worker.media.workers import Workers
+
+
+@dataclass(frozen=True)
+class Room:
+    """See `core.media_protocol.MediaRoom`."""
+
+    share: Share
+
+    def settle(self, opened: Sequence[Opened]) -> None:
+        pictures = [one.rgb for one in opened if isinstance(one, Picture)]
+        frames = [frame for one in opened if isinstance(one, Clip) for frame in one.frames]
+        self.share.shrink(sum(rgb.nbytes for rgb in (*pictures, *frames)))
 
 
 class Opener:
@@ -26,18 +42,30 @@ class Opener:
         fetcher: Fetches,
         size_policy: SizePolicy,
         table: Mapping[Kind, Decoder] = DECODERS,
+        *,
+        keeps_files: bool = False,
     ) -> None:
         self._settings, self._size_policy, self._table = settings, size_policy, table
+        self._keeps_files = keeps_files
         self.workers = Workers(settings, [decoders.__name__, type(size_policy).__module__])
         self.sources = Sources(settings, fetcher, self.workers)
 
     def close(self) -> None:
         self.workers.close()
 
+    @asynccontextmanager
+    async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator["Room"]:
+        """The memory for what they become, for as long as any of it is alive. See `core.media_protocol.MediaOpener`."""
+        kinds: list[Kind] = [item.kind for item in items] + ["image"] * more_images
+        most = sum(self._size_policy.max_pixels(kind) * RGB_BYTES for kind in kinds)
+        async with self.workers.pixels.held(most, items) as share:
+            yield Room(share)
+
     async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         """For each reference what it became, in order. Raises MediaError with the item's place."""
         self._check_counts(items)
-        context = DecodeContext(self._settings, self.sources, self.workers, self._size_policy, self._allowance())
+        left = self._allowance()
+        context = DecodeContext(self._settings, self.sources, self.workers, self._size_policy, left, self._keeps_files)
         return tuple(await together([self._open(context, item) for item in items]))
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
@@ -53,7 +81,7 @@ class Opener:
     async def _read(self, item: Media, left: Allowance) -> bytes:
         assert not isinstance(item.source, Frames)
         with named(item.where):
-            return await self.sources.picture(item.source, left)
+            return await self.sources.read(item.source, "image", left)
 
     def _allowance(self) -> Allowance:
         return Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels, self._size_policy.max_tokens)

@@ -1,18 +1,24 @@
-"""Where decoding runs: on threads, or in child processes, when a place and the memory for it are free."""
+"""Where decoding runs, and the memory that it may take: on threads, or in child processes.
+
+Three parts of DECODE_MEMORY_BYTES are taken in one order, so that no two requests wait for each other: `pixels`, of
+what media become, once for a request and until it ends; `files`, of encoded bytes, until they are decoded; `memory`, of
+a decoder at work.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from worker.core.errors import MediaDecodeTimeout, MediaDimensions
-from worker.core.settings import Settings
+from worker.core.settings import MIB, Settings
 from worker.core.threads import tellable
-from worker.media.budget import Budget
+from worker.media.budget import Budget, Share
 from worker.media.isolate import Children
 
 T = TypeVar("T")
+SMALL_BYTES = 24 * MIB  # of a decoder at work on what is no more than a picture of two million pixels
 
 
 class Workers:
@@ -20,13 +26,16 @@ class Workers:
     when done."""
 
     def __init__(self, settings: Settings, modules: list[str]) -> None:
-        self.memory = Budget(settings.decode_memory_bytes)
+        total, places = settings.decode_memory_bytes, settings.prepare_threads
+        self.memory = Budget(total // 2, reserve=total // 32, small=min(SMALL_BYTES, total // 32))
+        self.files = Budget(total // 4, reserve=total // 32, small=total // 256, per_owner=total // 16)
+        self.pixels = Budget(total // 4, reserve=total // 32, small=total // 128)
         self._timeout_s = settings.decode_timeout_s
-        self._slots = Budget(settings.prepare_threads)
-        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="media")
+        self._places = Budget(places, reserve=1 if places > 1 else 0)
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix="media")
         self._children: Children | None = None
         if settings.media_isolate == "process":
-            self._children = Children(settings.prepare_threads, settings.decode_memory_bytes, modules)
+            self._children = Children(places, settings.decode_memory_bytes, modules)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -35,49 +44,60 @@ class Workers:
 
     def check_memory(self, num_bytes: int) -> None:
         """Raises MediaDimensions where work of so many bytes could never run."""
-        if num_bytes > self.memory.total:
+        if num_bytes > self.memory.largest:
             raise MediaDimensions(detail="decoding needs more memory than the worker may use")
 
     async def decode(
-        self, num_bytes: int, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
+        self,
+        num_bytes: int,
+        work: Callable[..., T],
+        *arguments: Any,
+        owner: object = None,
+        timeout_s: float | None = None,
     ) -> T:
         """Run `work` on a stranger's bytes, in a child process where the settings say so. Raises MediaDecodeTimeout,
         and what `work` does."""
         if self._children is None:
-            return await self.run(num_bytes, work, *arguments, timeout_s=timeout_s)
-        await self.memory.take(num_bytes)
-        try:
-            await self._slots.take(1)
-            try:
-                return await self._children.run(work, arguments, timeout_s or self._timeout_s)
-            finally:
-                self._slots.give(1)
-        finally:
-            self.memory.give(num_bytes)
+            return await self.run(num_bytes, work, *arguments, owner=owner, timeout_s=timeout_s)
+        is_small = num_bytes <= SMALL_BYTES
+        async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
+            return await self._children.run(work, arguments, timeout_s or self._timeout_s)
 
-    async def run(self, num_bytes: int, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None) -> T:
+    async def run(
+        self,
+        num_bytes: int,
+        work: Callable[..., T],
+        *arguments: Any,
+        owner: object = None,
+        timeout_s: float | None = None,
+    ) -> T:
         """Run `work` on a thread when one and the memory are free; both are held until it has really ended. Raises
         MediaDecodeTimeout, and what `work` does.
 
         The clock starts when the thread does. A thread cannot be stopped: after a timeout or a cancel it works on,
         and what it holds stays held.
         """
-        await self.memory.take(num_bytes)
+        held = [await self.memory.take(min(num_bytes, self.memory.largest), owner)]
         try:
-            await self._slots.take(1)
+            held.append(await self._places.take(1, owner, is_small=num_bytes <= SMALL_BYTES))
         except asyncio.CancelledError:
-            self.memory.give(num_bytes)
+            held[0].give()
             raise
-        loop = asyncio.get_running_loop()
-
-        def let_go(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(self.memory.give, num_bytes)
-                loop.call_soon_threadsafe(self._slots.give, 1)
-
         running = self._threads.submit(tellable, work, *arguments)
-        running.add_done_callback(let_go)
+        running.add_done_callback(_giving(held))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(running), timeout_s or self._timeout_s)
         except TimeoutError:
             raise MediaDecodeTimeout() from None
+
+
+def _giving(shares: list[Share]) -> Callable[[Future[Any]], None]:
+    """Gives them back on this loop, whatever thread calls it."""
+    loop = asyncio.get_running_loop()
+
+    def give(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            for share in shares:
+                loop.call_soon_threadsafe(share.give)
+
+    return give

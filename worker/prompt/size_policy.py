@@ -3,10 +3,10 @@
 import sys
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
-from worker.core.contract import RGB, Controls
+from worker.core.contract import RGB, Controls, Kind
 from worker.core.settings import Settings
 from worker.prompt.patches import resized
-from worker.prompt.sizes import image_size, video_size
+from worker.prompt.sizes import Size, image_size, video_size
 
 
 class SmartResizePolicy:
@@ -23,15 +23,22 @@ class SmartResizePolicy:
         size = image_size(height, width, self._preprocessor, self._max_image_tokens, controls)
         return size.height, size.width, size.height * size.width // self._preprocessor.factor**2
 
-    def clip_tokens(self, height: int, width: int, num_frames: int, controls: Controls) -> int:
-        """Tokens of a video of `num_frames` frames. Raises MediaParamInvalid."""
+    def clip(self, height: int, width: int, num_frames: int, controls: Controls) -> tuple[int, int, int]:
+        """Height and width at which a frame of a video of `num_frames` frames is seen, and the video's tokens. Raises
+        MediaParamInvalid."""
         count = num_frames + -num_frames % self._preprocessor.temporal
         size = video_size(count, height, width, self._preprocessor, self._max_tokens, controls)
-        return count // self._preprocessor.temporal * size.height * size.width // self._preprocessor.factor**2
+        tokens = count // self._preprocessor.temporal * size.height * size.width // self._preprocessor.factor**2
+        return size.height, size.width, tokens
 
-    def shrink(self, rgb: RGB, num_frames: int, controls: Controls) -> RGB:
-        """One of `num_frames` frames, (height, width, 3), at the model's size. Raises MediaParamInvalid."""
-        height, width = rgb.shape[:2]
-        size = video_size(num_frames, height, width, self._preprocessor, self._max_tokens, controls)
-        shrunk: RGB = resized(rgb, size).permute(1, 2, 0).contiguous().numpy()
-        return shrunk
+    def max_pixels(self, kind: Kind) -> int:
+        """Of a picture, or of all frames of a video, at the model's size."""
+        token = self._preprocessor.factor**2
+        if kind == "image":
+            return min(self._preprocessor.image_max_pixels, self._max_image_tokens * token)
+        return min(self._preprocessor.video_max_pixels, self._max_tokens * token * self._preprocessor.temporal)
+
+    def resized(self, rgb: RGB, height: int, width: int) -> RGB:
+        """The pixels, (height, width, 3), at another size."""
+        pixels: RGB = resized(rgb, Size(height, width)).permute(1, 2, 0).contiguous().numpy()
+        return pixels

@@ -137,7 +137,7 @@ def assemble(
 ) -> Serving:
     """What stands before an engine, of whatever kind it is."""
     engine = loaded.engine
-    opener = Opener(settings, Fetcher(settings), loaded.size_policy)
+    opener = Opener(settings, Fetcher(settings), loaded.size_policy, keeps_files=loaded.reads_files)
     service = Service(engine, opener, settings, timeline=timeline, dialects=dialects)
     show_stats(service.metrics, engine)
     return Serving(engine, opener, service, opener.close)

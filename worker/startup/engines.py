@@ -23,7 +23,8 @@ from worker.prompt.size_policy import SmartResizePolicy
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A started engine, and the sizes at which its model sees pictures. wait: returns when it has answered its first
+    """A started engine, and the sizes at which its model sees pictures. reads_files: whether it wants the bytes of what
+    was sent beside the pixels. wait: returns when it has answered its first
     question and all that is read beside it has been; raises ModelError. capacity: what the log says of its memory."""
 
     engine: Engine
@@ -31,6 +32,7 @@ class LoadedEngine:
     wait: Callable[[Timeline], None] = lambda _: None
     stop_warming: Callable[[], None] = lambda: None
     capacity: str = ""
+    reads_files: bool = False
 
     def close(self) -> None:
         self.stop_warming()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from worker.core.contract import RGB, ChatRequest, Controls, MediaInfo, Message, Opened, Picture, Text
+from worker.core.contract import RGB, ChatRequest, Controls, Kind, MediaInfo, Message, Opened, Picture, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.settings import Settings
 from worker.prompt.control_tokens import ControlTokens
@@ -166,8 +167,14 @@ class HfSizePolicy:
             raise MediaParamInvalid(detail="this model's processor chooses the size")
         return *_fitted(height, width, self._max_pixels), 1
 
-    def clip_tokens(self, *_: object) -> int:
+    def clip(self, *_: object) -> tuple[int, int, int]:
         raise MediaUnsupportedType(detail=NO_VIDEOS)
 
-    def shrink(self, *_: object) -> RGB:
-        raise MediaUnsupportedType(detail=NO_VIDEOS)
+    def max_pixels(self, _: Kind) -> int:
+        return self._max_pixels
+
+    def resized(self, rgb: RGB, height: int, width: int) -> RGB:
+        image = Image.fromarray(rgb)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(image)
