@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from tests.fakes import encoded
+from tests.media import index_attacks
 from tests.media.films import film
+from tests.media.index_attacks import small_avif_of
 from tests.media.test_picture import jpeg_with_scans, png
 from tests.media.test_video import rotated
 
@@ -90,7 +92,7 @@ def _flipped(make: Callable[[], bytes], seed: int) -> Callable[[], bytes]:
 
 _UNSUPPORTED, _CORRUPT = "MEDIA_UNSUPPORTED_TYPE", "MEDIA_CORRUPT"
 _SIDES, _LARGE, _LONG = "MEDIA_DIMENSIONS", "MEDIA_TOO_LARGE", "MEDIA_VIDEO_TOO_LONG"
-_ANY = f"seen | {_CORRUPT} | {_SIDES} | {_UNSUPPORTED} | {_LONG} | MEDIA_VIDEO_NO_FRAMES"
+_ANY = f"seen | {_LARGE} | {_CORRUPT} | {_SIDES} | {_UNSUPPORTED} | {_LONG} | MEDIA_VIDEO_NO_FRAMES"
 
 PICTURES: dict[str, Sent] = {
     "1x1": Sent(_of("RGB", size=(1, 1))),
@@ -115,6 +117,7 @@ PICTURES: dict[str, Sent] = {
     **{f"EXIF {turn}": Sent(_turned(turn)) for turn in range(1, 9)},
     "MPO": Sent(_of("RGB", "MPO")),
     "AVIF": Sent(_of("RGB", "AVIF")),
+    "AVIF of 8000x8000 that says 64x64": Sent(lambda: small_avif_of(8000), _CORRUPT),
     "HEIC": Sent(lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), _UNSUPPORTED),
     "SVG": Sent(
         lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", _UNSUPPORTED
@@ -214,4 +217,13 @@ FILMS: dict[str, Sent] = {
         lambda: film(20), "MEDIA_PARAM_INVALID | MEDIA_VIDEO_NO_FRAMES", controls={"video_start": 0.4, "video_end": 0.1}
     ),
     **{f"flipped bits {seed}": Sent(_flipped(lambda: film(20), seed), _ANY) for seed in range(6)},
+    **{
+        f"{form}: {name}": Sent(make, code, mib=150)
+        for form, files in (
+            ("MP4", index_attacks.MP4),
+            ("Matroska", index_attacks.MATROSKA),
+            ("AVI", index_attacks.AVI),
+        )
+        for name, (make, code) in files.items()
+    },
 }

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from worker.core.contract import RGB
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
 from worker.core.settings import Settings
+from worker.media import av1
 from worker.media.limits import png_chunks, refuse_costly
 from worker.media.sniff import sniff
 
@@ -69,6 +70,8 @@ def read_header(data: bytes, settings: Settings) -> Header:
     except BROKEN:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
+    if found.picture == "AVIF" and av1.largest_picture(data) > width * height:
+        raise MediaCorrupt(detail="its pictures are larger than it says")
     return Header(data, formats, height, width, orientation)
 
 

@@ -6,6 +6,7 @@ ones named here.
 """
 
 import io
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from worker.core.errors import (
     MediaVideoTooLong,
 )
 from worker.core.settings import Settings
+from worker.media import ebml, iso_boxes, riff
 from worker.media.sniff import VideoFormat
 
 DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4"})
@@ -33,6 +35,9 @@ WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the on
 BYTES_PER_PIXEL = 3
 ORIENTATIONS = (1, 8, 3, 6)  # EXIF's numbers, by quarters to be turned counterclockwise
 SIDEWAYS = (6, 8)
+INDEX_ENTRIES_PER_FRAME = 16  # of all streams together: an index of a film with several sounds has some
+CODED_MARGIN = 128  # that a coded frame's sides may have beyond those that the file announces
+LEAST_CODED_PIXELS = 2**18
 _MAX_STREAMS = 32
 Shrink = Callable[[RGB, int], RGB]
 
@@ -53,16 +58,20 @@ class Packets:
     @property
     def decode_bytes(self) -> int:
         """About how much memory decoding takes, beside the frames that are kept."""
-        return self.width * self.height * BYTES_PER_PIXEL * WORKING_FRAMES
+        return max(self.width * self.height, LEAST_CODED_PIXELS) * BYTES_PER_PIXEL * WORKING_FRAMES
 
 
 def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
-    """Raises MediaUnsupportedType, MediaCorrupt, MediaDimensions, MediaVideoTooLong, MediaVideoNoFrames."""
+    """Raises MediaUnsupportedType, MediaCorrupt, MediaDimensions, MediaTooLarge, MediaVideoTooLong, MediaVideoNoFrames,
+    MediaDecodeTimeout."""
+    deadline = time.monotonic() + settings.video_decode_timeout_s
+    refuse_large_index(data, form, settings)
     with opened(data, form, settings) as (container, stream):
         width, height = stream.codec_context.width, stream.codec_context.height
         _check_sides(width, height, settings)
         found: list[tuple[int, int, bool]] = []
         for packet in container.demux(stream):
+            _check_time(deadline)
             if packet.size == 0 or packet.is_discard:
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
@@ -94,9 +103,7 @@ def decode(
     deadline = time.monotonic() + settings.video_decode_timeout_s
     wanted = {packets.stamps[index] for index in chosen}
     with opened(data, form, settings) as (container, stream):
-        for frame in decoded_frames(container, stream, wanted, spans_of(packets, chosen)):
-            if time.monotonic() > deadline:
-                raise MediaDecodeTimeout()
+        for frame in decoded_frames(container, stream, wanted, spans_of(packets, chosen), deadline):
             if frame.pts in wanted and frame.pts not in kept:
                 orientation = ORIENTATIONS[_turns(frame)]
                 kept[frame.pts] = shrink(_upright(frame, packets), count)
@@ -115,13 +122,37 @@ def decode(
     )
 
 
-def decoded_frames(container: Any, stream: Any, wanted: set[int], spans: list[range]) -> Iterator[Any]:
+def refuse_large_index(data: bytes, form: VideoFormat, settings: Settings) -> None:
+    """What a demuxer would keep of the file's index is bounded before it reads that. Raises MediaTooLarge,
+    MediaUnsupportedType, MediaCorrupt."""
+    limit = settings.max_video_packets * INDEX_ENTRIES_PER_FRAME
+    match form:
+        case "mov,mp4,m4a,3gp,3g2,mj2":
+            iso_boxes.refuse_large_index(data, limit)
+        case "matroska,webm":
+            ebml.refuse_large_index(data)
+        case "avi":
+            riff.refuse_large_index(data, limit)
+        case "mpegts":
+            pass  # it has none
+
+
+def _check_time(deadline: float) -> None:
+    """Raises MediaDecodeTimeout."""
+    if time.monotonic() > deadline:
+        raise MediaDecodeTimeout()
+
+
+def decoded_frames(
+    container: Any, stream: Any, wanted: set[int], spans: list[range], deadline: float = math.inf
+) -> Iterator[Any]:
     """Frames as they come. What nothing wanted depends on is left out: packets outside of the spans, and frames within
-    them that no other one refers to."""
+    them that no other one refers to. Raises MediaDecodeTimeout."""
     context = stream.codec_context
     left, place, has_begun = list(reversed(spans)), -1, False
     is_av1 = context.codec.canonical_name == "av1"  # a packet may show a frame that came hidden in an earlier one
     for packet in container.demux(stream):
+        _check_time(deadline)
         if packet.size == 0 or packet.is_discard:
             continue
         place += 1
@@ -194,20 +225,37 @@ def opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tuple
     }
     # FFmpeg decodes a frame of some streams to learn their form, whatever their sides: not beyond ours.
     while_opening = [{"max_pixels": str(settings.max_video_frame_pixels)}] * _MAX_STREAMS
+    seconds = settings.video_decode_timeout_s
     try:
         with av.open(  # type: ignore[call-overload]  # its stubs say that these are strings
-            io.BytesIO(data), mode="r", format=form.split(",")[0], options=options, stream_options=while_opening
+            io.BytesIO(data),
+            mode="r",
+            format=form.split(",")[0],
+            options=options,
+            stream_options=while_opening,
+            timeout=seconds,
         ) as container:
             stream = next((candidate for candidate in container.streams.video if not _is_cover(candidate)), None)
             if stream is None:
                 raise MediaVideoNoFrames(detail="there is no video stream")
             if stream.codec_context is None or stream.codec_context.name not in DECODERS:
                 raise MediaUnsupportedType(detail="a codec that is not read: H.264, HEVC, VP8, VP9, AV1 and MPEG-4 are")
-            stream.codec_context.options = {"max_pixels": str(settings.max_video_frame_pixels)}
+            for other in container.streams:
+                if other is not stream:
+                    other.discard = av.stream.Discard.all  # their packets are not even inflated
+            stream.codec_context.options = {"max_pixels": str(_coded_pixels(stream, settings))}
             stream.codec_context.thread_count = 1
             yield container, stream
     except (av.FFmpegError, OSError, ValueError, MemoryError):
         raise MediaCorrupt() from None
+
+
+def _coded_pixels(stream: Any, settings: Settings) -> int:
+    """The most that a frame may have: what the file announces and the memory is counted by, or our own limit. Small
+    films may have a quarter of a mebipixel: some decoders ask for more than they show."""
+    width: int = stream.codec_context.width + CODED_MARGIN
+    height: int = stream.codec_context.height + CODED_MARGIN
+    return min(settings.max_video_frame_pixels, max(width * height, LEAST_CODED_PIXELS))
 
 
 def _is_cover(stream: Any) -> bool:
