@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
@@ -243,3 +244,41 @@ def test_a_name_that_means_an_inside_address_is_forbidden(addresses: tuple[str, 
     fetcher = Fetcher(Settings(), make_resolver=lambda: Names(*addresses))
     with pytest.raises(MediaUrlForbidden):
         asyncio.run(fetcher.fetch("http://rebound.test/x.png", 100, 2.0, ignore))
+
+
+def test_names_whose_servers_are_silent_hold_up_nobody_else() -> None:
+    """A real resolver and a name server that never answers: sixteen such names once stopped all fetching by name."""
+
+    async def run(silent: socket.socket) -> None:
+        port = silent.getsockname()[1]
+        names = aiohttp.AsyncResolver(nameservers=["127.0.0.1"], udp_port=port, tcp_port=port)
+        fetcher = Fetcher(Settings(connect_timeout_s=0.3, media_allow_loopback=True), lambda: names)
+        async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as at:
+            waiting = [
+                asyncio.create_task(fetcher.fetch(f"http://n{number}.test/", 10, 10, lambda _: None))
+                for number in range(40)
+            ]
+            assert await fetcher.fetch(f"http://localhost:{at}/", 10, 10, lambda _: None) == b"ok"
+            assert not any(task.done() for task in waiting)
+            failures = await asyncio.gather(*waiting, return_exceptions=True)
+        await names.close()
+        assert {type(failure) for failure in failures} == {MediaFetchFailed}
+        assert {failure.is_retryable for failure in failures if isinstance(failure, MediaFetchFailed)} == {True}
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        asyncio.run(run(silent))
+
+
+@asynccontextmanager
+async def answering(said: bytes) -> AsyncIterator[int]:
+    """The port of a server on the loopback that says the same to everybody."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(say, "localhost", 0) as server:
+        yield server.sockets[0].getsockname()[1]

@@ -10,9 +10,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from worker.core.errors import MediaFetchFailed, MediaFetchTimeout, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
@@ -21,6 +22,7 @@ from worker.media.guard import check_url, is_allowed_address
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)
+DNS_TRIES = 2
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "worker-qwen-vl", "Accept": "image/*,video/*;q=0.9,*/*;q=0.5"}
 
@@ -44,14 +46,39 @@ class _SocketGuard:
         return socket.socket(family=family, type=kind, proto=protocol)
 
 
+class _Names(AbstractResolver):
+    """Asks another resolver, one for each event loop, for so many seconds. That one must hold no thread while it waits:
+    a few names whose servers are silent would else take all of those that the loop has, from everybody."""
+
+    def __init__(self, make: Callable[[], AbstractResolver], timeout_s: float) -> None:
+        self._make, self._timeout_s = make, timeout_s
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, AbstractResolver] = WeakKeyDictionary()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            self._by_loop[loop] = self._make()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._by_loop[loop].resolve(host, port, family)
+        except TimeoutError:
+            raise OSError(None, "no name server answered in time") from None
+
+    async def close(self) -> None:
+        """It serves other fetches."""
+
+
 class Fetcher:
     """Fetches addresses under the settings' limits. `make_resolver` is for tests that need names of their own."""
 
-    def __init__(
-        self, settings: Settings, make_resolver: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver
-    ) -> None:
+    def __init__(self, settings: Settings, make_resolver: Callable[[], AbstractResolver] | None = None) -> None:
         self._settings = settings
-        self._make_resolver = make_resolver
+        self._names = _Names(make_resolver or self._resolver, settings.connect_timeout_s)
+
+    def _resolver(self) -> AbstractResolver:
+        return aiohttp.AsyncResolver(timeout=self._settings.connect_timeout_s / DNS_TRIES, tries=DNS_TRIES)
 
     async def fetch(
         self,
@@ -96,7 +123,7 @@ class Fetcher:
         limits = self._settings
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                socket_factory=doorman.make_socket, resolver=self._make_resolver(), use_dns_cache=False, limit=1
+                socket_factory=doorman.make_socket, resolver=self._names, use_dns_cache=False, limit=1
             ),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=limits.connect_timeout_s, sock_read=limits.read_timeout_s
