@@ -36,7 +36,7 @@ CRITICAL = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}
 
 def sampler(resolved: ResolvedSampling, said: tuple[int, ...] = ()) -> Sampler:
     """One that has said these tokens already."""
-    made = Sampler(resolved, (), ())
+    made = Sampler(resolved, torch.empty(0, dtype=torch.long), ())
     made.said.update(said)
     return made
 
@@ -73,7 +73,9 @@ def test_the_distribution_is_transformers(temperature: float, top_k: int, top_p:
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])
 def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     prompt, said = [0, 4, 4], [2]
-    biased = Sampler(ResolvedSampling(0, repetition_penalty=penalty, logit_bias=((2, 100.0),)), prompt, ())
+    biased = Sampler(
+        ResolvedSampling(0, repetition_penalty=penalty, logit_bias=((2, 100.0),)), torch.tensor(prompt), ()
+    )
     assert biased.choose(only_row(LOGITS, biased)) == 2
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + said]), LOGITS[None])[0]
     expected[2] += 100
@@ -113,7 +115,7 @@ def test_a_bias_is_added() -> None:
 
 
 def test_no_end_before_min_tokens() -> None:
-    patient = Sampler(ResolvedSampling(0, min_tokens=2), (), ending=(0, 5))
+    patient = Sampler(ResolvedSampling(0, min_tokens=2), torch.empty(0, dtype=torch.long), ending=(0, 5))
     assert [patient.choose(only_row(LOGITS, patient)) for _ in range(3)] == [1, 1, 0]
 
 
@@ -143,10 +145,9 @@ def test_what_is_done_for_all_rows_at_once_is_what_is_done_for_each_alone() -> N
         ResolvedSampling(1.0, logit_bias=((3, 2.0), (70, -1.0)), repetition_penalty=0.8),
         ResolvedSampling(1.0, min_tokens=1),
     ]
-    samplers = [Sampler(one, range(index, 40), (7, 9)) for index, one in enumerate(resolved)]
+    samplers = [Sampler(one, torch.arange(index, 40), (7, 9)) for index, one in enumerate(resolved)]
     for index, one in enumerate(samplers):
         one.said.update([index, 50, 50])
-        one.known.update(dict.fromkeys([index, 50]))
     together = adjust(logits, samplers)
     for index, one in enumerate(samplers):
         assert torch.equal(together[index], adjust(logits[index : index + 1], [one])[0])
@@ -202,6 +203,9 @@ def test_no_seed_is_a_fresh_one_from_the_operating_system(monkeypatch: pytest.Mo
 def test_the_answers_of_one_seed_differ_and_the_first_is_the_one_of_n_1() -> None:
     choice = ResolvedSampling(1.0, seed=4)
     row = only_row(torch.zeros(100), sampler(choice))
-    said = [tuple(Sampler(choice, (), (), index).choose(row) for _ in range(1)) for index in (0, 1, 2, 0)]
+    said = [
+        tuple(Sampler(choice, torch.empty(0, dtype=torch.long), (), index).choose(row) for _ in range(1))
+        for index in (0, 1, 2, 0)
+    ]
     assert said[0] == said[3]
     assert len(set(said)) > 1

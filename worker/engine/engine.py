@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
+
 from worker.core.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
@@ -151,11 +153,12 @@ class Engine:
         self._check(request, sampling)
         resolved = resolve(sampling, self._spec.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._spec.eos_ids)
+        known = prompt.distinct_ids if resolved.repetition_penalty != 1 else torch.empty(0, dtype=torch.long)
         sequences = [
             Sequence(
                 request=request,
                 index=index,
-                sampler=Sampler(resolved, prompt.ids, ending, index),
+                sampler=Sampler(resolved, known, ending, index),
                 stream=TextStream(self._spec.tokenizer, sampling.stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,

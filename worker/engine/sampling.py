@@ -119,17 +119,15 @@ def logits_step(logits: torch.Tensor, samplers: Sequence["Sampler"]) -> list[Row
 class Sampler:
     """Chooses one answer's tokens: its rules, its own source of chance, and what it has said so far.
 
-    ending: the tokens that would end the answer; `min_tokens` keeps them away.
+    prompt: (tokens,) its ids, each once. ending: the tokens that would end the answer; `min_tokens` keeps them away.
     """
 
-    def __init__(
-        self, resolved: ResolvedSampling, prompt: Iterable[int], ending: Iterable[int], index: int = 0
-    ) -> None:
+    def __init__(self, resolved: ResolvedSampling, prompt: torch.Tensor, ending: Iterable[int], index: int = 0) -> None:
         self.resolved = resolved
         self.ending = sorted(ending)
         self.said: Counter[int] = Counter()
-        # Tokens of prompt and answer, each once, in the order in which they came.
-        self.known = dict.fromkeys(prompt if resolved.repetition_penalty != 1 else ())
+        self._prompt = prompt
+        self._known_ids: torch.Tensor | None = None
         self._source = random.Random(f"{resolved.seed}/{index}" if index else resolved.seed)
 
     @property
@@ -145,9 +143,18 @@ class Sampler:
     def choose(self, row: Row) -> int:
         """The next token."""
         token = row.greedy if self.resolved.is_greedy else self._drawn(row)
+        if self._known_ids is not None and token not in self.said:
+            self._known_ids = torch.cat([self._known_ids, self._known_ids.new_tensor([token])])
         self.said[token] += 1
-        self.known.setdefault(token)
         return token
+
+    def known_ids(self, vocabulary: int, device: torch.device) -> torch.Tensor:
+        """(tokens,) ids of prompt and answer on the device, made once and then longer by what is new. Some models'
+        picture tokens are beyond the vocabulary of their logits, and never said."""
+        if self._known_ids is None:
+            ids = torch.cat([self._prompt, torch.tensor(list(self.said), dtype=torch.long)])
+            self._known_ids = ids[ids < vocabulary].to(device)
+        return self._known_ids
 
     def _drawn(self, row: Row) -> int:
         is_short = row.shortlist is not None and self.fits_shortlist
@@ -169,12 +176,16 @@ def adjust(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
 
 
 def _penalise_repetition(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    size = logits.shape[-1]  # some models' picture tokens are never said
     found = [(row, sampler) for row, sampler in enumerate(samplers) if sampler.resolved.repetition_penalty != 1]
-    places: list[Place] = [(row, [token for token in sampler.known if token < size]) for row, sampler in found]
-    if (at := _indices(places, logits.device)) is None:
+    if not found:
         return
-    penalties = _spread([sampler.resolved.repetition_penalty for _, sampler in found], places, logits)
+    device = logits.device
+    known = [sampler.known_ids(logits.shape[-1], device) for _, sampler in found]
+    counts = torch.tensor([len(ids) for ids in known], device=device)
+    rows = torch.tensor([row for row, _ in found], device=device).repeat_interleave(counts)
+    values = torch.tensor([sampler.resolved.repetition_penalty for _, sampler in found], dtype=logits.dtype)
+    penalties = values.to(device).repeat_interleave(counts)
+    at = rows, torch.cat(known)
     old = logits[at]
     logits[at] = torch.where(old < 0, old * penalties, old / penalties)
 

@@ -1,7 +1,9 @@
 """A prompt as the model takes it: token ids, positions, and the pictures and videos in it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 
 from worker.core.contract import Kind, MediaInfo
@@ -37,6 +39,11 @@ class Prompt:
     fingerprint: torch.Tensor
     media: tuple[MediaInfo, ...] = ()
     scope: bytes = b""
+
+    @cached_property
+    def distinct_ids(self) -> torch.Tensor:
+        """(tokens,) each token once, in the order of their numbers."""
+        return torch.from_numpy(np.unique(np.asarray(self.ids, dtype=np.int64)))
 
     @property
     def images(self) -> tuple[Patches, ...]:
