@@ -31,7 +31,7 @@ MARKS = {
         *("tests/models/test_native.py", "tests/models/test_new_family.py", "tests/server/test_openapi.py"),
         *("tests/engine/test_sampling.py", "tests/media/test_video.py", "tests/media/test_opener.py"),
         *("tests/models/test_kv_cache.py", "tests/checkpoint/test_tokenizer.py", "tests/checkpoint/test_weights.py"),
-        *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py"),
+        *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py", "tests/dialects/test_fuzz.py"),
     ),
 }
 SCHEDULING = os.sched_getscheduler(0), os.sched_getparam(0)
@@ -41,6 +41,7 @@ DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest differ
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out what carries one of the marks of MARKS")
+    parser.addoption("--fuzz-cases", default=2000, help="bodies of jobs that tests/dialects/test_fuzz.py tries")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
