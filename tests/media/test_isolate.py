@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pickle
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,15 @@ from PIL import Image
 
 from tests.fakes import encoded
 from tests.media.films import film
+from tests.media.isolated_work import doubled, environment, hungry, scribble, shows_a_pixel
 from worker.checkpoint.preprocessor import read_preprocessor
 from worker.core.contract import Clip, Controls, Media, Picture, Upload
-from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaTooLarge
+from worker.core.errors import MediaCorrupt, MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
 from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.media.handing_over import InParent
 from worker.media.isolate import Children
 from worker.media.opener import Opener
+from worker.media.workers import Workers
 from worker.prompt.size_policy import SmartResizePolicy
 
 FILM = film(20)  # one for both: under load, encoding it again may give other bytes
@@ -32,13 +36,13 @@ def media(kind: str, data: bytes) -> Media:
 
 @pytest.fixture(scope="module")
 def children() -> Iterator[Children]:
-    made = Children(2, 256 * 2**20, ["worker.media.opener"])
+    made = Children()
     yield made
     made.close()
 
 
-def run(children: Children, work: Any, *arguments: Any, timeout_s: float = 20.0) -> Any:
-    return asyncio.run(children.run(work, arguments, timeout_s))
+def run(children: Children, work: Any, *arguments: Any, timeout_s: float = 20.0, num_bytes: int = 2**24) -> Any:
+    return children.run(work, arguments, num_bytes, timeout_s)
 
 
 def test_what_is_opened_is_the_same_in_both_ways() -> None:
@@ -70,14 +74,64 @@ def test_a_file_that_is_broken_is_told_with_its_place() -> None:
 
 
 def test_a_crash_is_one_files_own(children: Children) -> None:
-    with pytest.raises(MediaCorrupt, match="could not be decoded"):
+    with pytest.raises(MediaDecoderCrashed) as failure:
         run(children, os.abort)
+    assert failure.value.is_retryable
     for _ in range(4):
         assert run(children, max, 1, 2) == 2
 
 
+def test_what_crashed_once_is_tried_once_more(children: Children) -> None:
+    tries: list[int] = []
+
+    def counted(_: Any) -> int:
+        tries.append(1)
+        if len(tries) == 1:
+            for child in list(children._all):
+                signal.pidfd_send_signal(child._handle, signal.SIGKILL)
+        return len(tries)
+
+    assert run(children, shows_a_pixel, InParent(counted)) == 5
+    assert len(tries) == 2
+
+
+def test_a_server_that_has_ended_is_started_again() -> None:
+    alone = Children()
+    try:
+        assert run(alone, max, 1, 2) == 2
+        alone._server.kill()
+        alone._server.wait()
+        with pytest.raises(MediaDecoderCrashed):
+            run(alone, os.abort)
+        assert run(alone, max, 1, 2) == 2
+    finally:
+        alone.close()
+
+
+def test_a_child_has_nothing_of_the_workers_environment(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "secret")
+    names = run(children, environment)
+    assert "API_KEY" not in names and "PATH" in names
+
+
+def test_large_bytes_and_pixels_go_both_ways(children: Children) -> None:
+    """What stays in the parent is there in the result; arenas grow and shrink again."""
+    for size in (10, 100_000, 50_000_000):
+        shown: list[int] = []
+
+        def keep(rgb: Any, name: str, shown: list[int] = shown) -> str:
+            shown.append(int(rgb.sum()))
+            return f"{name} of {rgb.shape}"
+
+        height = max(1, size // 3000)
+        assert run(children, doubled, bytes(size), height, InParent(keep), num_bytes=2**28) == [
+            size, f"first of ({height}, 1000, 3)", f"second of ({height}, 1000, 3)"
+        ]  # fmt: skip
+        assert shown == [height * 3000, 2 * height * 3000]
+
+
 def test_what_takes_too_long_is_ended() -> None:
-    alone = Children(1, 256 * 2**20, ["worker.media.opener"])
+    alone = Children()
     try:
         pid = run(alone, os.getpid)
         with pytest.raises(MediaDecodeTimeout):
@@ -91,6 +145,37 @@ def test_what_takes_too_long_is_ended() -> None:
         alone.close()
 
 
+def test_who_leaves_frees_the_place_at_once() -> None:
+    workers = Workers(Settings(media_isolate="process", prepare_threads=1))
+
+    async def leave() -> int:
+        task = asyncio.create_task(workers.decode(1, time.sleep, 600, timeout_s=600))
+        while not workers._children or not workers._children._all:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return await workers.decode(1, max, 1, 2)
+
+    try:
+        assert asyncio.run(asyncio.wait_for(leave(), 30)) == 2
+    finally:
+        workers.close()
+
+
+def test_nothing_stays_behind() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        made = Children()
+        pid = run(made, os.getpid)
+        made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    end = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < end:
+        os.sched_yield()
+    assert not is_running(pid)
+
+
 def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
@@ -99,23 +184,14 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def hungry(num_bytes: int) -> int:
-    return len(bytearray(num_bytes))
-
-
 def test_memory_is_limited_and_the_child_goes_on(children: Children) -> None:
-    with pytest.raises(MemoryError):
-        run(children, hungry, 2**31)
+    with pytest.raises(MediaTooLarge, match="more memory"):
+        run(children, hungry, 2**29)
     assert run(children, hungry, 2**20) == 2**20
 
 
-def scribble(path: str) -> int:
-    with open(path, "wb") as file:
-        return file.write(b"x")
-
-
 def test_nothing_is_written_to_a_file(children: Children, tmp_path: Path) -> None:
-    with pytest.raises((OSError, MediaCorrupt)):
+    with pytest.raises(OSError, match="too large"):
         run(children, scribble, str(tmp_path / "x"))
     assert not (tmp_path / "x").exists() or not (tmp_path / "x").stat().st_size
 

@@ -21,6 +21,7 @@ WorkerError
 │   ├── MediaCorrupt                 broken or cut off
 │   ├── MediaDimensions              too many pixels, too long a side, frames that differ
 │   ├── MediaDecodeTimeout           decoding took too long
+│   ├── MediaDecoderCrashed     500  a decoder crashed over it, twice
 │   ├── MediaTooManyItems            more pictures, videos or frames than allowed
 │   ├── MediaParamInvalid            controls that contradict each other or the file
 │   ├── MediaTokenBudget        413  pictures and videos would become too many tokens
@@ -242,6 +243,15 @@ class MediaDecodeTimeout(MediaError):
 
     code = "MEDIA_DECODE_TIMEOUT"
     text = "decoding took too long"
+
+
+class MediaDecoderCrashed(MediaError):
+    """A decoder crashed over it, and did so again in another process."""
+
+    code = "MEDIA_DECODER_CRASHED"
+    status = 500
+    text = "a decoder crashed"
+    retryable = True
 
 
 class MediaTooManyItems(MediaError):

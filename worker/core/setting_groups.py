@@ -218,14 +218,16 @@ class MediaSettings(Group):
     max_video_fps: Annotated[float, Field(gt=0, le=240)] = Field(
         8.0, description="Frames a second of a video file that are seen, at most"
     )
-    media_isolate: Literal["thread", "process"] = Field(
-        "thread",
+    media_isolate: Literal["auto", "thread", "process"] = Field(
+        "auto",
         description="`process`: pictures and videos are decoded in child processes of limited memory, each of which a "
-        "codec's crash or a time-out ends alone; for workers that strangers send to",
+        "codec's crash or a time-out ends alone. `auto` is that on the platform and at the HTTP server, else `thread`",
     )
     max_fetches: Positive = Field(16, description="Addresses fetched at once, over all requests")
     decode_memory_bytes: Positive = Field(
-        2048 * MIB, description="Memory of all pictures and videos being decoded at once"
+        2048 * MIB,
+        description="Memory of all pictures and videos: a quarter for their files, a half for decoders at work, a "
+        "quarter for their pixels at the model's size until their requests end",
     )
     decode_timeout_s: Seconds = Field(10.0, description="Seconds to decode a picture")
     video_decode_timeout_s: Seconds = Field(60.0, description="Seconds to decode a video file")

@@ -47,6 +47,11 @@ class Settings(
         return self.runpod_webhook_get_job is not None
 
     @property
+    def isolates_media(self) -> bool:
+        """Whether pictures and videos are decoded in child processes."""
+        return self.media_isolate == "process" or (self.media_isolate == "auto" and self.is_on_platform)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return tuple(key.strip() for key in f"{self.api_key},{self.qpikey}".split(",") if key.strip())
 

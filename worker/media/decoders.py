@@ -15,6 +15,7 @@ from worker.core.media_protocol import SizePolicy
 from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.allowance import Allowance
+from worker.media.handing_over import InParent
 from worker.media.sniff import SniffResult, sniff
 from worker.media.sources import Sources
 from worker.media.workers import Workers
@@ -77,7 +78,8 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
         header = await _header(context, data)
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
-        rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), policy.resized)
+        resize = InParent(policy.resized)
+        rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), resize)
         source = Source(header.height, header.width, header.orientation, context.kept(data))
         return (Picture(rgb, item.controls, source),)
 
@@ -116,7 +118,7 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
 
     async def pixels(of: picture.Header, place: str, size: tuple[int, int]) -> RGB:
         with named(place):
-            return await context.decode(of.decode_bytes, picture.decode, of, size, policy.resized)
+            return await context.decode(of.decode_bytes, picture.decode, of, size, InParent(policy.resized))
 
     async with context.sources.room_for(count, context.left):
         headers = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
@@ -153,7 +155,7 @@ async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult,
     *_, tokens = context.size_policy.clip(times.height, times.width, len(chosen), controls)
     context.left.take_tokens(tokens)
     context.workers.check_memory(times.decode_bytes)
-    shrink = _Shrink(context.size_policy, controls)
+    shrink = InParent(_Shrink(context.size_policy, controls))
     clip: Clip = await context.decode(times.decode_bytes, *work, chosen, settings, shrink, timeout_s=timeout_s)
     source = clip.source or Source(times.height, times.width)
     return replace(clip, source=replace(source, files=context.kept(data)))
@@ -161,7 +163,7 @@ async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult,
 
 @dataclass(frozen=True)
 class _Shrink:
-    """Frames of a video to the size at which they are seen; can be sent to a child process."""
+    """Frames of a video to the size at which they are seen."""
 
     size_policy: SizePolicy
     controls: Controls

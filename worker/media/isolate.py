@@ -1,79 +1,191 @@
 """Decoding in child processes: what crashes, hangs or eats memory there takes nothing else with it.
 
-A child does one thing at a time and is used again; one that crashed or ran out of time is replaced by a new one.
-Children come from a server process that has imported what they need, so that a new one takes milliseconds.
+A child does one thing at a time and is used again; one that crashed or ran out of time is replaced. Children are forks
+of one server (`decode_server.py`), which has imported what they need.
 """
 
-import asyncio
-import multiprocessing
-import resource
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worker.core.errors import MediaCorrupt, MediaDecodeTimeout
-from worker.core.threads import tellable
+from worker.core.errors import MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
+from worker.core.settings import MIB
+from worker.media.handing_over import ARENA_BYTES, Arena, Order
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+TRIES = 2  # of work whose child crashes
+START_S = 60.0  # for the server to import what it needs
+_COMMAND = "import sys; sys.path.insert(0, sys.argv.pop()); from worker.media.decode_server import main; main()"
+# A heap that keeps some of its pages halves the time of a picture.
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * MIB),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * MIB),
+    "PATH": "/usr/bin:/bin",
+}
+
+
+class _Gone(Exception):  # noqa: N818
+    """The child has ended."""
+
+
+class Child:
+    """One child process. Any thread may kill it."""
+
+    def __init__(self, connection: Connection, arena: Arena, handle: int) -> None:
+        self._connection, self._arena, self._handle = connection, arena, handle
+        self._lock = threading.Lock()
+        self._is_gone = False
+        self.is_unwanted = False
+
+    def kill(self) -> None:
+        """End it now: nobody wants what it does. Again does nothing."""
+        self.is_unwanted = True
+        with self._lock:
+            if not self._is_gone:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def close(self) -> None:
+        """`kill`, and let go of all that it had."""
+        self.kill()
+        with self._lock:
+            if not self._is_gone:
+                self._is_gone = True
+                self._connection.close()
+                os.close(self._handle)
+                os.close(self._arena.fd)
+
+    def run(self, work: Callable[..., T], arguments: tuple[Any, ...], num_bytes: int, timeout_s: float) -> T:
+        """What `work` returns or raises. Raises MediaDecodeTimeout, MediaTooLarge, and _Gone where it crashed."""
+        end = time.monotonic() + timeout_s
+        order = Order(self._arena)
+        try:
+            self._connection.send((num_bytes, order.packed((work, arguments))))
+            while True:
+                if not self._connection.poll(max(0.0, end - time.monotonic())):
+                    raise MediaDecodeTimeout()
+                kind, *told = self._connection.recv()
+                if kind != "call":
+                    break
+                self._connection.send(order.run(*told))
+        except (EOFError, OSError):
+            raise _Gone from None
+        self._arena.clear(order.end)
+        if kind == "memory":
+            raise MediaTooLarge(detail="decoding it takes more memory than its size is worth")
+        if kind == "raised":
+            raise told[0]
+        result: T = order.unpacked(told[0])
+        return result
 
 
 class Children:
-    """Up to `count` child processes, each with `memory_bytes` beside what it has at its beginning. modules: what they
-    have imported already. Close it when done."""
+    """Child processes, as many as are used at once. Its server starts beside whatever else does. Close it when done."""
 
-    def __init__(self, count: int, memory_bytes: int, modules: list[str]) -> None:
-        self._memory_bytes = memory_bytes
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(modules)
-        self._idle = [self._child() for _ in range(count)]
-        self._all = set(self._idle)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._all: set[Child] = set()
+        self._idle: list[Child] = []
+        self._server, self._channel = _start()
 
     def close(self) -> None:
-        for child in self._all:
-            _kill(child)
+        with self._lock:
+            self._is_closed = True
+            everyone, idle, self._all, self._idle = self._all, self._idle, set(), []
+            self._channel.close()
+        for child in everyone.difference(idle):
+            child.kill()  # who uses it lets go of it
+        for child in idle:
+            child.close()
+        self._server.kill()
+        self._server.wait()
 
-    async def run(self, work: Callable[..., T], arguments: tuple[Any, ...], timeout_s: float) -> T:
-        """What `work` returns or raises. There must be an idle child. Raises MediaDecodeTimeout, and MediaCorrupt where
-        the child crashed."""
-        child = self._idle.pop()
-        is_lost = False
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(child.submit(tellable, work, *arguments)), timeout_s)
-        except TimeoutError:
-            is_lost = True
-            raise MediaDecodeTimeout() from None
-        except BrokenProcessPool:
-            is_lost = True
-            raise MediaCorrupt(detail="it could not be decoded") from None
-        except (asyncio.CancelledError, GeneratorExit):
-            is_lost = True
-            raise
-        finally:
-            if is_lost:
-                self._all.discard(child)
-                _kill(child)
-                child = self._child()
+    def run(
+        self,
+        work: Callable[..., T],
+        arguments: tuple[Any, ...],
+        num_bytes: int,
+        timeout_s: float,
+        on_child: Callable[[Child], None] = lambda _: None,
+    ) -> T:
+        """What `work` returns or raises; `on_child` hears of the child that does it, which may be killed. Blocks.
+        Raises MediaDecodeTimeout, MediaTooLarge, and MediaDecoderCrashed where two children crashed over it."""
+        for _ in range(TRIES):
+            child = self._take()
+            is_whole = False
+            try:
+                on_child(child)
+                result = child.run(work, arguments, num_bytes, timeout_s)
+                is_whole = True
+                return result
+            except _Gone:
+                if child.is_unwanted:
+                    break
+            except MediaDecodeTimeout:
+                raise
+            except BaseException:
+                is_whole = True
+                raise
+            finally:
+                self._give(child, is_whole=is_whole)
+        raise MediaDecoderCrashed()
+
+    def _take(self) -> Child:
+        with self._lock:
+            return self._idle.pop() if self._idle else self._made()
+
+    def _give(self, child: Child, *, is_whole: bool) -> None:
+        with self._lock:
+            if is_whole and not self._is_closed:
+                self._idle.append(child)
+                return
+            self._all.discard(child)
+        child.close()
+
+    def _made(self) -> Child:
+        """A new child; of a new server where the old one has ended. Raises MediaDecoderCrashed."""
+        for _ in range(TRIES):
+            if self._is_closed:
+                break
+            ours, theirs = socket.socketpair()
+            arena = os.memfd_create("decoded", os.MFD_CLOEXEC)
+            os.ftruncate(arena, ARENA_BYTES)
+            try:
+                socket.send_fds(self._channel, [b"c"], [theirs.fileno(), arena])
+                data, handles, _, _ = socket.recv_fds(self._channel, 1, 1)
+            except OSError:
+                data, handles = b"", []
+            theirs.close()
+            if data and handles:
+                child = Child(Connection(ours.detach()), Arena(arena), handles[0])
                 self._all.add(child)
-            self._idle.append(child)
-
-    def _child(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, self._context, initializer=_limit, initargs=(self._memory_bytes,))
-
-
-def _kill(child: ProcessPoolExecutor) -> None:
-    """End its process now; waits for nothing."""
-    processes = list((child._processes or {}).values())
-    for process in processes:
-        process.kill()
-    child.shutdown(wait=False, cancel_futures=True)
+                return child
+            ours.close()
+            os.close(arena)
+            self._channel.close()
+            self._server.kill()
+            self._server.wait()
+            self._server, self._channel = _start()
+        raise MediaDecoderCrashed()
 
 
-def _limit(memory_bytes: int) -> None:
-    """In the child: no more memory than this, no files, no core."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(START_S)
+    command = [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(ROOT)]
+    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_ENVIRONMENT, stdin=subprocess.DEVNULL)
+    theirs.close()
+    return server, ours

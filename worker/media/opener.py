@@ -12,7 +12,6 @@ from worker.core.contract import Clip, Frames, Kind, Media, Opened, Picture
 from worker.core.errors import MediaTooManyItems
 from worker.core.media_protocol import SizePolicy
 from worker.core.settings import Settings
-from worker.media import decoders
 from worker.media.allowance import Allowance
 from worker.media.budget import Share
 from worker.media.decoders import DECODERS, DecodeContext, Decoder, named, together
@@ -47,7 +46,7 @@ class Opener:
     ) -> None:
         self._settings, self._size_policy, self._table = settings, size_policy, table
         self._keeps_files = keeps_files
-        self.workers = Workers(settings, [decoders.__name__, type(size_policy).__module__])
+        self.workers = Workers(settings)
         self.sources = Sources(settings, fetcher, self.workers)
 
     def close(self) -> None:

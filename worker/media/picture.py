@@ -4,9 +4,10 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -84,7 +85,14 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return number if isinstance(number, int) and 1 <= number <= 8 else 1
 
 
-Resize = Callable[[RGB, int, int], RGB]  # to a height and a width
+class Resize(Protocol):
+    """Pixels to a height and a width."""
+
+    def __call__(self, rgb: RGB, height: int, width: int, /) -> RGB: ...
+
+    def allocate(self, height: int, width: int) -> RGB:
+        """Room for the pixels that it will be called with."""
+        ...
 
 
 def decode(header: Header, wanted: tuple[int, int] | None = None, resize: Resize | None = None) -> RGB:
@@ -99,7 +107,7 @@ def decode(header: Header, wanted: tuple[int, int] | None = None, resize: Resize
         if wanted is not None and image.format in ("JPEG", "MPO"):
             _draft(image, header, *wanted)
         image.load()
-        rgb = pixels_of(image)
+        rgb = pixels_of(image, None if resize is None else resize.allocate(image.height, image.width))
         image.close()
         del image
         rgb = upright(rgb, header.orientation)
@@ -146,10 +154,11 @@ def check_size(width: int, height: int, settings: Settings) -> None:
         raise MediaDimensions(detail=f"{width}x{height}, sides at most 1 to {MAX_RATIO}")
 
 
-def pixels_of(image: Image.Image) -> RGB:
-    """(height, width, 3), on white where it is transparent; converted band by band, which takes no second picture."""
+def pixels_of(image: Image.Image, room: RGB | None = None) -> RGB:
+    """(height, width, 3), on white where it is transparent, in `room` where that is given; converted band by band,
+    which takes no second picture."""
     width, height = image.size
-    rgb = np.empty((height, width, RGB_BYTES), np.uint8)
+    rgb = np.empty((height, width, RGB_BYTES), np.uint8) if room is None else room
     for top in range(0, height, BAND_ROWS):
         bottom = min(top + BAND_ROWS, height)
         rgb[top:bottom] = np.asarray(_as_rgb(image.crop((0, top, width, bottom))))

@@ -15,17 +15,16 @@ from worker.core.errors import MediaDecodeTimeout, MediaDimensions
 from worker.core.settings import MIB, Settings
 from worker.core.threads import tellable
 from worker.media.budget import Budget, Share
-from worker.media.isolate import Children
+from worker.media.isolate import Child, Children
 
 T = TypeVar("T")
 SMALL_BYTES = 24 * MIB  # of a decoder at work on what is no more than a picture of two million pixels
 
 
 class Workers:
-    """Runs work for any number of requests at once. modules: what child processes import before they begin. Close it
-    when done."""
+    """Runs work for any number of requests at once. Close it when done."""
 
-    def __init__(self, settings: Settings, modules: list[str]) -> None:
+    def __init__(self, settings: Settings) -> None:
         total, places = settings.decode_memory_bytes, settings.prepare_threads
         self.memory = Budget(total // 2, reserve=total // 32, small=min(SMALL_BYTES, total // 32))
         self.files = Budget(total // 4, reserve=total // 32, small=total // 256, per_owner=total // 16)
@@ -34,8 +33,8 @@ class Workers:
         self._places = Budget(places, reserve=1 if places > 1 else 0)
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="media")
         self._children: Children | None = None
-        if settings.media_isolate == "process":
-            self._children = Children(places, settings.decode_memory_bytes, modules)
+        if settings.isolates_media:
+            self._children = Children()
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -57,11 +56,20 @@ class Workers:
     ) -> T:
         """Run `work` on a stranger's bytes, in a child process where the settings say so. Raises MediaDecodeTimeout,
         and what `work` does."""
-        if self._children is None:
+        children = self._children
+        if children is None:
             return await self.run(num_bytes, work, *arguments, owner=owner, timeout_s=timeout_s)
+        used: list[Child] = []
+        seconds = timeout_s or self._timeout_s
         is_small = num_bytes <= SMALL_BYTES
         async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
-            return await self._children.run(work, arguments, timeout_s or self._timeout_s)
+            running = self._threads.submit(tellable, children.run, work, arguments, num_bytes, seconds, used.append)
+            try:
+                return await asyncio.wrap_future(running)
+            except asyncio.CancelledError:
+                for child in used:
+                    child.kill()
+                raise
 
     async def run(
         self,

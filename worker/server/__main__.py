@@ -40,7 +40,8 @@ def read_settings() -> Settings:
     options = {name.upper(): value for name, value in vars(parser.parse_args()).items() if value is not None}
     settings = worker_settings.load_with_file(options)
     refuse_open_server(settings)
-    return settings
+    isolates = "process" if settings.media_isolate == "auto" else settings.media_isolate
+    return settings.model_copy(update={"media_isolate": isolates})
 
 
 def main() -> None:

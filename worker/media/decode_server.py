@@ -1,0 +1,75 @@
+"""The process that child processes of the decoders come from, and what such a child does.
+
+It has imported the decoders and nothing else: no torch, no keys, an environment of its own. A child is a fork of it, a
+few milliseconds old. Imported by `isolate.py` alone.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from worker.media import animation, decoders, picture, video  # noqa: F401  # what children are asked to run
+from worker.media.handing_over import Arena, ChildSide
+
+SLACK_BYTES = 96 * 2**20  # beside what the work was counted for: the interpreter's own, and libraries'
+
+
+def serve(channel: socket.socket) -> None:
+    """Make a child for each pair of descriptors that comes, and answer with the child's."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that have ended leave nothing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a person's Ctrl-C is the parent's
+    while True:
+        data, fds, _, _ = socket.recv_fds(channel, 1, 2)
+        if not data:
+            return
+        pid = os.fork()
+        if not pid:
+            channel.close()
+            _work(Connection(fds[0]), Arena(fds[1]))
+            os._exit(0)
+        handle = os.pidfd_open(pid)
+        socket.send_fds(channel, [b"c"], [handle])
+        for fd in (*fds, handle):
+            os.close(fd)
+
+
+def _work(connection: Connection, arena: Arena) -> None:
+    """Do one thing after the other until the parent is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    base = pages * resource.getpagesize()
+    side = ChildSide(connection, arena)
+    while True:
+        try:
+            num_bytes, order = connection.recv()
+        except (EOFError, OSError):
+            return
+        arena.used = 0
+        resource.setrlimit(resource.RLIMIT_AS, (base + num_bytes + SLACK_BYTES, resource.RLIM_INFINITY))
+        connection.send(_result(side, order))
+
+
+def _result(side: ChildSide, order: bytes) -> tuple[str, Any]:
+    try:
+        work, arguments = side.unpacked(order)
+        return "done", side.packed(work(*arguments))
+    except MemoryError:
+        return "memory", None
+    except Exception as error:  # it is the parent's to raise
+        return "raised", error
+
+
+def main() -> None:
+    """Serve at the descriptor that the command line names."""
+    serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Work handed to a child process and back: large bytes and pixels by shared memory, the rest by a socket.
+
+A function that is wrapped in `InParent` stays in the parent: the child calls it with pixels, and what it gives is kept
+there and takes its place in the child's result. So the child needs no torch, and what comes of a picture is never sent
+twice. Both sides are one version of this code; nothing that a stranger sends is unpickled.
+"""
+
+import io
+import mmap
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from worker.core.contract import RGB
+
+LARGE = 64 * 1024  # bytes that are worth a place in shared memory
+ARENA_BYTES = 2**32  # of addresses; memory is taken as it is written
+KEPT_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class InParent:
+    """A function of pixels that runs in the parent, wherever it is called."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, rgb: RGB, *arguments: Any) -> Any:
+        return self.function(rgb, *arguments)
+
+    def allocate(self, height: int, width: int) -> RGB:
+        """Room for pixels that it will be called with: in a child, where the parent sees them."""
+        return np.empty((height, width, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """In a child: what the parent has kept of the pixels that it was shown."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels in the arena: their place, and (height, width, 3)."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Arena:
+    """The shared memory of a parent and its child. fd: of it; used: bytes of it that are taken. A process that has
+    touched its pages once writes to them twenty times as fast: the first of them stay mapped, and are not given back.
+    """
+
+    fd: int
+    used: int = 0
+    _kept: mmap.mmap | None = None
+
+    def put(self, data: bytes) -> tuple[int, int]:
+        """The place of these bytes. For the parent alone: a child may write no file."""
+        offset, self.used = self.used, self.used + len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.pwrite(self.fd, view, self.used - len(view)) :]
+        return offset, len(data)
+
+    def get(self, offset: int, size: int) -> bytes:
+        return b"".join(iter(_reads(self.fd, offset, size).__next__, b""))
+
+    def pixels(self, at: Pixels) -> RGB:
+        """A view of the pixels."""
+        size = int(np.prod(at.shape))
+        end = at.offset + size
+        if end <= KEPT_BYTES:
+            self._kept = self._kept or mmap.mmap(self.fd, KEPT_BYTES)
+            return np.frombuffer(self._kept, np.uint8, size, at.offset).reshape(at.shape)
+        begin = at.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        view = mmap.mmap(self.fd, end - begin, offset=begin)
+        return np.frombuffer(view, np.uint8, size, at.offset - begin).reshape(at.shape)
+
+    def clear(self, used: int) -> None:
+        """Begin anew; what was used beyond the pages that are kept is given back."""
+        self.used = 0
+        if used > KEPT_BYTES:
+            os.ftruncate(self.fd, KEPT_BYTES)
+            os.ftruncate(self.fd, ARENA_BYTES)
+
+
+def _reads(fd: int, offset: int, size: int) -> Any:
+    while size > 0:
+        part = os.pread(fd, min(size, 2**26), offset)
+        offset, size = offset + len(part), size - len(part)
+        yield part
+    yield b""
+
+
+@dataclass
+class Order:
+    """Work on its way to a child: what is pickled, and what stays. kept: what the functions that stay have given."""
+
+    arena: Arena
+    functions: list[InParent] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def packed(self, order: Any) -> bytes:
+        out = io.BytesIO()
+        pickler = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
+        pickler.persistent_id = self._stays  # type: ignore[method-assign]
+        pickler.dump(order)
+        return out.getvalue()
+
+    def _stays(self, value: Any) -> Any:
+        if isinstance(value, InParent):
+            self.functions.append(value)
+            return "function", len(self.functions) - 1
+        if type(value) is bytes and len(value) >= LARGE:
+            return "bytes", *self.arena.put(value)
+        return None
+
+    @property
+    def end(self) -> int:
+        """Of what was used of the arena."""
+        return max([self.arena.used, *self.ends])
+
+    def run(self, index: int, pixels: Pixels, arguments: Sequence[Any]) -> int:
+        """Have a function that stayed look at pixels in the arena; the number under which what it gives is kept."""
+        self.ends.append(pixels.offset + int(np.prod(pixels.shape)))
+        seen = self.arena.pixels(pixels)
+        given = self.functions[index](seen, *arguments)
+        is_seen = isinstance(given, np.ndarray) and np.may_share_memory(given, seen)
+        self.kept.append(given.copy() if is_seen else given)
+        return len(self.kept) - 1
+
+    def unpacked(self, data: bytes) -> Any:
+        unpickler = pickle.Unpickler(io.BytesIO(data))
+        unpickler.persistent_load = lambda place: self.kept[place]  # type: ignore[method-assign]
+        return unpickler.load()
+
+
+class _Remote:
+    """A function that stayed in the parent, as the child has it."""
+
+    def __init__(self, index: int, connection: Connection, arena: Arena) -> None:
+        self._index, self._connection, self._arena = index, connection, arena
+        self._allocated: RGB | None = None
+
+    def allocate(self, height: int, width: int) -> RGB:
+        self._allocated = self._arena.pixels(Pixels(self._arena.used, (height, width, 3)))
+        return self._allocated
+
+    def __call__(self, rgb: RGB, *arguments: Any) -> Kept:
+        at = Pixels(self._arena.used, rgb.shape)
+        if rgb is not self._allocated:
+            self._arena.pixels(at)[:] = rgb
+        self._connection.send(("call", self._index, at, arguments))
+        return Kept(self._connection.recv())
+
+
+class ChildSide:
+    """The same in the child."""
+
+    def __init__(self, connection: Connection, arena: Arena) -> None:
+        self._connection, self._arena = connection, arena
+
+    def unpacked(self, data: bytes) -> Any:
+        unpickler = pickle.Unpickler(io.BytesIO(data))
+        unpickler.persistent_load = self._load  # type: ignore[method-assign]
+        return unpickler.load()
+
+    def _load(self, place: Any) -> Any:
+        if place[0] == "bytes":
+            self._arena.used = max(self._arena.used, place[1] + place[2])
+            return self._arena.get(place[1], place[2])
+        return _Remote(place[1], self._connection, self._arena)
+
+    def packed(self, result: Any) -> bytes:
+        out = io.BytesIO()
+        pickler = pickle.Pickler(out, pickle.HIGHEST_PROTOCOL)
+        pickler.persistent_id = lambda value: value.index if isinstance(value, Kept) else None  # type: ignore[method-assign]
+        pickler.dump(result)
+        return out.getvalue()
