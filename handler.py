@@ -159,9 +159,8 @@ def _join_platform(model: ModelHandle, deliveries: sdk.Deliveries, serving: Serv
     sdk.on_stop(stop)  # the SDK gives running jobs all the time there is
     sdk.take_each_job_once()
     sdk.insist_on_delivery(deliveries)
-    if serving is not None:
-        checked = Service(serving.engine, serving.opener, settings)
-        runpod.serverless.register_fitness_check(fitness_check(checked))
+    if serving is not None and serving.checking is not None:
+        runpod.serverless.register_fitness_check(fitness_check(serving.checking))
 
 
 def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:

@@ -45,6 +45,7 @@ it is the exception's own text and is never sent to a caller.
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, Self
 
 
@@ -72,11 +73,14 @@ class WorkerError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It may be raised in a child process."""
-        return _again, (type(self), self.where, self.detail, self.is_retryable, self.reason)
+        return partial(type(self), **self._fields()), ()
 
     def at(self, where: str) -> Self:
         """The same error with its place in the request."""
-        return type(self)(where=where, detail=self.detail, retryable=self.is_retryable, reason=self.reason)
+        return type(self)(**{**self._fields(), "where": where})
+
+    def _fields(self) -> dict[str, Any]:
+        return {"where": self.where, "detail": self.detail, "retryable": self.is_retryable, "reason": self.reason}
 
     @property
     def message(self) -> str:
@@ -89,12 +93,6 @@ class WorkerError(Exception):
         """The error as the platform's job API carries it: an object in a string."""
         fields = {"code": self.code, "message": self.message, "status": self.status, "retryable": self.is_retryable}
         return json.dumps(fields)
-
-
-def _again(
-    kind: type[WorkerError], where: str | None, detail: str | None, retryable: bool, reason: str | None
-) -> WorkerError:
-    return kind(where=where, detail=detail, retryable=retryable, reason=reason)
 
 
 class InputError(WorkerError):

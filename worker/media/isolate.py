@@ -125,19 +125,16 @@ class Children:
         Raises MediaDecodeTimeout, MediaTooLarge, and MediaDecoderCrashed where two children crashed over it."""
         for _ in range(TRIES):
             child = self._take()
-            is_whole = False
+            is_whole = True
             try:
                 on_child(child)
-                result = child.run(work, arguments, num_bytes, timeout_s)
-                is_whole = True
-                return result
+                return child.run(work, arguments, num_bytes, timeout_s)
             except _Gone:
+                is_whole = False
                 if child.is_unwanted:
                     break
             except MediaDecodeTimeout:
-                raise
-            except BaseException:
-                is_whole = True
+                is_whole = False
                 raise
             finally:
                 self._give(child, is_whole=is_whole)

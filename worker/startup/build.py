@@ -27,12 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Serving:
-    """A started engine and what stands before it. Close it when done."""
+    """A started engine and what stands before it. checking: answers the worker's own question before the first job; its
+    picture is decoded on a thread, so that nobody waits for child processes. Close it when done."""
 
     engine: Engine
     opener: MediaOpener
     service: Service
     close_opener: Callable[[], None] = lambda: None
+    checking: Service | None = None
 
     def close(self) -> None:
         """End what runs, and return when all threads have."""
@@ -140,7 +142,15 @@ def assemble(
     opener = Opener(settings, Fetcher(settings), loaded.size_policy, keeps_files=loaded.reads_files)
     service = Service(engine, opener, settings, timeline=timeline, dialects=dialects)
     show_stats(service.metrics, engine)
-    return Serving(engine, opener, service, opener.close)
+    trusting = settings.model_copy(update={"media_isolate": "thread"})
+    checker = Opener(trusting, Fetcher(trusting), loaded.size_policy, keeps_files=loaded.reads_files)
+
+    def close() -> None:
+        opener.close()
+        checker.close()
+
+    checking = Service(engine, checker, trusting, history=service.history)
+    return Serving(engine, opener, service, close, checking)
 
 
 def show_stats(metrics: Metrics, engine: Engine) -> None:
