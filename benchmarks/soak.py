@@ -1,10 +1,12 @@
 """Many jobs through the real SDK and a stand-in for the platform, in trouble: every job accounted for.
 
-python -m benchmarks.soak [--jobs 10000] [--save]
+python -m benchmarks.soak [--jobs 10000] [--attacks] [--save]
 
 Mixed work (words, pictures, streams, bad input, cancels at random times) while 2 % of the worker's calls fail by 500,
 502 or a dropped connection, and the worker is stopped by SIGTERM and started again twice. Then, without trouble: what
 a job costs beside an empty handler, and what streaming costs the engine.
+
+`--attacks`: a tenth of the jobs are made to hurt the others (benchmarks/attacks.py), beside the same jobs without them.
 """
 
 import argparse
@@ -25,8 +27,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image, ImageDraw
 
+from benchmarks import attacks
 from benchmarks.report import environment, save
 from tests.platform.stand_in import FINAL, Job, Platform
 
@@ -65,6 +69,12 @@ handler.main()
 
 class Worker:
     """A worker's process as the platform starts it, and what it uses."""
+
+    @property
+    def tree_mib(self) -> float:
+        """Memory of it and of its child processes, shared pages counted once."""
+        own = psutil.Process(self._process.pid)
+        return sum(_pss(each.pid) for each in (own, *own.children(recursive=True))) / 2**20
 
     def __init__(self, platform: Platform, *command: str) -> None:
         chosen = {"DEVICE": "cpu", "LOG_LEVEL": "WARNING", **platform.environment()}
@@ -137,6 +147,14 @@ class Outcome:
     def num_bad(self) -> int:
         """Jobs that were lost, hung, or ended in another way than they should."""
         return sum(many for ended in self.ended.values() for how, many in ended.items() if how in ("hung", "wrong"))
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:  # it has ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def picture() -> str:
@@ -308,8 +326,12 @@ def costs_table(costs: dict[str, Cost]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--attacks", action="store_true", help="a tenth of the jobs are attacks on the others")
     parser.add_argument("--save", action="store_true", help="write JSON and the tables into benchmarks/results/")
     options = parser.parse_args()
+    if options.attacks:
+        attacks.report(options.jobs, is_saved=options.save)
+        return
     outcome = soak(options.jobs)
     print(table(options.jobs, outcome), flush=True)
     ours = ("-c", OUR_HANDLER_WITH_A_MODEL_THAT_TAKES_NO_TIME)

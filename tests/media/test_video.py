@@ -209,7 +209,7 @@ def test_the_times_of_a_steady_film_are_chosen_as_the_reference_does() -> None:
 @pytest.mark.parametrize("options", [{"bf": "4", "g": "60"}, {"g": "7"}, {"g": "12", "x264-params": "open-gop=1"}])
 def test_what_is_left_out_of_decoding_changes_no_pixel(options: dict[str, str]) -> None:
     data = film(60, options=options)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         everything = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
     for count in (2, 6, 20, 60):
         clip = seen(data, nframes=count)
@@ -225,7 +225,7 @@ def test_any_frames_of_any_kind_of_file_are_the_ones_that_a_plain_decoder_shows(
     found = sniff(data).video
     assert found is not None
     packets = video.read_packets(data, found, AS_SENT)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         everything = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
     for wanted in (*([index] for index in range(0, 60, 3)), *(sorted(rng.sample(range(60), 7)) for _ in range(6))):
         clip = video.decode(data, found, packets, wanted, AS_SENT, as_it_is)

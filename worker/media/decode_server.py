@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from worker.media import animation, decoders, picture, video  # noqa: F401  # what children are asked to run
-from worker.media.handing_over import Arena, ChildSide
+from worker.media.handing_over import FOR_LARGE, Arena, ChildSide
 
+NICE = 10  # of large work: the engine, and whoever has a small picture, go before it
 SLACK_BYTES = 96 * 2**20  # beside what the work was counted for: the interpreter's own, and libraries'
 
 
@@ -30,6 +31,8 @@ def serve(channel: socket.socket) -> None:
         pid = os.fork()
         if not pid:
             channel.close()
+            if data == FOR_LARGE:
+                os.nice(NICE)
             _work(Connection(fds[0]), Arena(fds[1]))
             os._exit(0)
         handle = os.pidfd_open(pid)

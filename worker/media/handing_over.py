@@ -18,6 +18,7 @@ import numpy as np
 
 from worker.core.contract import RGB
 
+FOR_SMALL, FOR_LARGE = b"s", b"l"  # the kinds of children
 LARGE = 64 * 1024  # bytes that are worth a place in shared memory
 ARENA_BYTES = 2**32  # of addresses; memory is taken as it is written
 KEPT_BYTES = 32 * 2**20

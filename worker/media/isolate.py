@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from worker.core.errors import MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
 from worker.core.settings import MIB
-from worker.media.handing_over import ARENA_BYTES, Arena, Order
+from worker.media.handing_over import ARENA_BYTES, FOR_LARGE, FOR_SMALL, Arena, Order
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -98,13 +98,14 @@ class Children:
         self._lock = threading.Lock()
         self._is_closed = False
         self._all: set[Child] = set()
-        self._idle: list[Child] = []
+        self._idle: dict[bytes, list[Child]] = {FOR_SMALL: [], FOR_LARGE: []}
         self._server, self._channel = _start()
 
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            everyone, idle, self._all, self._idle = self._all, self._idle, set(), []
+            everyone, idle = self._all, [child for children in self._idle.values() for child in children]
+            self._all = set()
             self._channel.close()
         for child in everyone.difference(idle):
             child.kill()  # who uses it lets go of it
@@ -120,11 +121,16 @@ class Children:
         num_bytes: int,
         timeout_s: float,
         on_child: Callable[[Child], None] = lambda _: None,
+        *,
+        is_small: bool = True,
     ) -> T:
         """What `work` returns or raises; `on_child` hears of the child that does it, which may be killed. Blocks.
-        Raises MediaDecodeTimeout, MediaTooLarge, and MediaDecoderCrashed where two children crashed over it."""
+        is_small: large work goes behind all else on the processor. Raises MediaDecodeTimeout, MediaTooLarge, and
+        MediaDecoderCrashed where two children crashed over it.
+        """
+        kind = FOR_SMALL if is_small else FOR_LARGE
         for _ in range(TRIES):
-            child = self._take()
+            child = self._take(kind)
             is_whole = True
             try:
                 on_child(child)
@@ -137,22 +143,22 @@ class Children:
                 is_whole = False
                 raise
             finally:
-                self._give(child, is_whole=is_whole)
+                self._give(child, kind, is_whole=is_whole)
         raise MediaDecoderCrashed()
 
-    def _take(self) -> Child:
+    def _take(self, kind: bytes) -> Child:
         with self._lock:
-            return self._idle.pop() if self._idle else self._made()
+            return self._idle[kind].pop() if self._idle[kind] else self._made(kind)
 
-    def _give(self, child: Child, *, is_whole: bool) -> None:
+    def _give(self, child: Child, kind: bytes, *, is_whole: bool) -> None:
         with self._lock:
             if is_whole and not self._is_closed:
-                self._idle.append(child)
+                self._idle[kind].append(child)
                 return
             self._all.discard(child)
         child.close()
 
-    def _made(self) -> Child:
+    def _made(self, kind: bytes) -> Child:
         """A new child; of a new server where the old one has ended. Raises MediaDecoderCrashed."""
         for _ in range(TRIES):
             if self._is_closed:
@@ -161,7 +167,7 @@ class Children:
             arena = os.memfd_create("decoded", os.MFD_CLOEXEC)
             os.ftruncate(arena, ARENA_BYTES)
             try:
-                socket.send_fds(self._channel, [b"c"], [theirs.fileno(), arena])
+                socket.send_fds(self._channel, [kind], [theirs.fileno(), arena])
                 data, handles, _, _ = socket.recv_fds(self._channel, 1, 1)
             except OSError:
                 data, handles = b"", []

@@ -7,8 +7,10 @@ a decoder at work.
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from worker.core.errors import MediaDecodeTimeout, MediaDimensions
@@ -30,7 +32,8 @@ class Workers:
         self.files = Budget(total // 4, reserve=total // 32, small=total // 256, per_owner=total // 16)
         self.pixels = Budget(total // 4, reserve=total // 32, small=total // 128)
         self._timeout_s = settings.decode_timeout_s
-        self._places = Budget(places, reserve=1 if places > 1 else 0)
+        # Large work has no more places than there are processors, and leaves one to small work.
+        self._places = Budget(places, reserve=min(places - 1, max(1, places - len(os.sched_getaffinity(0)))))
         self._threads = ThreadPoolExecutor(places, thread_name_prefix="media")
         self._children: Children | None = None
         if settings.isolates_media:
@@ -63,7 +66,8 @@ class Workers:
         seconds = timeout_s or self._timeout_s
         is_small = num_bytes <= SMALL_BYTES
         async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
-            running = self._threads.submit(tellable, children.run, work, arguments, num_bytes, seconds, used.append)
+            order = partial(children.run, work, arguments, num_bytes, seconds, used.append, is_small=is_small)
+            running = self._threads.submit(tellable, order)
             try:
                 return await asyncio.wrap_future(running)
             except asyncio.CancelledError:

@@ -57,8 +57,10 @@ class PromptBuilder:
         request's, in order."""
         scope = self._scope(request)
         shown = [self._shown(opened, scope) for opened in media]
-        self._check_length(shown)
-        ids = torch.tensor(_widen(self._tokens(request, shown), self._pad_counts(shown)))
+        self._check_length(sum(entry.num_tokens for entry in shown), "pictures and videos have")
+        tokens = self._tokens(request, shown)
+        self._check_length(len(tokens), "the prompt has")
+        ids = torch.tensor(_widen(tokens, self._pad_counts(shown)))
         positions, delta = self._positions(ids, shown)
         item_of, offset_of, fingerprint = self._token_places(ids, shown)
         return Prompt(
@@ -93,11 +95,10 @@ class PromptBuilder:
         item = _item("video", self._clip(opened), scope, times)
         return _Shown(item, opened, item.patches.num_tokens(self._spec.preprocessor.merge), times)
 
-    def _check_length(self, shown: Sequence[_Shown]) -> None:
-        """Raises PromptTooLong."""
-        total, limit = sum(entry.num_tokens for entry in shown), self._spec.max_model_len
-        if total >= limit:
-            raise PromptTooLong(detail=f"pictures and videos have {total} tokens of {limit}")
+    def _check_length(self, count: int, what: str) -> None:
+        """Before more is done with them. Raises PromptTooLong."""
+        if count >= self._spec.max_model_len:
+            raise PromptTooLong(detail=f"{what} {count} tokens of {self._spec.max_model_len}")
 
     def _pad_counts(self, shown: Sequence[_Shown]) -> dict[int, list[int]]:
         """By pad token: how many tokens each of its spans has, in order."""
