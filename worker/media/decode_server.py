@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.media import animation, decoders, picture, video  # noqa: F401  # what children are asked to run
-from worker.media.handing_over import FOR_LARGE, Arena, ChildSide
+from worker.media.handing_over import FOR_LARGE, NICE, Arena, ChildSide
 
-NICE = 10  # of large work: the engine, and whoever has a small picture, go before it
 SLACK_BYTES = 96 * 2**20  # beside what the work was counted for: the interpreter's own, and libraries'
 
 

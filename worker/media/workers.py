@@ -8,6 +8,7 @@ a decoder at work.
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,6 +18,7 @@ from worker.core.errors import MediaDecodeTimeout, MediaDimensions
 from worker.core.settings import MIB, Settings
 from worker.core.threads import tellable
 from worker.media.budget import Budget, Share
+from worker.media.handing_over import NICE
 from worker.media.isolate import Child, Children
 
 T = TypeVar("T")
@@ -34,15 +36,20 @@ class Workers:
         self._timeout_s = settings.decode_timeout_s
         # Large work has no more places than there are processors, and leaves one to small work.
         self._places = Budget(places, reserve=min(places - 1, max(1, places - len(os.sched_getaffinity(0)))))
-        self._threads = ThreadPoolExecutor(places, thread_name_prefix="media")
+        self._small_threads = ThreadPoolExecutor(places, thread_name_prefix="media")
+        self._large_threads = ThreadPoolExecutor(places, thread_name_prefix="large media", initializer=_go_behind)
         self._children: Children | None = None
         if settings.isolates_media:
             self._children = Children()
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._small_threads.shutdown()
+        self._large_threads.shutdown()
         if self._children is not None:
             self._children.close()
+
+    def _pool(self, is_small: bool) -> ThreadPoolExecutor:
+        return self._small_threads if is_small else self._large_threads
 
     def check_memory(self, num_bytes: int) -> None:
         """Raises MediaDimensions where work of so many bytes could never run."""
@@ -67,7 +74,7 @@ class Workers:
         is_small = num_bytes <= SMALL_BYTES
         async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
             order = partial(children.run, work, arguments, num_bytes, seconds, used.append, is_small=is_small)
-            running = self._threads.submit(tellable, order)
+            running = self._pool(is_small).submit(tellable, order)
             try:
                 return await asyncio.wrap_future(running)
             except asyncio.CancelledError:
@@ -89,18 +96,24 @@ class Workers:
         The clock starts when the thread does. A thread cannot be stopped: after a timeout or a cancel it works on,
         and what it holds stays held.
         """
+        is_small = num_bytes <= SMALL_BYTES
         held = [await self.memory.take(min(num_bytes, self.memory.largest), owner)]
         try:
-            held.append(await self._places.take(1, owner, is_small=num_bytes <= SMALL_BYTES))
+            held.append(await self._places.take(1, owner, is_small=is_small))
         except asyncio.CancelledError:
             held[0].give()
             raise
-        running = self._threads.submit(tellable, work, *arguments)
+        running = self._pool(is_small).submit(tellable, work, *arguments)
         running.add_done_callback(_giving(held))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(running), timeout_s or self._timeout_s)
         except TimeoutError:
             raise MediaDecodeTimeout() from None
+
+
+def _go_behind() -> None:
+    """This thread, and those that it starts, run when no other wants the processor."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def _giving(shares: list[Share]) -> Callable[[Future[Any]], None]:
