@@ -1,10 +1,16 @@
-"""Small files whose tables announce far more than they hold, or whose streams are larger than their containers say."""
+"""Small files whose tables announce far more than they hold, or whose streams are larger than their containers say.
+
+`python -m tests.media.index_attacks` prints what a demuxer takes for each, with its index counted before and without.
+"""
 
 import io
+import multiprocessing
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import av
@@ -13,6 +19,10 @@ from PIL import Image
 from builder.scheduling import same_scheduling
 from tests.fakes import encoded
 from tests.media.films import film
+from worker.core.errors import MediaError
+from worker.core.settings import Settings
+from worker.media import video
+from worker.media.sniff import sniff
 
 MANY = 80_000_000
 
@@ -250,3 +260,48 @@ def with_long_sound() -> bytes:
         container.mux(video.encode(None))
         container.mux(sound.encode(None))
     return out.getvalue()
+
+
+def _weigh(form: str, name: str, is_counted: bool, told: "multiprocessing.Queue[Any]") -> None:
+    make, _ = FORMS[form][name]
+    data = make()
+    if not is_counted:
+        video.refuse_large_index = lambda *_: None
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before, began = _peak(), time.monotonic()
+    found = sniff(data).video
+    assert found is not None
+    try:
+        video.read_packets(data, found, Settings())
+        code = "seen"
+    except MediaError as error:
+        code = error.code
+    told.put((len(data), code, time.monotonic() - began, (_peak() - before) / 2**20))
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+FORMS = {"MP4": MP4, "Matroska": MATROSKA, "AVI": AVI}
+
+
+def main() -> None:
+    """Print what the demuxer takes for each, with the indexes counted before and without: the control."""
+    print("| file | bytes | counted | s | MiB | not counted | s | MiB |\n|---|---|---|---|---|---|---|---|")
+    for form, files in FORMS.items():
+        for name in files:
+            cells, size = "", 0
+            for is_counted in (True, False):
+                told: multiprocessing.Queue[Any] = multiprocessing.Queue()
+                process = multiprocessing.Process(target=_weigh, args=(form, name, is_counted, told))
+                process.start()
+                size, code, seconds, mib = told.get(timeout=120)
+                process.join()
+                cells += f" {code} | {seconds:.2f} | {mib:.0f} |"
+            print(f"| {form}: {name} | {size} |{cells}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

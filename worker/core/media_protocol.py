@@ -7,10 +7,18 @@ from typing import Protocol
 from worker.core.contract import RGB, Controls, Kind, Media, Opened
 
 
+class MediaRoom(Protocol):
+    """Memory that a request holds for its media."""
+
+    def settle(self, opened: Sequence[Opened]) -> None:
+        """This is all: hold no more than it takes."""
+        ...
+
+
 class MediaOpener(Protocol):
     """Opens the media of a request."""
 
-    def room(self, items: Sequence[Media], more_images: int = 0) -> AbstractAsyncContextManager["MediaRoom"]:
+    def room(self, items: Sequence[Media], more_images: int = 0) -> AbstractAsyncContextManager[MediaRoom]:
         """The memory for what the media become, held as long as any of it is alive: enter it before `open`, once for a
         request, and leave it when the request ends. more_images: that are opened beside `items`."""
         ...
@@ -22,14 +30,6 @@ class MediaOpener(Protocol):
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         """The files of pictures, in order, not yet opened. Raises MediaError with the reference's place."""
-        ...
-
-
-class MediaRoom(Protocol):
-    """Memory that a request holds for its media."""
-
-    def settle(self, opened: Sequence[Opened]) -> None:
-        """This is all: hold no more than it takes."""
         ...
 
 

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -16,6 +15,7 @@ from worker.core.contract import RGB
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
 from worker.core.settings import Settings
 from worker.media import av1
+from worker.media.handing_over import InParent
 from worker.media.limits import png_chunks, refuse_costly
 from worker.media.sniff import sniff
 
@@ -85,17 +85,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return number if isinstance(number, int) and 1 <= number <= 8 else 1
 
 
-class Resize(Protocol):
-    """Pixels to a height and a width."""
-
-    def __call__(self, rgb: RGB, height: int, width: int, /) -> RGB: ...
-
-    def allocate(self, height: int, width: int) -> RGB:
-        """Room for the pixels that it will be called with."""
-        ...
-
-
-def decode(header: Header, wanted: tuple[int, int] | None = None, resize: Resize | None = None) -> RGB:
+def decode(header: Header, wanted: tuple[int, int] | None = None, resize: InParent | None = None) -> RGB:
     """(height, width, 3) pixels, upright, on white where the picture is transparent. Raises MediaCorrupt.
 
     wanted: the height and width at which it will be seen, and to which `resize` brings it. A JPEG at least twice as
