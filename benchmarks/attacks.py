@@ -14,10 +14,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import soak
+from benchmarks.platform_jobs import body, running, through
 from benchmarks.report import environment, save
 from tests.media import attack_files, index_attacks
 from tests.platform.stand_in import FINAL, Job, Platform
+from worker.core.settings import Settings
 
 WINDOW = 24  # honest jobs that are unfinished at once
 EVERY = 9  # honest jobs for an attack
@@ -74,14 +75,14 @@ def run(num_jobs: int, hostile: dict[str, dict[str, Any]]) -> Run:
     jobs: list[tuple[str, Job]] = []
     names = list(hostile)
     kinds = ("words", "picture", "stream")
-    with Platform(hold_s=1.0) as platform, soak.running(platform) as worker:
-        soak._through(platform, [soak.body(kind, random.Random(1)) for kind in kinds] * 4, 4)
+    with Platform(hold_s=1.0) as platform, running(platform) as worker:
+        through(platform, [body(kind, random.Random(1)) for kind in kinds] * 4, 4)
         honest: list[Job] = []
         while len(honest) < num_jobs or any(job.status not in FINAL for _, job in jobs):
             unfinished = sum(job.status not in FINAL for job in honest[-4 * WINDOW :])
             for _ in range(min(WINDOW - unfinished, num_jobs - len(honest))):
                 kind = kinds[len(honest) % len(kinds)]
-                honest.append(platform.submit(soak.body(kind, random.Random(1))))
+                honest.append(platform.submit(body(kind, random.Random(1))))
                 jobs.append((kind, honest[-1]))
                 if names and len(honest) % EVERY == 0:
                     name = names[len(honest) // EVERY % len(names)]
@@ -93,6 +94,31 @@ def run(num_jobs: int, hostile: dict[str, dict[str, Any]]) -> Run:
         code = json.loads(job.error)["code"] if job.error else job.status
         found.ended.setdefault(kind, Counter())[code] += 1
     return found
+
+
+def largest(num_jobs: int = 48) -> tuple[float, float, Counter[str]]:
+    """As many jobs as the worker takes at once, each of the most pixels that a job may bring: memory before and at the
+    most, in MiB, and how they ended."""
+    body_of_most = {**attacks()["eight pictures of 49 million pixels"], "max_tokens": 1}
+    with Platform(hold_s=1.0) as platform, running(platform) as worker:
+        through(platform, [body("picture", random.Random(1))] * 4, 4)
+        before = peak = worker.tree_mib
+        jobs = [platform.submit(body_of_most) for _ in range(num_jobs)]
+        while any(job.status not in FINAL for job in jobs):
+            peak = max(peak, worker.tree_mib)
+            time.sleep(0.05)
+    return before, peak, Counter(json.loads(job.error)["code"] if job.error else job.status for job in jobs)
+
+
+def report_largest() -> None:
+    """Print it. Ends with status 1 where the memory went beyond its budget by more than a tenth."""
+    before, peak, ended = largest()
+    budget = Settings().decode_memory_bytes / 2**20
+    print(
+        f"48 jobs of eight pictures of 49 million pixels: {before:.0f} MiB before, {peak:.0f} at the most, {dict(ended)}"
+    )
+    if peak > before + 1.1 * budget:
+        sys.exit(f"more than {budget:.0f} MiB and a tenth beside what the worker had")
 
 
 def table(alone: Run, attacked: Run) -> str:

@@ -10,36 +10,23 @@ a job costs beside an empty handler, and what streaming costs the engine.
 """
 
 import argparse
-import base64
-import io
 import json
-import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
-from PIL import Image, ImageDraw
-
 from benchmarks import attacks
+from benchmarks.platform_jobs import PICTURE, body, running, through
 from benchmarks.report import environment, save
 from tests.platform.stand_in import FINAL, Job, Platform
 
-ROOT = Path(__file__).parents[1]
 TROUBLE = 0.02
 WINDOW = 64  # jobs that are unfinished at once
 KINDS = {"words": 40, "stream": 25, "picture": 15, "bad input": 10, "cancelled": 10}
-SECONDS_PER_TICK = os.sysconf("SC_CLK_TCK")
-PATIENCE_S = 120.0
 
 EMPTY_HANDLER = """
 import runpod
@@ -67,64 +54,6 @@ handler.main()
 """
 
 
-class Worker:
-    """A worker's process as the platform starts it, and what it uses."""
-
-    @property
-    def tree_mib(self) -> float:
-        """Memory of it and of its child processes, shared pages counted once."""
-        own = psutil.Process(self._process.pid)
-        return sum(_pss(each.pid) for each in (own, *own.children(recursive=True))) / 2**20
-
-    def __init__(self, platform: Platform, *command: str) -> None:
-        chosen = {"DEVICE": "cpu", "LOG_LEVEL": "WARNING", **platform.environment()}
-        variables = [f"{name}={value}" for name, value in chosen.items()]
-        self._process = subprocess.Popen(
-            ["env", *variables, sys.executable, *(command or ("handler.py",))],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    @property
-    def cpu_seconds(self) -> float:
-        """User and system time of the process, which the ping process of the SDK is no part of."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / SECONDS_PER_TICK
-
-    @property
-    def memory_mib(self) -> float:
-        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    @property
-    def num_files(self) -> int:
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
-
-    def stop(self) -> int:
-        """Told to stop, as by the platform; its exit status. Again does nothing."""
-        if (status := self._process.poll()) is not None:
-            return status
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-
-@contextmanager
-def running(platform: Platform, *command: str) -> Iterator[Worker]:
-    """A worker that has asked for its first job; stopped at the end."""
-    before = platform.calls["job-take-batch"]
-    worker = Worker(platform, *command)
-    try:
-        _until(lambda: platform.calls["job-take-batch"] > before)
-        yield worker
-    finally:
-        worker.stop()
-
-
 @dataclass
 class Life:
     """One process: memory and open files when it had done a few jobs, and at its end."""
@@ -147,39 +76,6 @@ class Outcome:
     def num_bad(self) -> int:
         """Jobs that were lost, hung, or ended in another way than they should."""
         return sum(many for ended in self.ended.values() for how, many in ended.items() if how in ("hung", "wrong"))
-
-
-def _pss(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:  # it has ended
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
-def picture() -> str:
-    """A red circle on white, as a PNG in base64."""
-    image = Image.new("RGB", (128, 96), "white")
-    ImageDraw.Draw(image).ellipse((40, 20, 90, 70), fill=(220, 30, 30))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-PICTURE = picture()
-
-
-def body(kind: str, rng: random.Random) -> Any:
-    """A job's input."""
-    match kind:
-        case "words" | "stream":
-            return {"prompt": "Who are you?", "stream": kind == "stream", "temperature": 0}
-        case "picture":
-            return {"prompt": "What is in the picture?", "image": PICTURE, "temperature": 0}
-        case "cancelled":
-            return {"prompt": "Who are you?", "ignore_eos": True, "max_tokens": 400, "stream": rng.random() < 0.5}
-        case _:
-            return rng.choice((None, "text", {"prompt": 5}, {"prompt": "x", "image": "%%"}, {"prompt": "x", "y": 1}))
 
 
 def ended_how(kind: str, job: Job) -> str:
@@ -259,9 +155,9 @@ class Cost:
 def cost(num_jobs: int, body: Any, *command: str) -> Cost:
     """Eight jobs at a time, nobody in trouble."""
     with Platform(hold_s=1.0) as platform, running(platform, *command) as worker:
-        jobs = _through(platform, [body] * 64, 8)  # the first ones pay for what is made once
+        jobs = through(platform, [body] * 64, 8)  # the first ones pay for what is made once
         before = worker.cpu_seconds
-        jobs = _through(platform, [body] * num_jobs, 8)
+        jobs = through(platform, [body] * num_jobs, 8)
         cpu = (worker.cpu_seconds - before) / num_jobs * 1000
     taken = [(job.ended_at - job.taken_at) * 1000 for job in jobs]
     p = statistics.quantiles(taken, n=100)
@@ -276,26 +172,9 @@ def streaming_cost(rounds: int = 5) -> tuple[float, float]:
         for _ in range(rounds + 1):
             for stream, measured in rates.items():
                 began = time.monotonic()
-                jobs = _through(platform, [{**long, "stream": stream}] * 16, 16)
+                jobs = through(platform, [{**long, "stream": stream}] * 16, 16)
                 measured.append(16 * 300 / (max(job.ended_at for job in jobs) - began))
     return statistics.median(rates[False][1:]), statistics.median(rates[True][1:])
-
-
-def _through(platform: Platform, bodies: list[Any], window: int) -> list[Job]:
-    jobs: list[Job] = []
-    for body in bodies:
-        _until(lambda: sum(job.status not in FINAL for job in jobs[-2 * window :]) < window)
-        jobs.append(platform.submit(body))
-    _until(lambda: all(job.status in FINAL for job in jobs))
-    return jobs
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        if time.monotonic() > end:
-            raise TimeoutError("the worker did not go on")
-        time.sleep(0.002)
 
 
 def table(num_jobs: int, outcome: Outcome) -> str:
@@ -327,8 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--attacks", action="store_true", help="a tenth of the jobs are attacks on the others")
+    parser.add_argument("--largest", action="store_true", help="48 jobs of the largest pictures at once: the memory")
     parser.add_argument("--save", action="store_true", help="write JSON and the tables into benchmarks/results/")
     options = parser.parse_args()
+    if options.largest:
+        attacks.report_largest()
+        return
     if options.attacks:
         attacks.report(options.jobs, is_saved=options.save)
         return

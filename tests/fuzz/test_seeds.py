@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.structure import changed
 from tests.fuzz.target import SETTINGS, open_anything
 from worker.media.picture import decode, read_header
 
@@ -13,6 +14,17 @@ SEEDS = sorted((Path(__file__).parent / "seeds").iterdir())
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda path: path.name)
 def test_a_seed_is_opened_or_refused(seed: Path) -> None:
     open_anything(seed.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "rotated.mp4", "sound.mp4", "h264.mkv", "stream.webm", "rgb.avif"])
+def test_a_file_whose_structure_is_changed_is_opened_or_refused(name: str) -> None:
+    data = (Path(__file__).parent / "seeds" / name).read_bytes()
+    others = set()
+    for seed in range(60):
+        other = changed(data, seed)
+        others.add(other)
+        open_anything(other)
+    assert len(others) > 40
 
 
 def test_the_target_sees_faults(monkeypatch: pytest.MonkeyPatch) -> None:

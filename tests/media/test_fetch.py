@@ -282,3 +282,14 @@ async def answering(said: bytes) -> AsyncIterator[int]:
 
     async with await asyncio.start_server(say, "localhost", 0) as server:
         yield server.sockets[0].getsockname()[1]
+
+
+def test_the_reason_of_a_failure_names_the_host_and_nothing_that_may_be_a_secret() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(MediaFetchFailed) as failure:
+        fetcher = Fetcher(Settings(media_allow_loopback=True))
+        asyncio.run(fetcher.fetch(f"http://127.0.0.1:{port}/secret?token=secret", 10, 10, lambda _: None))
+    assert failure.value.reason == "http://127.0.0.1: ConnectionRefusedError 111"
+    assert "127.0.0.1" not in failure.value.message

@@ -58,6 +58,11 @@ def elements(data: bytes, begin: int, end: int) -> Iterator[Element]:
         at = at + size if is_sized else end
 
 
+def is_master(identity: int) -> bool:
+    """Whether elements of this id have others in them."""
+    return identity in _MASTERS or identity in (_SEGMENT, _CLUSTER, _EBML)
+
+
 def refuse_large_index(data: bytes) -> None:
     """Raises MediaTooLarge, MediaUnsupportedType for a video that is compressed once more, MediaCorrupt."""
     _Weigher(data).weigh()
