@@ -56,6 +56,15 @@ def test_so_does_that_of_an_animation() -> None:
     assert av1.largest_picture(encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])) == 1200
 
 
+@pytest.mark.parametrize("kind", [b"stts", b"ctts", b"stsc", b"stsz", b"trun", b"elst", b"stsd", b"hdlr", b"iloc"])
+def test_a_table_that_ends_with_the_file_is_no_fault(kind: bytes) -> None:
+    for size in range(20):
+        box = (8 + size).to_bytes(4, "big") + kind + b"\xff" * size
+        data = (8 + len(box)).to_bytes(4, "big") + b"trak" + box
+        iso_boxes.refuse_large_index(data, 2**80)
+        av1.largest_picture(data)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_broken_boxes_and_elements_end_in_a_coded_error_or_in_nothing(seed: int) -> None:
     draw = random.Random(seed)

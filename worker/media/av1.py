@@ -55,7 +55,7 @@ def _places(data: bytes, within: Box, depth: int) -> Iterator[tuple[int, int]]:
 
 def _item_places(data: bytes, box: Box, idat: int) -> Iterator[tuple[int, int]]:
     """Source: ISO/IEC 14496-12, 8.11.3."""
-    at, version = box.begin, data[box.begin]
+    at, version = box.begin, int.from_bytes(data[box.begin : box.begin + 1], "big")
     sizes = int.from_bytes(data[at + 4 : at + 6], "big")
     offset_size, length_size, base_size, index_size = ((sizes >> shift) & 15 for shift in (12, 8, 4, 0))
     at += 6

@@ -169,4 +169,5 @@ class _Weigher:
         count = int.from_bytes(self._data[box.begin + 4 : box.begin + 8], "big")
         size = 4 * columns
         count = max(0, min(count, (box.end - box.begin - 8) // size))
-        return np.frombuffer(self._data, ">u4", count * columns, box.begin + 8).reshape(count, columns).astype(np.int64)
+        entries = self._data[box.begin + 8 : box.begin + 8 + count * size]
+        return np.frombuffer(entries, ">u4").reshape(count, columns).astype(np.int64)
