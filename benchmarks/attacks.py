@@ -114,9 +114,7 @@ def report_largest() -> None:
     """Print it. Ends with status 1 where the memory went beyond its budget by more than a tenth."""
     before, peak, ended = largest()
     budget = Settings().decode_memory_bytes / 2**20
-    print(
-        f"48 jobs of eight pictures of 49 million pixels: {before:.0f} MiB before, {peak:.0f} at the most, {dict(ended)}"
-    )
+    print(f"48 jobs of eight pictures of 49 million pixels: {before:.0f} MiB before, {peak:.0f} at most, {dict(ended)}")
     if peak > before + 1.1 * budget:
         sys.exit(f"more than {budget:.0f} MiB and a tenth beside what the worker had")
 

@@ -154,6 +154,7 @@ def main() -> None:
     try:
         check_contents(container, inspected)
         check_answer(container, command)
+        check_answer(container, command, "MEDIA_ISOLATE=process")  # as on the platform
         if options.bitsandbytes:
             check_answer(container, command, "QUANTIZATION=4bit")
     finally:

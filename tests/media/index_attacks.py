@@ -36,25 +36,33 @@ def _plain() -> bytes:
     return film(4)
 
 
-@cache
-def with_sound() -> bytes:
+def _sounding(form: str, codec: str, seconds: int, rate: int, samples: int) -> bytes:
+    """A film of a frame a second, and as many pieces of silence."""
     out = io.BytesIO()
-    with same_scheduling(), av.open(out, "w", format="mp4") as container:
-        video: Any = container.add_stream("libx264", rate=10)
+    with same_scheduling(), av.open(out, "w", format=form) as container:
+        video: Any = container.add_stream("libx264", rate=1)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound: Any = container.add_stream("aac", rate=8000, layout="mono")
-        for _ in range(4):
+        sound: Any = container.add_stream(codec, rate=rate, layout="mono")
+        for second in range(seconds):
             container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-        silence = av.AudioFrame(format="fltp", layout="mono", samples=1024)
-        silence.sample_rate = 8000
-        for plane in silence.planes:
-            plane.update(bytes(plane.buffer_size))
-        for start in range(0, 4096, 1024):
-            silence.pts = start
+            silence = av.AudioFrame(format=sound.codec_context.format.name, layout="mono", samples=samples)
+            silence.sample_rate, silence.pts = rate, second * samples
+            silence.planes[0].update(bytes(silence.planes[0].buffer_size))
             container.mux(sound.encode(silence))
         container.mux(video.encode(None))
         container.mux(sound.encode(None))
     return out.getvalue()
+
+
+@cache
+def with_sound() -> bytes:
+    return _sounding("mp4", "aac", 4, 8000, 1024)
+
+
+@cache
+def with_long_sound() -> bytes:
+    """A film whose sound has one table entry a sample, 1.44 million of them, which is right."""
+    return _sounding("mov", "pcm_s16le", 30, 48_000, 48_000)
 
 
 @cache
@@ -241,25 +249,6 @@ def small_avif_of(side: int) -> bytes:
     place = data.index(b"ispe") + 8
     data[place : place + 8] = struct.pack(">II", 64, 64)
     return bytes(data)
-
-
-@cache
-def with_long_sound() -> bytes:
-    """A film whose sound has one table entry a sample, 1.44 million of them, which is right."""
-    out = io.BytesIO()
-    with same_scheduling(), av.open(out, "w", format="mov") as container:
-        video: Any = container.add_stream("libx264", rate=1)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound: Any = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
-        for second in range(30):
-            container.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-            silence = av.AudioFrame(format="s16", layout="mono", samples=48_000)
-            silence.sample_rate, silence.pts = 48_000, second * 48_000
-            silence.planes[0].update(bytes(silence.planes[0].buffer_size))
-            container.mux(sound.encode(silence))
-        container.mux(video.encode(None))
-        container.mux(sound.encode(None))
-    return out.getvalue()
 
 
 def _weigh(form: str, name: str, is_counted: bool, told: "multiprocessing.Queue[Any]") -> None:

@@ -288,8 +288,8 @@ def test_the_reason_of_a_failure_names_the_host_and_nothing_that_may_be_a_secret
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
+    fetcher = Fetcher(Settings(media_allow_loopback=True))
     with pytest.raises(MediaFetchFailed) as failure:
-        fetcher = Fetcher(Settings(media_allow_loopback=True))
         asyncio.run(fetcher.fetch(f"http://127.0.0.1:{port}/secret?token=secret", 10, 10, lambda _: None))
     assert failure.value.reason == "http://127.0.0.1: ConnectionRefusedError 111"
     assert "127.0.0.1" not in failure.value.message

@@ -88,7 +88,7 @@ def test_what_crashed_once_is_tried_once_more(children: Children) -> None:
         tries.append(1)
         if len(tries) == 1:
             for child in list(children._all):
-                signal.pidfd_send_signal(child._handle, signal.SIGKILL)
+                os.kill(child.pid, signal.SIGKILL)
         return len(tries)
 
     assert run(children, shows_a_pixel, InParent(counted)) == 5

@@ -34,10 +34,18 @@ def serve(channel: socket.socket) -> None:
                 os.nice(NICE)
             _work(Connection(fds[0]), Arena(fds[1]))
             os._exit(0)
-        handle = os.pidfd_open(pid)
-        socket.send_fds(channel, [b"c"], [handle])
-        for fd in (*fds, handle):
+        handles = _handles(pid)
+        socket.send_fds(channel, [pid.to_bytes(8, "big")], handles)
+        for fd in (*fds, *handles):
             os.close(fd)
+
+
+def _handles(pid: int) -> list[int]:
+    """A descriptor of the process, where the system allows it: a number may be another process's one day."""
+    try:
+        return [os.pidfd_open(pid)]
+    except OSError:
+        return []
 
 
 def _work(connection: Connection, arena: Arena) -> None:

@@ -43,8 +43,8 @@ class _Gone(Exception):  # noqa: N818
 class Child:
     """One child process. Any thread may kill it."""
 
-    def __init__(self, connection: Connection, arena: Arena, handle: int) -> None:
-        self._connection, self._arena, self._handle = connection, arena, handle
+    def __init__(self, connection: Connection, arena: Arena, pid: int, handle: int | None) -> None:
+        self._connection, self._arena, self.pid, self._handle = connection, arena, pid, handle
         self._lock = threading.Lock()
         self._is_gone = False
         self.is_unwanted = False
@@ -55,7 +55,10 @@ class Child:
         with self._lock:
             if not self._is_gone:
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+                    if self._handle is None:
+                        os.kill(self.pid, signal.SIGKILL)
+                    else:
+                        signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     def close(self) -> None:
         """`kill`, and let go of all that it had."""
@@ -64,7 +67,8 @@ class Child:
             if not self._is_gone:
                 self._is_gone = True
                 self._connection.close()
-                os.close(self._handle)
+                if self._handle is not None:
+                    os.close(self._handle)
                 os.close(self._arena.fd)
 
     def run(self, work: Callable[..., T], arguments: tuple[Any, ...], num_bytes: int, timeout_s: float) -> T:
@@ -168,12 +172,13 @@ class Children:
             os.ftruncate(arena, ARENA_BYTES)
             try:
                 socket.send_fds(self._channel, [kind], [theirs.fileno(), arena])
-                data, handles, _, _ = socket.recv_fds(self._channel, 1, 1)
+                data, handles, _, _ = socket.recv_fds(self._channel, 8, 1)
             except OSError:
                 data, handles = b"", []
             theirs.close()
-            if data and handles:
-                child = Child(Connection(ours.detach()), Arena(arena), handles[0])
+            if data:
+                pid, handle = int.from_bytes(data, "big"), handles[0] if handles else None
+                child = Child(Connection(ours.detach()), Arena(arena), pid, handle)
                 self._all.add(child)
                 return child
             ours.close()
