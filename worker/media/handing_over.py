@@ -73,7 +73,11 @@ class Arena:
         return offset, len(data)
 
     def get(self, offset: int, size: int) -> bytes:
-        return b"".join(iter(_reads(self.fd, offset, size).__next__, b""))
+        parts = []
+        while size > 0:
+            parts.append(os.pread(self.fd, size, offset))
+            offset, size = offset + len(parts[-1]), size - len(parts[-1])
+        return b"".join(parts)
 
     def pixels(self, at: Pixels) -> RGB:
         """A view of the pixels."""
@@ -92,14 +96,6 @@ class Arena:
         if used > KEPT_BYTES:
             os.ftruncate(self.fd, KEPT_BYTES)
             os.ftruncate(self.fd, ARENA_BYTES)
-
-
-def _reads(fd: int, offset: int, size: int) -> Any:
-    while size > 0:
-        part = os.pread(fd, min(size, 2**26), offset)
-        offset, size = offset + len(part), size - len(part)
-        yield part
-    yield b""
 
 
 @dataclass

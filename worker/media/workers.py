@@ -70,14 +70,22 @@ class Workers:
         if children is None:
             return await self.run(num_bytes, work, *arguments, owner=owner, timeout_s=timeout_s)
         used: list[Child] = []
+        has_left = threading.Event()
+
+        def on_child(child: Child) -> None:
+            used.append(child)
+            if has_left.is_set():
+                child.kill()
+
         seconds = timeout_s or self._timeout_s
         is_small = num_bytes <= SMALL_BYTES
         async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
-            order = partial(children.run, work, arguments, num_bytes, seconds, used.append, is_small=is_small)
+            order = partial(children.run, work, arguments, num_bytes, seconds, on_child, is_small=is_small)
             running = self._pool(is_small).submit(tellable, order)
             try:
                 return await asyncio.wrap_future(running)
             except asyncio.CancelledError:
+                has_left.set()
                 for child in used:
                     child.kill()
                 raise
