@@ -51,7 +51,7 @@ def attacks() -> dict[str, dict[str, Any]]:
         "AVIF that says 64x64": _picture(index_attacks.small_avif_of(8000)),
         "36,000 small frames": _video(attack_files.FILMS["37,000 frames"].make()),
         "200,000 words": {"prompt": "ab " * 150_000, "max_tokens": 4},
-        "16 addresses that do not answer": {"prompt": "x", "images": ["http://192.0.2.1/x.png"] * 16},
+        "16 forbidden addresses": {"prompt": "x", "images": ["http://192.0.2.1/x.png"] * 16},
     }
 
 

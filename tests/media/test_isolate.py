@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from worker.checkpoint.preprocessor import read_preprocessor
 from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.errors import MediaCorrupt, MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
 from worker.core.settings import EMBEDDED_MODEL, Settings
-from worker.media.handing_over import InParent
+from worker.media.handing_over import Arena, InParent, Order
 from worker.media.isolate import Children
 from worker.media.opener import Opener
 from worker.media.workers import Workers
@@ -93,6 +94,31 @@ def test_what_crashed_once_is_tried_once_more(children: Children) -> None:
 
     assert run(children, shows_a_pixel, InParent(counted)) == 5
     assert len(tries) == 2
+
+
+def test_a_function_that_fails_in_the_parent_fails_the_work_and_no_later_one(children: Children) -> None:
+    def failing(_: Any) -> None:
+        raise MediaTooLarge(detail="our words")
+
+    for _ in range(3):
+        with pytest.raises(MediaTooLarge, match="our words"):
+            run(children, shows_a_pixel, InParent(failing))
+        assert run(children, max, 1, 2) == 2
+
+
+@pytest.mark.parametrize("sent", [os.system, os.path.join, subprocess.Popen, "worker.media.isolate\nos.system"])
+def test_what_a_child_sends_is_never_called(sent: Any, tmp_path: Path) -> None:
+    class Gadget:
+        def __reduce__(self) -> Any:
+            return sent, (f"touch {tmp_path}/made",)
+
+    if isinstance(sent, str):
+        data = b"c" + sent.encode() + b"\n(S'touch " + str(tmp_path).encode() + b"/made'\ntR."
+    else:
+        data = pickle.dumps(Gadget())
+    with pytest.raises((pickle.UnpicklingError, AttributeError)):
+        Order(Arena(-1)).unpacked(data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_has_ended_is_started_again() -> None:

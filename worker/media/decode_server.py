@@ -5,6 +5,7 @@ few milliseconds old. Imported by `isolate.py` alone.
 """
 
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from worker.core.errors import WorkerError
 from worker.media import animation, decoders, picture, video  # noqa: F401  # what children are asked to run
 from worker.media.handing_over import FOR_LARGE, NICE, Arena, ChildSide
 
@@ -63,7 +65,7 @@ def _work(connection: Connection, arena: Arena) -> None:
             return
         arena.used = 0
         resource.setrlimit(resource.RLIMIT_AS, (base + num_bytes + SLACK_BYTES, resource.RLIM_INFINITY))
-        connection.send(_result(side, order))
+        connection.send_bytes(pickle.dumps(_result(side, order)))
 
 
 def _result(side: ChildSide, order: bytes) -> tuple[str, Any]:
@@ -73,7 +75,8 @@ def _result(side: ChildSide, order: bytes) -> tuple[str, Any]:
     except MemoryError:
         return "memory", None
     except Exception as error:  # it is the parent's to raise
-        return "raised", error
+        is_known = isinstance(error, WorkerError) or type(error).__module__ == "builtins"
+        return "raised", error if is_known else RuntimeError(repr(error))
 
 
 def main() -> None:

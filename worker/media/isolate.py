@@ -5,7 +5,9 @@ of one server (`decode_server.py`), which has imported what they need.
 """
 
 import contextlib
+import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -36,6 +38,10 @@ _ENVIRONMENT = {
 }
 
 
+log = logging.getLogger(__name__)
+_DAMAGED = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+
+
 class _Gone(Exception):  # noqa: N818
     """The child has ended."""
 
@@ -48,6 +54,7 @@ class Child:
         self._lock = threading.Lock()
         self._is_gone = False
         self.is_unwanted = False
+        self.is_idle = True  # it waits for work, and for nothing else
 
     def kill(self) -> None:
         """End it now: nobody wants what it does. Again does nothing."""
@@ -75,24 +82,30 @@ class Child:
         """What `work` returns or raises. Raises MediaDecodeTimeout, MediaTooLarge, and _Gone where it crashed."""
         end = time.monotonic() + timeout_s
         order = Order(self._arena)
+        self.is_idle = False
         try:
             self._connection.send((num_bytes, order.packed((work, arguments))))
             while True:
                 if not self._connection.poll(max(0.0, end - time.monotonic())):
                     raise MediaDecodeTimeout()
-                kind, *told = self._connection.recv()
+                kind, *told = order.unpacked(self._connection.recv_bytes())
                 if kind != "call":
                     break
                 self._connection.send(order.run(*told))
+            result: Any = order.unpacked(told[0]) if kind == "done" else None
         except (EOFError, OSError):
             raise _Gone from None
+        except _DAMAGED:
+            log.exception("a child process of the decoders sent what it never should")
+            raise _Gone from None
         self._arena.clear(order.end)
+        self.is_idle = True
         if kind == "memory":
             raise MediaTooLarge(detail="decoding it takes more memory than its size is worth")
-        if kind == "raised":
+        if kind == "raised" and isinstance(told[0], Exception):
             raise told[0]
-        result: T = order.unpacked(told[0])
-        return result
+        given: T = result
+        return given
 
 
 class Children:
@@ -135,28 +148,23 @@ class Children:
         kind = FOR_SMALL if is_small else FOR_LARGE
         for _ in range(TRIES):
             child = self._take(kind)
-            is_whole = True
             try:
                 on_child(child)
                 return child.run(work, arguments, num_bytes, timeout_s)
             except _Gone:
-                is_whole = False
                 if child.is_unwanted:
                     break
-            except MediaDecodeTimeout:
-                is_whole = False
-                raise
             finally:
-                self._give(child, kind, is_whole=is_whole)
+                self._give(child, kind)
         raise MediaDecoderCrashed()
 
     def _take(self, kind: bytes) -> Child:
         with self._lock:
             return self._idle[kind].pop() if self._idle[kind] else self._made(kind)
 
-    def _give(self, child: Child, kind: bytes, *, is_whole: bool) -> None:
+    def _give(self, child: Child, kind: bytes) -> None:
         with self._lock:
-            if is_whole and not self._is_closed:
+            if child.is_idle and not child.is_unwanted and not self._is_closed:
                 self._idle[kind].append(child)
                 return
             self._all.discard(child)
