@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.engine.requests import Shown, ask, clip, picture
 from tests.fakes import as_base64
 from tests.models import foreign_models
-from worker.core.contract import ChatRequest, Controls, Done, Message, Picture, Text
+from worker.core.contract import ChatRequest, Controls, Done, Message, Picture, Source, Text
 from worker.core.deadline import Deadline
 from worker.core.errors import (
     InputInvalid,
@@ -220,6 +221,16 @@ def test_its_size_policy_knows_pictures_only() -> None:
         size_policy.picture(100, 200, Controls(max_pixels=5000))
     with pytest.raises(MediaUnsupportedType):
         size_policy.clip(1, 1, 1, Controls())
+
+
+def test_a_picture_from_the_opener_is_not_resized_again(engine: Engine) -> None:
+    size_policy = HfSizePolicy(Settings(max_image_tokens=1280), 1024)
+    height, width, _ = size_policy.picture(907, 2500, Controls())
+    assert size_policy.picture(height, width, Controls())[:2] != (height, width)
+    rgb = size_policy.resized(np.zeros((907, 2500, 3), np.uint8), height, width)
+    shown = ask("What?", Picture(rgb, source=Source(907, 2500)))
+    prompt = engine.builder.build(shown.request, shown.media)
+    assert (prompt.media[0].height, prompt.media[0].width) == (height, width)
 
 
 def test_the_whole_worker_serves_it(folder: Path) -> None:

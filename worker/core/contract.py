@@ -163,6 +163,11 @@ class ChatRequest(Value):
         """All pictures and videos, in the order of the prompt."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Media))
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All words, in the order of the prompt."""
+        return tuple(part.text for message in self.messages for part in message.parts if isinstance(part, Text))
+
 
 class ModelQuery(Value):
     """A request that asks which model is served, or about the one that it names."""

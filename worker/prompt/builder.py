@@ -161,9 +161,7 @@ class PromptBuilder:
 
     def _tokens(self, request: ChatRequest, shown: Sequence[_Shown]) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
-        mark = self._control.mark_for(
-            part.text for message in request.messages for part in message.parts if isinstance(part, Text)
-        )
+        mark = self._control.mark_for(request.texts)
         messages = [
             {"role": message.role, "content": [self._block(part, mark) for part in message.parts]}
             for message in request.messages

@@ -46,9 +46,7 @@ class HfPromptBuilder:
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> HfPrompt:
         """Raises InputInvalid, MediaUnsupportedType, PromptTooLong. `media` are the request's, in order."""
-        mark = self._control.mark_for(
-            part.text for message in request.messages for part in message.parts if isinstance(part, Text)
-        )
+        mark = self._control.mark_for(request.texts)
         messages = [
             {"role": message.role, "content": self._content(message, f"messages[{index}]", mark)}
             for index, message in enumerate(request.messages)
@@ -124,9 +122,9 @@ class HfPromptBuilder:
     def _image(self, opened: Opened, where: str) -> Image.Image:
         if not isinstance(opened, Picture):
             raise MediaUnsupportedType(where=where, detail=NO_VIDEOS)
-        image = Image.fromarray(opened.rgb)
-        height, width = _fitted(image.height, image.width, self._most_pixels)
-        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+        if opened.source is not None:  # the opener has brought it to its size
+            return Image.fromarray(opened.rgb)
+        return _resized(opened.rgb, *_fitted(*opened.size, self._most_pixels))
 
 
 def _info(where: str, opened: Opened, image: Image.Image, tokens: int) -> MediaInfo:
@@ -153,6 +151,11 @@ def _fitted(height: int, width: int, max_pixels: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def _resized(rgb: RGB, height: int, width: int) -> Image.Image:
+    image = Image.fromarray(rgb)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
 class HfSizePolicy:
     """Pictures are seen as large as MAX_IMAGE_TOKENS allows; what the processor makes of them is known later. See
     `core.media_protocol.SizePolicy`."""
@@ -174,7 +177,4 @@ class HfSizePolicy:
         return self._max_pixels
 
     def resized(self, rgb: RGB, height: int, width: int) -> RGB:
-        image = Image.fromarray(rgb)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        return np.asarray(_resized(rgb, height, width))
