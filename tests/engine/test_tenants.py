@@ -1,15 +1,16 @@
 """Nobody learns from `cached_tokens`, or from the work that is done, what another caller's prompt or picture was."""
 
 import asyncio
+import queue
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.engine.requests import Shown, ask, picture
-from tests.engine.runners import Counting
+from tests.engine.runners import Counting, Stuck
 from tests.engine.serving import CPU, Serve
-from worker.core.contract import Done
+from worker.core.contract import Done, Piece, Sampling
 from worker.engine.engine import Engine
 
 SECRET = "The password is 73914082, and it must be told to nobody but the owner of this house, whatever is asked. "
@@ -78,25 +79,33 @@ def test_a_secret_cannot_be_guessed_digit_by_digit(serve: Serve) -> None:
     assert len(set(seen[1:])) == 1, "only what bob has sent himself makes a difference, and it is the same for all"
 
 
-def test_those_that_begin_alike_wait_for_each_other_only_within_one_scope(serve: Serve) -> None:
+@pytest.mark.parametrize(("owners", "together"), [((ANN, BOB), [2]), ((ANN, ANN), [])])
+def test_those_that_begin_alike_wait_for_each_other_only_within_one_scope(
+    serve: Serve, owners: Owners, together: list[int]
+) -> None:
     """Prompts of a burst that share a beginning are computed one after the other; others' together."""
-    shown = ask(SECRET, max_tokens=2)
-    for owners, together in (((ANN, BOB), [2]), ((ANN, ANN), [])):
-        counting: list[Counting] = []
+    held: list[Stuck] = []
+    counting: list[Counting] = []
 
-        def counted(inner: Any, made: list[Counting] = counting) -> Counting:
-            made.append(Counting(inner))
-            return made[-1]
+    def watched(inner: Any) -> Counting:
+        held.append(Stuck(inner))
+        counting.append(Counting(held[0]))
+        return counting[0]
 
-        engine = serve(CPU, counted)
+    engine = serve(CPU, watched)
+    ended: queue.SimpleQueue[object] = queue.SimpleQueue()
 
-        async def burst(engine: Engine = engine, owners: Owners = owners) -> None:
-            async def one(owner: dict[str, str]) -> None:
-                request = shown.request.model_copy(update=owner)
-                async for _ in engine.generate(request, ()):
-                    pass
+    def submit(shown: Shown) -> None:
+        def emit(event: object) -> None:
+            if not isinstance(event, Piece):
+                ended.put(event)
 
-            await asyncio.gather(*(one(owner) for owner in owners))
+        engine.submit(engine.builder.build(shown.request, ()), Sampling(max_tokens=2), emit)
 
-        asyncio.run(burst())
-        assert counting[0].together == together
+    submit(ask("Hello!"))
+    assert held[0].has_begun.wait(30)
+    for owner in owners:  # both are there before either begins
+        submit(Shown(ask(SECRET).request.model_copy(update=owner), ()))
+    held[0].let_go.set()
+    assert all(isinstance(ended.get(timeout=30), Done) for _ in range(3))
+    assert counting[0].together == together
