@@ -1,7 +1,7 @@
 """Jobs that are made to hurt the others, among jobs that must not notice: `python -m benchmarks.soak --attacks`.
 
-The same honest jobs run twice, a window of them at a time: alone, and with one attack for nine of them. Told are the
-honest jobs' seconds, what became of each attack, and the most memory of the worker's processes.
+The same honest jobs run twice, a window of them at a time: alone, and with one attack for nine of them. It prints the
+latency of the honest jobs, how each attack ended, and the peak memory of the worker's processes.
 """
 
 import base64
@@ -69,6 +69,10 @@ class Run:
         return statistics.quantiles(self.seconds, n=100)[94]
 
 
+def _ended(job: Job) -> str:
+    return str(json.loads(job.error)["code"]) if job.error else job.status
+
+
 def run(num_jobs: int, hostile: dict[str, dict[str, Any]]) -> Run:
     """Honest jobs, `WINDOW` at once, and an attack of each kind in turn with every ninth of them."""
     found = Run()
@@ -91,8 +95,7 @@ def run(num_jobs: int, hostile: dict[str, dict[str, Any]]) -> Run:
             time.sleep(0.02)
     found.seconds = [job.ended_at - job.taken_at for job in honest]
     for kind, job in jobs:
-        code = json.loads(job.error)["code"] if job.error else job.status
-        found.ended.setdefault(kind, Counter())[code] += 1
+        found.ended.setdefault(kind, Counter())[_ended(job)] += 1
     return found
 
 
@@ -107,7 +110,7 @@ def largest(num_jobs: int = 48) -> tuple[float, float, Counter[str]]:
         while any(job.status not in FINAL for job in jobs):
             peak = max(peak, worker.tree_mib)
             time.sleep(0.05)
-    return before, peak, Counter(json.loads(job.error)["code"] if job.error else job.status for job in jobs)
+    return before, peak, Counter(map(_ended, jobs))
 
 
 def report_largest() -> None:

@@ -73,10 +73,15 @@ def measure(name: str, side: int) -> float:
     make(side).save(buffer, form, **options)
     header = read_header(buffer.getvalue(), Settings())
     del buffer
+    return growth(lambda: decode(header)) / header.num_pixels
+
+
+def growth(work: Callable[[], object]) -> int:
+    """Bytes by which the memory of this process grows at the most while it works."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _peak()
-    decode(header)
-    return (_peak() - before) / header.num_pixels
+    work()
+    return _peak() - before
 
 
 def in_process(name: str, side: int) -> float:

@@ -1,12 +1,13 @@
 """Many jobs through the real SDK and a stand-in for the platform, in trouble: every job accounted for.
 
-python -m benchmarks.soak [--jobs 10000] [--attacks] [--save]
+python -m benchmarks.soak [--jobs 10000] [--attacks | --largest] [--save]
 
 Mixed work (words, pictures, streams, bad input, cancels at random times) while 2 % of the worker's calls fail by 500,
 502 or a dropped connection, and the worker is stopped by SIGTERM and started again twice. Then, without trouble: what
 a job costs beside an empty handler, and what streaming costs the engine.
 
 `--attacks`: a tenth of the jobs are made to hurt the others (benchmarks/attacks.py), beside the same jobs without them.
+`--largest`: 48 jobs of the largest pictures at once, and the memory that they take.
 """
 
 import argparse

@@ -176,9 +176,8 @@ def test_who_leaves_frees_the_place_at_once() -> None:
 
     async def leave() -> int:
         task = asyncio.create_task(workers.decode(1, time.sleep, 600, timeout_s=600))
-        while not workers._children or not workers._children._all:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        while not workers._children or all(child.is_idle for child in workers._children._all):
+            await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return await workers.decode(1, max, 1, 2)

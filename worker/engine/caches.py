@@ -48,7 +48,8 @@ def caches_for(kv: KVCache, settings: Settings, device: torch.device) -> EngineC
     is_shared = settings.prefix_sharing != "off"
     has_prefixes = is_shared and settings.prefix_cache_mib and not kv.has_states
     prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if has_prefixes else None
-    return EngineCaches(kv, FeatureCache(settings.feature_cache_mib * MIB * is_shared), prefixes, device)
+    features = FeatureCache(settings.feature_cache_mib * MIB if is_shared else 0)
+    return EngineCaches(kv, features, prefixes, device)
 
 
 def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from worker.media.iso_boxes import Box, boxes, inner
 
-_SEQUENCE_HEADER, _TEMPORAL_DELIMITER = 1, 2
+_SEQUENCE_HEADER = 1
 MAX_ITEMS = 4096
 MAX_OBUS = 64  # of an item; a sequence header comes first
 

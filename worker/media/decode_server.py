@@ -1,7 +1,7 @@
 """The process that child processes of the decoders come from, and what such a child does.
 
 It has imported the decoders and nothing else: no torch, no keys, an environment of its own. A child is a fork of it, a
-few milliseconds old. Imported by `isolate.py` alone.
+few milliseconds old. Started by `isolate.py` alone.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.core.errors import WorkerError
-from worker.media import animation, decoders, picture, video  # noqa: F401  # what children are asked to run
+from worker.media import animation, picture, video  # noqa: F401  # what children are asked to run
 from worker.media.handing_over import FOR_LARGE, NICE, Arena, ChildSide
 
 SLACK_BYTES = 96 * 2**20  # beside what the work was counted for: the interpreter's own, and libraries'

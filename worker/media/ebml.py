@@ -102,7 +102,7 @@ class _Weigher:
         for seek in elements(self._data, seek_head.begin, seek_head.end):
             for part in elements(self._data, seek.begin, seek.end):
                 if part.id == _SEEK_POSITION:
-                    at = segment.begin + int.from_bytes(self._data[part.begin : min(part.end, part.begin + 8)], "big")
+                    at = segment.begin + self._value(part)
                     target = next(elements(self._data, at, segment.end), None)
                     if target is not None and target.id in _MASTERS and target.id != _SEEK_HEAD:
                         self._index(target, 0)
@@ -121,10 +121,9 @@ class _Weigher:
                 self._index(element, depth + 1)
 
     def _track(self, entry: Element) -> None:
-        kind, packings = self._uint(entry, _TRACK_TYPE), list(self._all(entry, _ENCODING, 0))
-        if kind != _VIDEO:
+        if self._uint(entry, _TRACK_TYPE) != _VIDEO:
             return  # its blocks are not read
-        for encoding in packings:
+        for encoding in self._all(entry, _ENCODING, 0):
             algorithms = [self._uint(packing, _ALGORITHM) or 0 for packing in self._all(encoding, _COMPRESSION, 0)]
             if algorithms != [_HEADER_STRIPPING]:
                 raise MediaUnsupportedType(detail="a video that is compressed or encrypted once more in its container")
@@ -140,9 +139,10 @@ class _Weigher:
     def _uint(self, within: Element, identity: int) -> int | None:
         inside = elements(self._data, within.begin, within.end)
         found = next((element for element in inside if element.id == identity), None)
-        if found is None:
-            return None
-        return int.from_bytes(self._data[found.begin : min(found.end, found.begin + 8)], "big")
+        return None if found is None else self._value(found)
+
+    def _value(self, element: Element) -> int:
+        return int.from_bytes(self._data[element.begin : min(element.end, element.begin + 8)], "big")
 
     def _tick(self) -> None:
         self._num_elements += 1

@@ -20,7 +20,7 @@ import numpy as np
 from worker.core.contract import RGB
 
 FOR_SMALL, FOR_LARGE = b"s", b"l"  # the kinds of children
-NICE = 10  # of large work: the engine, and whoever has a small picture, go before it
+NICE = 10  # of large work, below the engine and small pictures
 _TRUSTED = ("worker.core.contract", "worker.core.errors", "worker.media.")
 LARGE = 64 * 1024  # bytes that are worth a place in shared memory
 ARENA_BYTES = 2**32  # of addresses; memory is taken as it is written

@@ -25,7 +25,6 @@ _COUNT_AT = {
     b"elst": 4, b"trun": 4, b"senc": 4, b"sbgp": 8, b"sgpd": 12, b"saiz": 5, b"saio": 4, b"tfra": 12,
 }  # fmt: skip
 _TABLE = re.compile(b"|".join(map(re.escape, _COUNT_AT)))
-_SUMMED = (b"stts", b"ctts")  # their entries each stand for so many samples
 _LEAST_PCM_SAMPLES = 160  # that a demuxer makes one entry of
 
 

@@ -24,10 +24,10 @@ from worker.core.settings import MIB
 from worker.media.handing_over import ARENA_BYTES, FOR_LARGE, FOR_SMALL, Arena, Order
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 TRIES = 2  # of work whose child crashes
 START_S = 60.0  # for the server to import what it needs
-_COMMAND = "import sys; sys.path.insert(0, sys.argv.pop()); from worker.media.decode_server import main; main()"
 # A heap that keeps some of its pages halves the time of a picture.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -36,9 +36,6 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * MIB),
     "PATH": "/usr/bin:/bin",
 }
-
-
-log = logging.getLogger(__name__)
 _DAMAGED = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 
@@ -88,15 +85,12 @@ class Child:
             while True:
                 if not self._connection.poll(max(0.0, end - time.monotonic())):
                     raise MediaDecodeTimeout()
-                kind, *told = order.unpacked(self._connection.recv_bytes())
+                kind, *told = _unpacked(order, self._connection.recv_bytes())
                 if kind != "call":
                     break
                 self._connection.send(order.run(*told))
-            result: Any = order.unpacked(told[0]) if kind == "done" else None
+            result: Any = _unpacked(order, told[0]) if kind == "done" else None
         except (EOFError, OSError):
-            raise _Gone from None
-        except _DAMAGED:
-            log.exception("a child process of the decoders sent what it never should")
             raise _Gone from None
         self._arena.clear(order.end)
         self.is_idle = True
@@ -106,6 +100,15 @@ class Child:
             raise told[0]
         given: T = result
         return given
+
+
+def _unpacked(order: Order, data: bytes) -> Any:
+    """What a child sent. Raises _Gone: a child that sends anything else is not used again."""
+    try:
+        return order.unpacked(data)
+    except _DAMAGED:
+        log.exception("a child process of the decoders sent what it never should")
+        raise _Gone from None
 
 
 class Children:
@@ -142,7 +145,7 @@ class Children:
         is_small: bool = True,
     ) -> T:
         """What `work` returns or raises; `on_child` hears of the child that does it, which may be killed. Blocks.
-        is_small: large work goes behind all else on the processor. Raises MediaDecodeTimeout, MediaTooLarge, and
+        is_small: large work has a child of lower priority. Raises MediaDecodeTimeout, MediaTooLarge, and
         MediaDecoderCrashed where two children crashed over it.
         """
         kind = FOR_SMALL if is_small else FOR_LARGE
@@ -201,7 +204,12 @@ class Children:
 def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     ours.settimeout(START_S)
-    command = [sys.executable, "-c", _COMMAND, str(theirs.fileno()), str(ROOT)]
-    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=_ENVIRONMENT, stdin=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "worker.media.decode_server", str(theirs.fileno())],
+        cwd=ROOT,
+        pass_fds=[theirs.fileno()],
+        env=_ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+    )
     theirs.close()
     return server, ours

@@ -53,7 +53,7 @@ class Opener:
         self.workers.close()
 
     @asynccontextmanager
-    async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator["Room"]:
+    async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator[Room]:
         """The memory for what they become, for as long as any of it is alive. See `core.media_protocol.MediaOpener`."""
         kinds: list[Kind] = [item.kind for item in items] + ["image"] * more_images
         most = sum(self._size_policy.max_pixels(kind) * RGB_BYTES for kind in kinds)

@@ -28,11 +28,11 @@ from worker.core.errors import (
 )
 from worker.core.settings import Settings
 from worker.media import ebml, iso_boxes, riff
+from worker.media.picture import RGB_BYTES
 from worker.media.sniff import VideoFormat
 
 DECODERS = frozenset({"h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4"})
 WORKING_FRAMES = 24  # that a decoder keeps at full size, at most, beside the one being converted
-BYTES_PER_PIXEL = 3
 ORIENTATIONS = (1, 8, 3, 6)  # EXIF's numbers, by quarters to be turned counterclockwise
 SIDEWAYS = (6, 8)
 INDEX_ENTRIES_PER_FRAME = 16  # of all streams together: an index of a film with several sounds has some
@@ -58,7 +58,7 @@ class Packets:
     @property
     def decode_bytes(self) -> int:
         """About how much memory decoding takes, beside the frames that are kept."""
-        return max(self.width * self.height, LEAST_CODED_PIXELS) * BYTES_PER_PIXEL * WORKING_FRAMES
+        return max(self.width * self.height, LEAST_CODED_PIXELS) * RGB_BYTES * WORKING_FRAMES
 
 
 def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:

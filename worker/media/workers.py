@@ -1,8 +1,8 @@
 """Where decoding runs, and the memory that it may take: on threads, or in child processes.
 
-Three parts of DECODE_MEMORY_BYTES are taken in one order, so that no two requests wait for each other: `pixels`, of
-what media become, once for a request and until it ends; `files`, of encoded bytes, until they are decoded; `memory`, of
-a decoder at work.
+Three parts of DECODE_MEMORY_BYTES are taken in one order, so that requests cannot deadlock: `pixels`, of what media
+become, once for a request and until it ends; `files`, of encoded bytes, until they are decoded; `memory`, of a decoder
+at work.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class Workers:
 
 
 def _go_behind() -> None:
-    """This thread, and those that it starts, run when no other wants the processor."""
+    """This thread, and those that it starts, run at a lower priority."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
