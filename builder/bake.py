@@ -18,6 +18,7 @@ from builder.verify import CHUNK_BYTES, verify
 from builder.vocabulary import lay_out
 from worker.checkpoint.locate import MANIFEST, check_manifest, read_json, sha256, shards
 from worker.checkpoint.tokenizer import VOCABULARY
+from worker.checkpoint.tokenizer_files import library_tokenizer
 from worker.checkpoint.weights import StoredTensor, headers
 from worker.core.errors import ModelError
 from worker.models.native.layers import JOINED
@@ -34,6 +35,7 @@ def bake(folder: Path) -> dict[str, object]:
     hashes = verify(folder)
     source = read_json(folder / "source.json") or before  # baked again, it comes from where it came from
     (folder / "source.json").unlink(missing_ok=True)
+    (folder / "tokenizer.json").write_text(library_tokenizer(folder).to_str(), encoding="utf-8")
     quicken_tokenizer(folder / "tokenizer.json")
     why = lay_out(folder)
     if why is not None:

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from builder.tiny_model import recipe
 from worker.core.settings import EMBEDDED_MODEL
 
-NATIVE = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl")  # those that our own model code runs
-FAMILIES = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen3_5")
+NATIVE = ("qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "qwen2_vl")  # those that our own model code runs
+FAMILIES = (*NATIVE, "qwen3_5")
 SPREAD = 0.09  # of random weights: wide enough for answers that depend on what is asked and shown
 
 _IDS = {
@@ -83,6 +83,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "window_size": 112,
             "fullatt_block_indexes": [1],
             "tokens_per_second": 2,
+        },
+    },
+    "qwen2_vl": {
+        "text_config": {
+            **{key: value for key, value in _TEXT.items() if key != "head_dim"},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        },
+        "vision_config": {
+            **{key: _VISION[key] for key in ("depth", "num_heads", "spatial_merge_size", "temporal_patch_size")},
+            "embed_dim": 48,
+            "mlp_ratio": 4,
+            "hidden_size": 64,
+            "patch_size": 14,
+            "initializer_range": SPREAD,
         },
     },
     "qwen3_5": {"text_config": {**_TEXT, **_LINEAR}, "vision_config": {**_VISION, "num_position_embeddings": 64}},

@@ -86,7 +86,7 @@ def requests() -> list[Shown]:
 def reference(model: LoadedModel, shown: Shown) -> Tokenizer:
     prompt = PromptBuilder(model.spec, Settings()).build(shown.request, shown.media)
     more = {}
-    if not model.spec.family.is_video_timed and prompt.videos:
+    if model.spec.tokens_per_second is not None and prompt.videos:
         more["second_per_grid_ts"] = [2 / (one.fps or 2.0) for one in shown.media if isinstance(one, Clip)]
     return tuple(model.spec.tokenizer.bytes_of(token) for token in generate_ids(model, prompt, 12, **more))
 

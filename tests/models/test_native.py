@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -121,7 +122,8 @@ def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedM
             assert one.keys.is_contiguous()
 
 
-REAL = {  # the 2B, the 30B with experts and the 7B model, cut to few layers and experts and a small vocabulary
+# The 2B, the 30B with experts, the 7B and the older 2B model, cut to few layers and experts and a small vocabulary.
+REAL = {
     "qwen3_vl": (
         {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 8}
         | {"head_dim": 128, "num_hidden_layers": 2, "rope_theta": 5e6}
@@ -142,6 +144,12 @@ REAL = {  # the 2B, the 30B with experts and the 7B model, cut to few layers and
         | {"num_hidden_layers": 1}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
         {"hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "depth": 2, "out_hidden_size": 3584},
+    ),
+    "qwen2_vl": (
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
+        | {"num_hidden_layers": 1}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        {"embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "depth": 2, "hidden_size": 1536},
     ),
 }
 
@@ -503,7 +511,7 @@ def test_positions_are_the_librarys(folders: dict[str, Path | None], family: str
 
     config = AutoConfig.from_pretrained(folders[family])
     kinds, images, videos, intervals = [0] * number(0, 3), [], [], []
-    is_timed = family != "qwen2_5_vl"
+    is_timed = family.startswith("qwen3")
     for _ in range(number(1, 5)):
         t, h, w = number(1, 4), 2 * number(1, 6), 2 * number(1, 6)
         if number(0, 1):
@@ -515,11 +523,13 @@ def test_positions_are_the_librarys(folders: dict[str, Path | None], family: str
             for _ in range(t):
                 kinds += [2] * (h * w // 4) + ([0] if is_timed else [])
         kinds += [0] * number(1, 4)
-    model = (Qwen3VLModel if is_timed else Qwen2_5_VLModel).__new__(Qwen3VLModel if is_timed else Qwen2_5_VLModel)
+    made = {"qwen2_vl": Qwen2VLModel, "qwen2_5_vl": Qwen2_5_VLModel}.get(family, Qwen3VLModel)
+    model = made.__new__(made)
     torch.nn.Module.__init__(model)
     model.config = config
-    rate = getattr(config.vision_config, "tokens_per_second", 0)
-    more = {} if is_timed else {"second_per_grid_ts": intervals}
+    rate = getattr(config.vision_config, "tokens_per_second", None)
+    more = {} if rate is None else {"second_per_grid_ts": intervals}
+    spaces = [1.0] * len(videos) if rate is None else [rate * one for one in intervals]
     expected, delta = model.get_rope_index(
         torch.zeros(1, len(kinds), dtype=torch.long),
         mm_token_type_ids=torch.tensor([kinds]),
@@ -527,9 +537,7 @@ def test_positions_are_the_librarys(folders: dict[str, Path | None], family: str
         video_grid_thw=torch.tensor(videos) if videos else None,
         **more,
     )
-    found, own_delta = positions(
-        torch.tensor(kinds), images, videos, 2, None if is_timed else [rate * one for one in intervals]
-    )
+    found, own_delta = positions(torch.tensor(kinds), images, videos, 2, None if is_timed else spaces)
     assert torch.equal(found, expected[:, 0])
     assert own_delta == int(delta)
 

@@ -1,7 +1,10 @@
-"""A checkpoint's chat template, rendered in a sandbox as transformers renders it, without transformers."""
+"""A checkpoint's chat template, found where the library's processor finds it and rendered in a sandbox as the library
+renders it, without the library."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +17,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from worker.checkpoint.family import Family, VisionTokens
 from worker.checkpoint.locate import read_json
 from worker.core.errors import InputInvalid, ModelError
 from worker.core.safe_json import JsonObject
 
+log = logging.getLogger(__name__)
+_FOLDERS = ("additional_chat_templates", "chat_templates")  # of templates with names, the library's own first
 # What a template raises for messages that it does not take.
 _REFUSED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -70,20 +76,93 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-class ChatTemplate:
-    """A checkpoint's chat template."""
+@dataclass(frozen=True)
+class TemplateSource:
+    """A chat template and where it stands."""
 
-    def __init__(self, folder: Path) -> None:
-        file = folder / "chat_template.jinja"
-        config = read_json(folder / "tokenizer_config.json")
+    file: Path
+    text: str
+
+
+def template_sources(folder: Path) -> list[TemplateSource]:
+    """The chat templates for any conversation in a checkpoint's folder, the one that the library's processor takes
+    first. Raises ModelError.
+
+    Of templates with names it is `default`. The processor's order: `processor_config.json`, `chat_template.json`,
+    `chat_template.jinja` or a folder of templates; behind it the tokenizer's, in `tokenizer_config.json`.
+    """
+    return list(_sources(folder))
+
+
+def _sources(folder: Path) -> Iterator[TemplateSource]:
+    for name in ("processor_config.json", "chat_template.json"):
+        yield from _in_json(folder / name)
+    for name in ("chat_template.jinja", *(f"{place}/default.jinja" for place in _FOLDERS)):
+        file = folder / name
         try:
-            text = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+            if file.is_file():
+                yield TemplateSource(file, file.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             raise ModelError(f"{file} is damaged: fetch it again") from None
-        text = text or read_json(folder / "chat_template.json").get("chat_template")
-        if not isinstance(text, str):
+    yield from _in_json(folder / "tokenizer_config.json")
+
+
+def _in_json(file: Path) -> Iterator[TemplateSource]:
+    """A text, or several by their names."""
+    found = read_json(file).get("chat_template")
+    if isinstance(found, list):
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if isinstance(found, str) and found:
+        yield TemplateSource(file, found)
+
+
+def vision_template(folder: Path, family: Family, tokens: VisionTokens) -> "ChatTemplate":
+    """The folder's chat template that shows pictures: text-only ones are passed over. Where there are only those, the
+    family's own if it writes a text as they do, else a ModelError."""
+    sources = template_sources(folder)
+    templates = [ChatTemplate(folder, source) for source in sources]
+    for source, template in zip(sources, templates, strict=True):
+        if template.shows(tokens):
+            if source is not sources[0]:
+                log.warning("%s shows no pictures: the chat template of %s is used", sources[0].file, source.file.name)
+            elif any(other.text.strip() != source.text.strip() for other in sources):
+                others = ", ".join(other.file.name for other in sources[1:])
+                log.info(
+                    "the chat template is that of %s, as the library's processor chooses; not %s", source.file, others
+                )
+            return template
+    remedy = "put the chat_template.jinja of the model that it was made of into the folder"
+    if not sources:
+        names = sorted(file.stem for place in _FOLDERS for file in (folder / place).glob("*.jinja"))
+        which = f": there are {', '.join(names)}, but no default" if names else ""
+        raise ModelError(f"{folder} has no chat template{which}; {remedy}")
+    if family.template is not None:
+        own = ChatTemplate(folder, TemplateSource(sources[0].file, family.template))
+        if templates[0].text_of(_CONVERSATION) == own.text_of(_CONVERSATION):
+            log.warning("the chat template of %s is for text alone: the family's own is used", sources[0].file)
+            return own
+    raise ModelError(f"the chat template of {sources[0].file} shows no pictures: {remedy}")
+
+
+_CONVERSATION: list[JsonObject] = [
+    {"role": role, "content": text}
+    for role, text in (("system", "Be brief."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?"))
+]
+_PICTURE: list[JsonObject] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+
+
+class ChatTemplate:
+    """A checkpoint's chat template; `source`: one of several."""
+
+    def __init__(self, folder: Path, source: TemplateSource | None = None) -> None:
+        config = read_json(folder / "tokenizer_config.json")
+        if source is None:
+            source = next(_sources(folder), None)
+        if source is None:
             raise ModelError(f"{folder} has no chat template")
-        self._text = text
+        self._text = text = source.text
         sandbox = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -92,12 +171,28 @@ class ChatTemplate:
         try:
             self._template = sandbox.from_string(text)
         except TemplateError as error:
-            raise ModelError(f"{folder} has a chat template that cannot be read: {error}") from None
+            raise ModelError(f"the chat template of {source.file} cannot be read: {error}") from None
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         tokens = {name: config.get(name) for name in names}
         self._tokens = {
             name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items() if token
         }
+
+    def shows(self, tokens: VisionTokens) -> bool:
+        """Whether a picture in a message gets its token."""
+        return tokens.image_pad in (self.text_of(_PICTURE) or "")
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether a prompt ends within a thought of the model's, as those of thinking checkpoints do."""
+        return (self.text_of(_CONVERSATION) or "").rstrip().endswith("<think>")
+
+    def text_of(self, messages: list[JsonObject]) -> str | None:
+        """What `render` gives; None where the template does not take the messages."""
+        try:
+            return self.render(messages)
+        except InputInvalid:
+            return None
 
     def render(self, messages: list[JsonObject], variables: Mapping[str, Any] = MappingProxyType({})) -> str:
         """The conversation as text, up to where the answer begins. `variables`: further ones of the template. Raises

@@ -1,6 +1,5 @@
 """How a checkpoint that was found is loaded: onto which devices, in which dtype, and by whom its weights are read."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,10 @@ import torch
 
 from worker.checkpoint.locate import Checkpoint, find, read_json
 from worker.checkpoint.memory import check_room, free_bytes
-from worker.checkpoint.weights import DTYPES, WeightReader, num_bytes, stored_in
+from worker.checkpoint.quantised import is_quantised
+from worker.checkpoint.weights import DTYPES, WeightReader, needed, num_bytes, stored_in
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
-
-_PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes", "fp8": "kernels"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> LoadPlan:
     found = found or find(settings)
     device = device_of(settings.device)
     dtype = dtype_of(settings.dtype, device, found.folder)
-    if _is_quantised(settings, found.folder, device):
+    if is_quantised(settings, found.folder, has_gpu=device.type == "cuda"):
         bits = {"8bit": 8, "4bit": 4}.get(settings.quantization)
-        check_room(num_bytes(stored_in(found.folder), dtype, bits), device)
+        check_room(num_bytes(needed(stored_in(found.folder)), dtype, bits), device)
         return LoadPlan(found, device, dtype, None)
     num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
     if num_devices > 1:
@@ -45,35 +43,15 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> LoadPlan:
 def devices_for(folder: Path, dtype: torch.dtype) -> int:
     """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
     free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    needed = num_bytes(stored_in(folder), dtype)
-    if len(free) == 1 or needed <= free[0]:
+    size = num_bytes(needed(stored_in(folder)), dtype)
+    if len(free) == 1 or size <= free[0]:
         return 1
-    if needed > sum(free):
+    if size > sum(free):
         raise ModelError(
-            f"the weights need {needed / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
+            f"the weights need {size / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
             "a smaller model, a smaller DTYPE or a larger machine"
         )
     return len(free)
-
-
-def _is_quantised(settings: Settings, folder: Path, device: torch.device) -> bool:
-    """Whether the weights are, or are to be. Raises ModelError where that cannot be here."""
-    stored_as = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
-    if stored_as is None and settings.quantization == "none":
-        return False
-    if stored_as is not None and settings.quantization != "none":
-        raise ModelError(
-            f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {stored_as}: unset it"
-        )
-    method = stored_as or "bitsandbytes"
-    if device.type != "cuda" and method != "bitsandbytes":
-        raise ModelError(f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights")
-    package = _PACKAGES.get(method)
-    if package is not None and importlib.util.find_spec(package) is None:
-        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else "install it there"
-        reason = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
-        raise ModelError(reason)
-    return True
 
 
 def device_of(wanted: str) -> torch.device:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,26 @@ from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
-NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+# What a whole checkpoint has: one file of each, or one of the sets that stand for it in older or newer checkpoints.
+NEEDED = {
+    "config.json": (),
+    "tokenizer.json": (("vocab.json", "merges.txt"),),
+    "tokenizer_config.json": (),
+}
+PUBLISHED = {**NEEDED, "preprocessor_config.json": (("processor_config.json",),)}
 READERS = 4  # files that are fetched at a time
 _AT_ONCE = 2**30
-_INSTEAD = {"preprocessor_config.json": "processor_config.json"}  # as newer checkpoints have it
 MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
 
 
+# Weights of other kinds, by their files.
+_OTHER_WEIGHTS = {
+    "*.gguf": "is for llama.cpp: take the model's safetensors",
+    "pytorch_model*.bin": "is not read, since it can hold code: save the model with safe_serialization=True",
+    "*.pt": "is not read, since it can hold code: save the model as safetensors",
+    "model-*.safetensors": "and the like need their model.safetensors.index.json: fetch it too",
+}
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
 
@@ -61,7 +74,7 @@ def _find(settings: Settings) -> Checkpoint:
     for root, origin in ((settings.platform_cache, "the platform's cache"), (settings.hub_cache, "the hub's cache")):
         folder = snapshot(root, model_id, settings.model_revision)
         # A download that broke off is gone on with.
-        if folder is not None and not (settings.allow_download and missing_file(folder)):
+        if folder is not None and not (settings.allow_download and missing_file(folder, PUBLISHED)):
             return _whole(folder, name, origin)
     if not settings.allow_download:
         tried = ", ".join(str(place) for place in (settings.baked_models, settings.platform_cache, settings.hub_cache))
@@ -109,12 +122,12 @@ def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
     return max(folders, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def missing_file(folder: Path) -> str | None:
+def missing_file(folder: Path, needed: Mapping[str, Sequence[Sequence[str]]] = NEEDED) -> str | None:
     """The name of a file that a whole checkpoint has and this folder lacks."""
-    either = [(name, _INSTEAD.get(name, name)) for name in NEEDED]
-    lacking = [name for name, other in either if not ((folder / name).is_file() or (folder / other).is_file())]
-    lacking += [shard for shard in shards(folder) if not (folder / shard).is_file()]
-    return lacking[0] if lacking else None
+    for name, others in needed.items():
+        if not any(all((folder / part).is_file() for part in together) for together in ((name,), *others)):
+            return name
+    return next((shard for shard in shards(folder) if not (folder / shard).is_file()), None)
 
 
 def read_ahead(folder: Path) -> None:
@@ -133,14 +146,16 @@ def read_ahead(folder: Path) -> None:
 
 
 def shards(folder: Path) -> list[str]:
-    """The names of the files that hold a checkpoint's weights. Raises ModelError."""
+    """The names of the files that hold a checkpoint's weights: one takes precedence over an index of several, as it
+    does in the library. Raises ModelError."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict):
         raise ModelError(f"{index} does not say where the weights are: fetch it again")
-    return sorted(set(where.values()))
+    is_one = (folder / "model.safetensors").is_file()
+    return ["model.safetensors"] if is_one else sorted(set(where.values()))
 
 
 def read_json(path: Path) -> JsonObject:
@@ -175,8 +190,20 @@ def sha256(path: Path) -> str:
 def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
     lacking = missing_file(folder)
     if lacking is not None:
-        raise ModelError(f"{origin}: {folder} is no whole checkpoint, it has no {lacking}")
+        raise ModelError(f"{origin}: {folder} is no whole checkpoint, it has no {lacking}{_instead(folder)}")
     return Checkpoint(folder, name, origin)
+
+
+def _instead(folder: Path) -> str:
+    """What a folder that is no whole checkpoint is, where that can be seen."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        return f": it is an adapter of {base}, which must be merged into it first (`merge_and_unload`)"
+    for pattern, what in _OTHER_WEIGHTS.items():
+        found = next(iter(sorted(folder.glob(pattern))), None)
+        if found is not None:
+            return f": {found.name} {what}"
+    return ""
 
 
 def _download(model_id: str, settings: Settings) -> Path:

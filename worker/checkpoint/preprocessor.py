@@ -1,16 +1,20 @@
 """A checkpoint's rules for pixels, read from its preprocessor files. Knows no torch."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.checkpoint.locate import read_json
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class PreprocessorConfig:
-    """How pictures become patches. Limits are in pixels: height x width, for a video times its frames."""
+    """How pictures become patches. Limits are in pixels: height x width, for a video times its frames, or of each of
+    its frames where `is_video_per_frame`."""
 
     patch: int
     merge: int
@@ -24,6 +28,7 @@ class PreprocessorConfig:
     video_fps: float
     caps_frames: bool
     frame_max_tokens: int
+    is_video_per_frame: bool = False
 
     @property
     def factor(self) -> int:
@@ -31,19 +36,39 @@ class PreprocessorConfig:
         return self.patch * self.merge
 
 
-def read_preprocessor(folder: Path) -> PreprocessorConfig:
+def read_preprocessor(
+    folder: Path, family_rules: PreprocessorConfig | None = None, vision: JsonObject | None = None
+) -> PreprocessorConfig:
     """The rules of the checkpoint in this folder, from the files for each kind or, as newer ones have it, from one.
-    Raises ModelError."""
+
+    family_rules: they say what the limits of a video count, and are those of a folder without any of the files, with
+    the sizes of patches that its config's `vision` says. Raises ModelError.
+    """
+    both = read_json(folder / "processor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or both.get("image_processor")
+    video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor")
+    if image is None:
+        if family_rules is None:
+            raise ModelError(f"{folder} has no preprocessor_config.json: take the one of the model that it was made of")
+        log.warning("%s has no preprocessor_config.json: pictures are resized by the family's rules", folder)
+        return _sized(family_rules, vision or {})
     try:
-        return _rules(folder)
+        rules = _rules(image, video or image)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
+    return rules if family_rules is None else replace(rules, is_video_per_frame=family_rules.is_video_per_frame)
 
 
-def _rules(folder: Path) -> PreprocessorConfig:
-    both = read_json(folder / "processor_config.json")
-    image = read_json(folder / "preprocessor_config.json") or both["image_processor"]
-    video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor") or image
+def _sized(rules: PreprocessorConfig, vision: JsonObject) -> PreprocessorConfig:
+    return replace(
+        rules,
+        patch=vision.get("patch_size", rules.patch),
+        merge=vision.get("spatial_merge_size", rules.merge),
+        temporal=vision.get("temporal_patch_size", rules.temporal),
+    )
+
+
+def _rules(image: JsonObject, video: JsonObject) -> PreprocessorConfig:
     return PreprocessorConfig(
         patch=image["patch_size"],
         merge=image["merge_size"],
@@ -60,6 +85,12 @@ def _rules(folder: Path) -> PreprocessorConfig:
     )
 
 
-def _edge(config: JsonObject, edge: str, old_name: str) -> int:
+def _edge(config: JsonObject, edge: str, pixels: str) -> int:
+    """`min_pixels` and `max_pixels` take precedence over `size`, as in the library; in `size` itself they are a third
+    form."""
     size = config.get("size") or {}
-    return int(size[edge] if edge in size else config[old_name])
+    limits = (config.get(pixels), size.get(edge), size.get(pixels))
+    limit = next((limit for limit in limits if limit is not None), None)
+    if limit is None:
+        raise KeyError(pixels)
+    return int(limit)

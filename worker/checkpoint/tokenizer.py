@@ -18,6 +18,7 @@ from typing import Protocol
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.decoders import DecodeStream
 
+from worker.checkpoint.tokenizer_files import library_tokenizer
 from worker.core.errors import ModelError
 
 VOCABULARY = "baked.vocabulary"  # what `builder.vocabulary` writes
@@ -164,7 +165,7 @@ class VocabularyTokenizer(Tokenizer):
         known = self._ids.get
         for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
             token = known(word)
-            if token is not None:
+            if token is not None and (len(word) == 1 or self._cuts[token]):  # a merge makes it
                 ids.append(token)
             else:
                 ids += self._merged_again(word) if len(word) <= LONGEST_KEPT else self._merged(word)
@@ -246,12 +247,14 @@ class _VocabularyStream:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """A checkpoint's tokens, the quickest way. Raises ModelError."""
     laid_out = folder / VOCABULARY
-    file = laid_out if laid_out.is_file() else folder / "tokenizer.json"
     try:
-        if file is laid_out:
-            return VocabularyTokenizer(file.read_bytes())
-        library = HfTokenizer.from_file(str(file))
+        if laid_out.is_file():
+            return VocabularyTokenizer(laid_out.read_bytes())
+        library = library_tokenizer(folder)
         library.encode_special_tokens = True
         return Tokenizer(library)
+    except ModelError:
+        raise
     except Exception as error:  # the library has no class of its own for what is wrong
+        file = laid_out if laid_out.is_file() else folder / "tokenizer.json"
         raise ModelError(f"{file} cannot be read: {error}") from None

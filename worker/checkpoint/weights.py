@@ -5,7 +5,9 @@ go through small pinned buffers, several at a time, so that the host never holds
 """
 
 import json
+import logging
 import mmap
+import re
 import struct
 import threading
 import time
@@ -22,6 +24,7 @@ from worker.checkpoint.memory import check_room
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
@@ -30,6 +33,8 @@ _STORED = {
 }  # fmt: skip
 BUFFER_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
+_NOT_READ = re.compile(r"^(model\.)?mtp\.|\.rotary_emb\.inv_freq$|\.rotary_pos_emb\.inv_freq$")
+_ADAPTER = re.compile(r"\.lora_[AB]\.|\.base_layer\.")
 _PAGE = mmap.PAGESIZE
 
 
@@ -79,7 +84,7 @@ class WeightReader:
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            stored = stored_in(self.folder)
+            stored = needed(stored_in(self.folder), says=True)
             check_room(num_bytes(stored, self.dtype), self.device)
             if self.device.type == "cpu":
                 files, self._tensors = mapped(stored, self.device, self.dtype)
@@ -129,6 +134,20 @@ def headers(file: Path) -> Iterator[StoredTensor]:
 def stored_in(folder: Path) -> list[StoredTensor]:
     """The tensors of all of a checkpoint's files. Raises ModelError."""
     return [entry for shard in shards(folder) for entry in headers(folder / shard)]
+
+
+def needed(stored: Sequence[StoredTensor], *, says: bool = False) -> list[StoredTensor]:
+    """Without those that no forward of this worker reads: layers for the prediction of several tokens, and frequencies
+    that are computed. `says`: in the log. Raises ModelError where an adapter lies beside the weights it belongs to."""
+    adapter = next((tensor.name for tensor in stored if _ADAPTER.search(tensor.name)), None)
+    if adapter is not None:
+        raise ModelError(f"the weights hold an adapter, as {adapter}: merge it first (`merge_and_unload`)")
+    kept = [tensor for tensor in stored if not _NOT_READ.search(tensor.name)]
+    left = len(stored) - len(kept)
+    if left and says:
+        size = sum(tensor.end - tensor.begin for tensor in stored) - sum(tensor.end - tensor.begin for tensor in kept)
+        log.info("%d tensors (%.2f GiB) are not read: multi-token prediction is not used", left, size / 2**30)
+    return kept
 
 
 def num_bytes(stored: Sequence[StoredTensor], dtype: torch.dtype, bits: int | None = None) -> int:

@@ -84,7 +84,9 @@ class ModelSettings(Group):
         "model code; they take some memory of the device",
     )
     max_model_len: Positive | None = Field(
-        None, description="Most tokens of prompt + answer; unset takes the model's own limit"
+        None,
+        description="Most tokens of prompt + answer; unset: the model's own limit, or what memory holds for at least "
+        "four such requests at once, or two, where four were shorter than 8,192 tokens. The log says which",
     )
 
 
@@ -126,6 +128,11 @@ class EngineSettings(Group):
         180.0,
         description="Seconds that one turn of the engine may take; a device that hangs longer has every job get its "
         "error and the worker ask to be replaced",
+    )
+    sampling_preset: Literal["checkpoint", "card"] = Field(
+        "checkpoint",
+        description="How tokens are chosen where a request does not say it: by the checkpoint's "
+        "generation_config.json, or as the family's model cards advise (docs/models.md)",
     )
     max_tokens_default: Positive = Field(512, description="`max_tokens` where the request has none")
     prepare_threads: Positive = Field(4, description="Threads that decode pictures and build prompts")
@@ -203,7 +210,8 @@ class MediaSettings(Group):
         1280, description="Tokens that a picture may become; larger ones are resized to it"
     )
     max_video_tokens: Positive = Field(
-        16_384, description="Tokens that a video may become; larger ones are resized to it"
+        16_384,
+        description="Tokens that a video may become, at most half of what the model takes; larger ones are resized",
     )
     max_media_tokens: Positive | None = Field(
         None,

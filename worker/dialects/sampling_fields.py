@@ -112,7 +112,7 @@ class SamplingFields(Body):
             top_k=self.top_k,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty or 0.0,
+            presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=tuple((self.logit_bias or {}).items()),  # ids by now
             seed=self.seed,

@@ -1,6 +1,5 @@
 """The memory of an engine on its device: keys and values of what is decoded, and what is kept to be used again."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +49,3 @@ def caches_for(kv: KVCache, settings: Settings, device: torch.device) -> EngineC
     prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if has_prefixes else None
     features = FeatureCache(settings.feature_cache_mib * MIB if is_shared else 0)
     return EngineCaches(kv, features, prefixes, device)
-
-
-def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:
-    """The memory for keys and values: as set, or from what is free now that the weights are loaded. Each of several
-    devices has those of its layers: the fullest one is the limit."""
-    if settings.kv_cache_mib is not None:
-        return settings.kv_cache_mib * MIB
-    if device.type == "cuda":
-        reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
-        devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
-        free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
-        return max(0, free - reserve * MIB) * num_devices
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 4

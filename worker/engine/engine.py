@@ -19,7 +19,7 @@ from worker.core.errors import EngineStopped, InputInvalid, PromptTooLong, Worke
 from worker.core.pacing import joined
 from worker.core.settings import MIB, Settings
 from worker.core.threads import on_thread
-from worker.engine.caches import EngineCaches, caches_for, kv_cache_bytes
+from worker.engine.caches import EngineCaches, caches_for
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.detokenizer import TextStream
 from worker.engine.event_bridge import EventBridge
@@ -28,6 +28,7 @@ from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
 from worker.engine.scheduler import PrefillGroup, Scheduler
 from worker.engine.sequence import Emit, Request, Sequence
+from worker.models.capacity import kv_cache_bytes
 from worker.models.kv_cache import KVCache
 from worker.models.loading import LoadedModel, ServedModel
 from worker.prompt.builder import PromptBuilder

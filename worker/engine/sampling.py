@@ -55,7 +55,7 @@ class ResolvedSampling:
 
 
 def resolve(sampling: Sampling, defaults: Mapping[str, Any]) -> ResolvedSampling:
-    """The request's wishes over the checkpoint's generation config. No seed: one from the operating system."""
+    """The request's wishes over the model's sampling defaults. No seed: one from the operating system."""
     default_temperature = defaults.get("temperature", 1.0) if defaults.get("do_sample") else 0.0
     return ResolvedSampling(
         temperature=_given(sampling.temperature, default_temperature),
@@ -64,7 +64,7 @@ def resolve(sampling: Sampling, defaults: Mapping[str, Any]) -> ResolvedSampling
         seed=_given(sampling.seed, secrets.randbits(63)),
         min_p=_given(sampling.min_p, defaults.get("min_p") or 0.0),
         repetition_penalty=_given(sampling.repetition_penalty, defaults.get("repetition_penalty") or 1.0),
-        presence_penalty=sampling.presence_penalty,
+        presence_penalty=_given(sampling.presence_penalty, defaults.get("presence_penalty") or 0.0),
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=sampling.logit_bias,
         min_tokens=sampling.min_tokens,

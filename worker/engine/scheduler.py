@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from worker.models.kv_widths import rows_for, width_for
+from worker.models.kv_widths import bytes_alone
 
 MAX_OVERTAKEN = 16
 MAX_LOOKED_AT = 64
@@ -103,8 +103,7 @@ class Scheduler(Generic[S]):
 
     def bytes_alone(self, num_prompt_tokens: int, num_positions: int, num_answers: int) -> int:
         """Memory that a request needs when there is no other: its rows, and its prompt on the way there."""
-        in_rows = rows_for(num_answers) * width_for(num_positions)
-        return (in_rows + num_prompt_tokens) * self._bytes_per_token
+        return bytes_alone(num_prompt_tokens, num_positions, num_answers, self._bytes_per_token)
 
     @property
     def max_tokens(self) -> int:

@@ -7,6 +7,7 @@ library's `generate` serves it, or the start ends.
 from worker.models.family import ModelFamily
 from worker.models.hf.qwen3_5 import QWEN3_5
 from worker.models.native.qwen2_5_vl import QWEN2_5_VL
+from worker.models.native.qwen2_vl import QWEN2_VL
 from worker.models.native.qwen3_vl import QWEN3_VL, QWEN3_VL_MOE
 
 FAMILIES: dict[str, ModelFamily] = {
@@ -15,4 +16,5 @@ FAMILIES: dict[str, ModelFamily] = {
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
     "qwen2_5_vl": QWEN2_5_VL,
+    "qwen2_vl": QWEN2_VL,
 }

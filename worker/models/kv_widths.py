@@ -11,6 +11,12 @@ def width_for(tokens: int) -> int:
     return width
 
 
+def bytes_alone(num_prompt_tokens: int, num_positions: int, num_answers: int, bytes_per_token: int) -> int:
+    """Memory that a request needs when there is no other: its rows, and its prompt on the way there."""
+    in_rows = rows_for(num_answers) * width_for(num_positions)
+    return (in_rows + num_prompt_tokens) * bytes_per_token
+
+
 def rows_for(count: int) -> int:
     """The rows that a pool has memory for when it holds `count`: doubled up to 8, then eight more at a time."""
     return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.core.timeline import Timeline
+from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
 from worker.models.families import FAMILIES
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
@@ -103,6 +104,9 @@ def load(
         runner, first_layers = _native(settings, plan, code, spec.preprocessor, timeline)
     timeline.end("model")
     _log_served(settings, plan, spec, name)
+    room = kv_cache_bytes(settings, plan.device, plan.num_devices)
+    capacity = Capacity(room, runner.bytes_per_token, limit=spec.max_model_len)
+    spec = replace(spec, max_model_len=fitting_len(settings, capacity))
     return LoadedModel(
         spec=spec,
         code=name,

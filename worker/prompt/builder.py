@@ -7,11 +7,11 @@ it is spread over several texts.
 import hashlib
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
-from worker.checkpoint.family import patch_times
+from worker.checkpoint.family import VIDEO_SPAN, patch_times
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import ChatRequest, Clip, Kind, Media, MediaInfo, Opened, Picture, Text
@@ -22,7 +22,7 @@ from worker.prompt import patches
 from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
-from worker.prompt.sizes import Size, image_size, video_size
+from worker.prompt.sizes import Size, image_size, video_size, video_tokens
 from worker.prompt.types import MediaItem, Prompt
 
 SCOPE_BYTES = 16
@@ -48,9 +48,9 @@ class PromptBuilder:
     def __init__(self, spec: FamilySpec, settings: Settings) -> None:
         self._spec = spec
         self._settings = settings
-        self._image_pad = _id_of(spec.tokenizer, spec.family.image_pad)
-        self._video_pad = _id_of(spec.tokenizer, spec.family.video_pad)
-        self._control = ControlTokens([*spec.tokenizer.specials, spec.family.image_pad, spec.family.video_pad])
+        self._image_pad = _id_of(spec.tokenizer, spec.tokens.image_pad)
+        self._video_pad = _id_of(spec.tokenizer, spec.tokens.video_pad)
+        self._control = ControlTokens([*spec.tokenizer.specials, *astuple(spec.tokens)])
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> Prompt:
         """Raises PromptTooLong, and InputInvalid where the chat template does not take the messages. `media` are the
@@ -156,7 +156,8 @@ class PromptBuilder:
         if clip.is_sized:
             size = Size(height, width)
         else:
-            size = video_size(len(frames), height, width, config, self._settings.max_video_tokens, clip.controls)
+            most = video_tokens(self._settings, self._spec.max_model_len)
+            size = video_size(len(frames), height, width, config, most, clip.controls)
         return patches.of_frames(frames, size, config)
 
     def _tokens(self, request: ChatRequest, shown: Sequence[_Shown]) -> list[int]:
@@ -180,12 +181,12 @@ class PromptBuilder:
     def _rendered(self, request: ChatRequest, messages: list[JsonObject], shown: Sequence[_Shown]) -> str:
         """The template's text with the family's own text in the place of each video. Raises InputInvalid."""
         rendered = self._spec.template.render(messages, dict(request.template))
-        family, temporal = self._spec.family, self._spec.preprocessor.temporal
+        temporal, span = self._spec.preprocessor.temporal, self._spec.tokens.video_span
         videos = [patch_times(entry.times, temporal) for entry in shown if entry.kind == "video"]
-        pieces = rendered.split(family.video_placeholder)
+        pieces = rendered.split(span)
         if len(pieces) != len(videos) + 1:
             raise _not_shown("videos", len(pieces) - 1, len(videos))
-        texts = [family.video_text(times) for times in videos]
+        texts = [self._spec.family.video_text(times).replace(VIDEO_SPAN, span) for times in videos]
         return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True))
 
     def _positions(self, ids: torch.Tensor, shown: Sequence[_Shown]) -> tuple[torch.Tensor, int]:
@@ -194,10 +195,14 @@ class PromptBuilder:
         images, videos = ([entry for entry in shown if entry.kind == kind] for kind in ("image", "video"))
         intervals = None
         if not self._spec.family.is_video_timed:
-            config, rate = self._spec.preprocessor, self._spec.tokens_per_second
-            intervals = [rate * config.temporal * _frame_interval(entry.times, config.video_fps) for entry in videos]
+            intervals = [self._interval(entry.times) for entry in videos]
         image_grids, video_grids = ([entry.item.patches.grid for entry in of_kind] for of_kind in (images, videos))
         return positions(kinds, image_grids, video_grids, self._spec.preprocessor.merge, intervals)
+
+    def _interval(self, times: Sequence[float]) -> float:
+        """Positions from a temporal patch of a video to the next."""
+        config, rate = self._spec.preprocessor, self._spec.tokens_per_second
+        return 1.0 if rate is None else rate * config.temporal * _frame_interval(times, config.video_fps)
 
 
 def _item(kind: Kind, seen: Patches, scope: bytes, times: Sequence[float] = ()) -> MediaItem:

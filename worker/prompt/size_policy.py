@@ -6,7 +6,7 @@ from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.contract import RGB, Controls, Kind
 from worker.core.settings import Settings
 from worker.prompt.patches import resized
-from worker.prompt.sizes import Size, image_size, video_size
+from worker.prompt.sizes import Size, image_size, video_size, video_tokens
 
 
 class SmartResizePolicy:
@@ -16,7 +16,7 @@ class SmartResizePolicy:
         self._preprocessor = preprocessor
         self.max_tokens = min(settings.max_media_tokens or sys.maxsize, max_model_len or sys.maxsize)
         self._max_image_tokens = settings.max_image_tokens
-        self._max_tokens = settings.max_video_tokens
+        self._max_tokens = video_tokens(settings, max_model_len)
 
     def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:
         """Height and width at which a picture is seen, and its tokens. Raises MediaParamInvalid."""
@@ -36,7 +36,8 @@ class SmartResizePolicy:
         token = self._preprocessor.factor**2
         if kind == "image":
             return min(self._preprocessor.image_max_pixels, self._max_image_tokens * token)
-        return min(self._preprocessor.video_max_pixels, self._max_tokens * token * self._preprocessor.temporal)
+        most = self._max_tokens * token * self._preprocessor.temporal
+        return most if self._preprocessor.is_video_per_frame else min(self._preprocessor.video_max_pixels, most)
 
     def resized(self, rgb: RGB, height: int, width: int) -> RGB:
         """The pixels, (height, width, 3), at another size."""

@@ -4,13 +4,21 @@ Source: `smart_resize` of qwen-vl-utils 0.0.14 and of transformers' Qwen2-VL and
 """
 
 import math
+import sys
 from dataclasses import dataclass
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.contract import NO_CONTROLS, Controls
 from worker.core.errors import MediaParamInvalid
+from worker.core.settings import Settings
 
 MAX_RATIO = 200
+TOTAL_TOKENS = int(128_000 * 0.9)  # of a temporal patch's pixels: what qwen-vl-utils lets the frames of a video share
+
+
+def video_tokens(settings: Settings, max_model_len: int | None) -> int:
+    """The most tokens of a video: as set, and no more than half of what the model takes."""
+    return min(settings.max_video_tokens, (max_model_len or sys.maxsize) // 2)
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,18 @@ def video_size(
     controls: Controls = NO_CONTROLS,
 ) -> Size:
     """The size for every frame of a video of `num_frames` (even) frames."""
-    most = min(config.video_max_pixels, max_tokens * config.factor**2 * config.temporal)
+    shortest, longest = config.video_min_pixels, config.video_max_pixels
+    if config.is_video_per_frame:
+        shortest *= num_frames
+        longest = min(longest * num_frames, TOTAL_TOKENS * config.factor**2 * config.temporal)
+    most = min(longest, max_tokens * config.factor**2 * config.temporal)
     if controls.total_pixels:
         most = min(most, controls.total_pixels * config.temporal)
-    least = min(controls.min_pixels * num_frames if controls.min_pixels else config.video_min_pixels, most)
-    if config.caps_frames:
+    least = min(controls.min_pixels * num_frames if controls.min_pixels else shortest, most)
+    if config.is_video_per_frame:
+        most = min(config.frame_max_tokens * config.factor**2 * num_frames, most)
+        least = min(least, most)
+    elif config.caps_frames:
         a_frame = max(min(config.frame_max_tokens * config.factor**2, most // num_frames), int(least * 1.05))
         most = a_frame * num_frames
     if controls.max_pixels:

@@ -22,6 +22,7 @@ from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
+from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
 from worker.models.hf.hf_prompt import HfPrompt, HfPromptBuilder, max_pixels
 from worker.models.hf.loading import module_for
 from worker.models.kv_cache import KVCache
@@ -40,10 +41,7 @@ class HfGenerateRunner:
         self.module, self.builder, self._pad, self._device, self._dtype = module, builder, pad, device, dtype
         whole = set(getattr(module, "_no_split_modules", None) or ())
         self._layers = [part for part in module.modules() if type(part).__name__ in whole]
-        text = module.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.bytes_per_token = int(2 * text.num_hidden_layers * heads * dim * dtype.itemsize)
+        self.bytes_per_token = _bytes_per_token(module, dtype)
 
     def kv_cache(self) -> KVCache:
         """Without layers: `generate` has a cache of its own."""
@@ -89,6 +87,13 @@ class HfGenerateRunner:
                 hook.remove()
 
 
+def _bytes_per_token(module: Any, dtype: torch.dtype) -> int:
+    text = module.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * dim * dtype.itemsize)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateModel(ServedModel):
     """A model that only the library's `generate` can run."""
@@ -106,7 +111,9 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     module = module_for(settings, plan, timeline)
     timeline.end("model")
     text = config.get_text_config()
-    max_model_len = model_len(settings, getattr(text, "max_position_embeddings", None))
+    limit = model_len(settings, getattr(text, "max_position_embeddings", None))
+    room = kv_cache_bytes(settings, plan.device, plan.num_devices)
+    max_model_len = fitting_len(settings, Capacity(room, _bytes_per_token(module, plan.dtype), limit))
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     builder = HfPromptBuilder(processor, image_token, max_model_len, max_pixels(settings))
     generation = read_json(folder / "generation_config.json")

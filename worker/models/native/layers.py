@@ -11,12 +11,16 @@ from torch.nn import functional
 
 from worker.core.errors import ModelError
 
+NORM_EPS = 1e-6  # of the norms of vision towers
 # What is one projection here: the last part of the names before `.weight` and `.bias`, in order.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 # Names of older checkpoints, as newer ones have them.
 _RENAMED = (
     (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^language_model\.(?!model\.|lm_head\.)"), "model.language_model."),  # a model without its head
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
 )
 _NOT_NEEDED = re.compile(r"\.inv_freq$")
@@ -138,6 +142,22 @@ class RMSNorm:
         if self._weight.ndim == 1:
             return functional.rms_norm(x, x.shape[-1:], self._weight, self._eps)
         return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Over the last dimension. weight, bias: (dim,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, NORM_EPS)
+
+
+def layer_norm(tensors: Tensors, name: str, dim: int) -> LayerNorm:
+    """Raises ModelError."""
+    return LayerNorm(tensors.take(f"{name}.weight", dim), tensors.take(f"{name}.bias", dim))
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

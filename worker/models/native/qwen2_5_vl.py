@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.checkpoint.family import one_span
+from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions, windows
@@ -97,10 +98,27 @@ _LAYOUT = Layout(
     has_qk_norm=False,
     has_bias=True,
     eps=1e-5,
+    theta=1e6,
     activation="silu",
+    tower={
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 3584,
+    },
     window=112,
     full=(7, 15, 23, 31),
 )
 QWEN2_5_VL = ModelFamily(
-    video_text=one_span, is_video_timed=False, coordinates="resized_pixels", native=NativeCode(_LAYOUT, Tower)
+    video_text=one_span,
+    is_video_timed=False,
+    tokens_per_second=4,
+    coordinates="resized_pixels",
+    pixel_rules=QWEN2_VL_PIXELS,
+    template=QWEN2_TEMPLATE,
+    native=NativeCode(_LAYOUT, Tower),
 )

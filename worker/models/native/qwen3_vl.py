@@ -9,30 +9,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.checkpoint.family import timed_spans
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS, QWEN3_VL_SAMPLING
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, interpolation, patch_positions
-from worker.models.native.layers import Linear, Tensors, apply_rotary, frequencies, linear, rotary, varlen_attention
+from worker.models.native.layers import (
+    LayerNorm,
+    Linear,
+    Tensors,
+    apply_rotary,
+    frequencies,
+    layer_norm,
+    linear,
+    rotary,
+    varlen_attention,
+)
 from worker.models.native.shapes import Layout, VisionShape
-
-EPS = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS)
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    before_attention: _Norm
+    before_attention: LayerNorm
     qkv: Linear
     out: Linear
-    before_mlp: _Norm
+    before_mlp: LayerNorm
     up: Linear
     down: Linear
 
@@ -41,7 +41,7 @@ class _Block:
 class _Merger:
     """merge x merge patches to one token. is_late: the norm is over all of them together."""
 
-    norm: _Norm
+    norm: LayerNorm
     up: Linear
     down: Linear
     is_late: bool
@@ -92,17 +92,13 @@ class Tower:
         return self._merger(hidden), deep
 
 
-def _norm(tensors: Tensors, name: str, width: int) -> _Norm:
-    return _Norm(tensors.take(f"{name}.weight", width), tensors.take(f"{name}.bias", width))
-
-
 def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
     hidden = shape.hidden
     return _Block(
-        before_attention=_norm(tensors, f"{name}.norm1", hidden),
+        before_attention=layer_norm(tensors, f"{name}.norm1", hidden),
         qkv=linear(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
         out=linear(tensors, f"{name}.attn.proj", hidden, hidden),
-        before_mlp=_norm(tensors, f"{name}.norm2", hidden),
+        before_mlp=layer_norm(tensors, f"{name}.norm2", hidden),
         up=linear(tensors, f"{name}.mlp.linear_fc1", shape.intermediate, hidden),
         down=linear(tensors, f"{name}.mlp.linear_fc2", hidden, shape.intermediate),
     )
@@ -111,7 +107,7 @@ def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
 def _merger(tensors: Tensors, name: str, shape: VisionShape, *, is_late: bool) -> _Merger:
     width = shape.hidden * shape.merge**2
     return _Merger(
-        norm=_norm(tensors, f"{name}.norm", width if is_late else shape.hidden),
+        norm=layer_norm(tensors, f"{name}.norm", width if is_late else shape.hidden),
         up=linear(tensors, f"{name}.linear_fc1", width, width),
         down=linear(tensors, f"{name}.linear_fc2", shape.out, width),
         is_late=is_late,
@@ -124,11 +120,18 @@ _LAYOUT = Layout(
     has_qk_norm=True,
     has_bias=False,
     eps=1e-6,
+    theta=5e5,
     activation="gelu_pytorch_tanh",
+    tower={"patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_heads": 16},
     positions=2304,
     deep=(8, 16, 24),
 )
 QWEN3_VL = ModelFamily(
-    video_text=timed_spans, is_video_timed=True, coordinates="thousandths", native=NativeCode(_LAYOUT, Tower)
+    video_text=timed_spans,
+    is_video_timed=True,
+    coordinates="thousandths",
+    pixel_rules=QWEN3_VL_PIXELS,
+    card_sampling=QWEN3_VL_SAMPLING,
+    native=NativeCode(_LAYOUT, Tower),
 )
 QWEN3_VL_MOE = replace(QWEN3_VL, native=NativeCode(replace(_LAYOUT, has_experts=True), Tower))

@@ -3,8 +3,8 @@
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from worker.checkpoint.spec import parts
 from worker.core.errors import ModelError
@@ -74,7 +74,9 @@ class VisionShape:
 class Layout:
     """What a family's layers are where its configs do not say it: the defaults of `TextShape` and `VisionShape`.
 
-    activation: of the vision tower. has_experts: a layer's MLP may be experts.
+    activation: of the vision tower. tower: its sizes by the names of `vision_config`. has_mlp_ratio: in which
+    `hidden_size` is the text model's, the tower's own is `embed_dim`, and its MLP is `mlp_ratio` times as wide.
+    has_experts: a layer's MLP may be experts.
     """
 
     sections: tuple[int, int, int]
@@ -82,7 +84,10 @@ class Layout:
     has_qk_norm: bool
     has_bias: bool
     eps: float
+    theta: float
     activation: str
+    tower: Mapping[str, Any] = field(default_factory=dict)
+    has_mlp_ratio: bool = False
     has_experts: bool = False
     positions: int = 0
     deep: tuple[int, ...] = ()
@@ -153,7 +158,7 @@ def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
         kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
         head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
         eps=text.get("rms_norm_eps", layout.eps),
-        theta=rope.get("rope_theta") or text["rope_theta"],
+        theta=rope.get("rope_theta") or text.get("rope_theta") or layout.theta,
         sections=(time, height, width),
         is_interleaved=layout.is_interleaved,
         has_qk_norm=layout.has_qk_norm,
@@ -167,6 +172,13 @@ def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
 
 
 def _vision(vision: JsonObject, layout: Layout) -> VisionShape:
+    if not vision:
+        raise ModelError("the checkpoint's config.json has no vision_config: it reads no pictures")
+    vision = {**layout.tower, **vision}
+    if layout.has_mlp_ratio:
+        own, out = vision["embed_dim"], vision["hidden_size"]
+        inner = int(own * vision["mlp_ratio"])
+        vision |= {"hidden_size": own, "intermediate_size": inner, "out_hidden_size": out}
     return VisionShape(
         depth=vision["depth"],
         hidden=vision["hidden_size"],

@@ -1,0 +1,101 @@
+"""What memory holds: room for keys and values, and how long a prompt and its answer may be in it."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from worker.checkpoint.memory import free_bytes
+from worker.core.errors import ModelError
+from worker.core.settings import MIB, Settings
+from worker.models.kv_widths import SMALLEST_WIDTH, bytes_alone, width_for
+
+log = logging.getLogger(__name__)
+AT_ONCE = (4, 2, 1)  # answers of full length that must fit beside each other, as long as those are long enough
+LONG_ENOUGH = 8_192
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """max_bytes: for keys and values. limit: the checkpoint's own most tokens of a prompt and its answer."""
+
+    max_bytes: int
+    bytes_per_token: int
+    limit: int
+
+    @property
+    def num_tokens(self) -> int:
+        """That `max_bytes` hold."""
+        return self.max_bytes // self.bytes_per_token
+
+    def holds(self, length: int, num_answers: int) -> bool:
+        """Whether requests of `length` tokens are answered beside each other, by the scheduler's own count."""
+        return bytes_alone(length, length, num_answers, self.bytes_per_token) <= self.max_bytes
+
+    def at_once(self, length: int) -> int:
+        """How many requests of `length` tokens are answered at once."""
+        num_answers = 0
+        while self.holds(length, num_answers + 1):
+            num_answers += 1
+        return num_answers
+
+    @property
+    def model_len(self) -> int:
+        """The most tokens of a prompt and its answer, if nobody says: the checkpoint's limit where four such fit at
+        once, else as many as let four of them fit; two or one where that were less than LONG_ENOUGH."""
+        best = 0
+        for num_answers in AT_ONCE:
+            best = max(best, self._longest(num_answers))
+            if best >= min(LONG_ENOUGH, self.limit):
+                break
+        return best
+
+    def _longest(self, num_answers: int) -> int:
+        """A width of the cache, so that none of it stays empty."""
+        if self.holds(self.limit, num_answers):
+            return self.limit
+        longest, width = 0, SMALLEST_WIDTH
+        while width < self.limit and self.holds(width, num_answers):
+            longest, width = width, width_for(width + 1)
+        return longest
+
+
+def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:
+    """The memory for keys and values: as set, or from what is free now that the weights are loaded. Each of several
+    devices has those of its layers: the fullest one is the limit."""
+    if settings.kv_cache_mib is not None:
+        return settings.kv_cache_mib * MIB
+    if device.type == "cuda":
+        devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
+        free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
+        return room_on_gpu(settings, free) * num_devices
+    return free_bytes(device) // 4
+
+
+def room_on_gpu(settings: Settings, free: int) -> int:
+    """Bytes for keys and values of those that are free on a GPU with the weights on it."""
+    reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
+    return max(0, free - reserve * MIB)
+
+
+def fitting_len(settings: Settings, capacity: Capacity) -> int:
+    """MAX_MODEL_LEN as it counts: as set, else what fits. Raises ModelError where nothing does."""
+    if not capacity.holds(SMALLEST_WIDTH, 1):
+        raise ModelError(
+            f"{capacity.max_bytes / MIB:.0f} MiB are left for keys and values, room for {capacity.num_tokens} tokens: "
+            "a smaller model, QUANTIZATION, a larger card, or less for VISION_RESERVE_MIB and the caches"
+        )
+    if settings.max_model_len is None:
+        length = capacity.model_len
+        reason = "the model's own" if length == capacity.limit else f"of the model's {capacity.limit:,}, for memory"
+    else:
+        length, reason = min(settings.max_model_len, capacity.limit), "as set"
+    log.info(
+        "at most %s tokens of prompt and answer (%s): %.0f MiB for keys and values hold %s tokens, %s requests of that "
+        "length at once or %s of 2,048 tokens; MAX_NUM_SEQS lets %d run",
+        *(f"{length:,}", reason, capacity.max_bytes / MIB, f"{capacity.num_tokens:,}"),
+        *(f"{capacity.at_once(length):,}", f"{capacity.at_once(min(2_048, length)):,}", settings.max_num_seqs),
+    )
+    if not capacity.holds(length, 1):
+        log.warning("MAX_MODEL_LEN is more than memory holds: a request of that length is refused")
+    return length
