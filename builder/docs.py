@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from builder import architecture
+from builder import architecture, models
 from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
@@ -138,6 +138,8 @@ def main() -> None:
     write(DOCS / "settings.md", "settings", settings.table())
     write(DOCS / "modules.md", "modules", architecture.modules())
     write(DOCS / "errors.md", "errors", errors.table())
+    write(DOCS / "models.md", "checkpoints", models.checkpoints())
+    write(DOCS / "models.md", "cards", models.cards())
     for path in sorted(CASES.glob("*/*.json")):
         write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))
     (DOCS / "pictures").mkdir(exist_ok=True)

@@ -51,7 +51,7 @@ QWEN3_5_WORDS = Vocabulary(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PublishedModel:
     """A checkpoint on the hub. text: hidden, intermediate (of an expert, where there are experts), layers, heads, heads
     of keys and values. tower: depth, hidden, intermediate, heads. experts: how many, and how many a token goes to.

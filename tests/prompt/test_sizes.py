@@ -5,11 +5,12 @@ import random
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from worker.checkpoint.family_rules import QWEN2_VL_PIXELS
 from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
 from worker.core.contract import Controls
 from worker.core.errors import MediaParamInvalid
-from worker.core.settings import EMBEDDED_MODEL
-from worker.prompt.sizes import Size, image_size, video_size
+from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.prompt.sizes import TOTAL_TOKENS, Size, image_size, video_size, video_tokens
 
 REAL = PreprocessorConfig(16, 2, 2, (0.5,) * 3, (0.5,) * 3, 65536, 16777216, 4096, 25165824, 2.0, True, 768)
 UNLIMITED = 10**9
@@ -37,6 +38,22 @@ def test_videos_keep_to_their_budget() -> None:
         size = video_size(frames, 1080, 1920, REAL, max_tokens=16_384)
         assert frames * size.height * size.width <= min(REAL.video_max_pixels, 16_384 * 32 * 32 * 2)
         assert size.height * size.width <= 768 * 32 * 32
+
+
+def test_limits_may_be_those_of_each_frame() -> None:
+    """As Qwen2-VL and Qwen2.5-VL have them: a long video is not made smaller for its length, nor a short one's frames
+    left below the least."""
+    assert video_size(60, 360, 640, QWEN2_VL_PIXELS, UNLIMITED) == Size(364, 644)
+    assert video_size(6, 40, 60, QWEN2_VL_PIXELS, UNLIMITED) == Size(56, 84)
+    assert video_size(2, 1080, 1920, QWEN2_VL_PIXELS, UNLIMITED) == Size(560, 1008)  # 768 tokens a frame
+    for frames in (64, 256, 768):
+        size = video_size(frames, 1080, 1920, QWEN2_VL_PIXELS, UNLIMITED)
+        assert frames * size.height * size.width <= TOTAL_TOKENS * 28 * 28 * 2
+
+
+def test_a_video_takes_no_more_than_half_of_what_the_model_takes() -> None:
+    assert video_tokens(Settings(), 8_192) == 4_096
+    assert video_tokens(Settings(), 262_144) == video_tokens(Settings(), None) == 16_384
 
 
 def test_the_rules_are_read_from_the_checkpoint() -> None:

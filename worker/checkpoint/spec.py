@@ -57,6 +57,8 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
     folder = found.folder
     config = read_json(folder / "config.json")
     text, vision = parts(config)
+    if not vision:
+        raise ModelError(f"{folder / 'config.json'} has no vision_config: this copy of the model is for text alone")
     generation = read_json(folder / "generation_config.json")
     tokenizer = tokenizer or read_tokenizer(folder)
     tokens = _vision_tokens(folder, config, tokenizer)

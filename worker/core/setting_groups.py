@@ -76,7 +76,7 @@ class ModelSettings(Group):
     model_code: Literal["auto", "native", "transformers"] = Field(
         "auto",
         description="Whose model code runs the model: `native` is this worker's own, quicker to start and to run, for "
-        "Qwen3-VL and Qwen2.5-VL; `auto` takes it where it can",
+        "Qwen3-VL, Qwen2.5-VL and Qwen2-VL; `auto` takes it where it can",
     )
     cuda_graphs: bool = Field(
         True,

@@ -11,8 +11,8 @@ from worker.core.settings import MIB, Settings
 from worker.models.kv_widths import SMALLEST_WIDTH, bytes_alone, width_for
 
 log = logging.getLogger(__name__)
-AT_ONCE = (4, 2, 1)  # answers of full length that must fit beside each other, as long as those are long enough
-LONG_ENOUGH = 8_192
+# How many answers of full length must fit beside each other, and the length below which fewer will do.
+AT_ONCE = ((4, 8_192), (2, 2_048), (1, 0))
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,9 @@ class Capacity:
     @property
     def model_len(self) -> int:
         """The most tokens of a prompt and its answer, if nobody says: the checkpoint's limit where four such fit at
-        once, else as many as let four of them fit; two or one where that were less than LONG_ENOUGH."""
-        best = 0
-        for num_answers in AT_ONCE:
-            best = max(best, self._longest(num_answers))
-            if best >= min(LONG_ENOUGH, self.limit):
-                break
-        return best
+        once, else as many as let four of them fit; or two, or one, where four or two were too short."""
+        lengths = ((self._longest(num_answers), enough) for num_answers, enough in AT_ONCE)
+        return next(length for length, enough in lengths if length >= min(enough, self.limit))
 
     def _longest(self, num_answers: int) -> int:
         """A width of the cache, so that none of it stays empty."""

@@ -3,6 +3,11 @@
 SMALLEST_WIDTH = 256
 
 
+def token_bytes(layers: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
+    """Keys and values of a token in all layers that attend."""
+    return 2 * layers * kv_heads * head_dim * itemsize
+
+
 def width_for(tokens: int) -> int:
     """The width of the pool for a sequence of up to `tokens`: 256, 384, 512, 768, 1024, … tokens."""
     width = SMALLEST_WIDTH

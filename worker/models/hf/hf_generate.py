@@ -26,6 +26,7 @@ from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
 from worker.models.hf.hf_prompt import HfPrompt, HfPromptBuilder, max_pixels
 from worker.models.hf.loading import module_for
 from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import token_bytes
 from worker.models.loading import ServedModel
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _bytes_per_token(module: Any, dtype: torch.dtype) -> int:
     text = module.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * dim * dtype.itemsize)
+    return token_bytes(text.num_hidden_layers, heads, dim, dtype.itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.models.hf.slots import slots_like
 from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import token_bytes
 from worker.models.pixel_values import pixel_values
 from worker.models.runner import Features, Runner, placed
 from worker.prompt.types import MediaItem, Prompt
@@ -28,9 +29,7 @@ class HfRunner:
         """Keys and values of one token in all attention layers."""
         kinds = getattr(self._config, "layer_types", None) or ["full_attention"] * self._config.num_hidden_layers
         layers = sum(kind != "linear_attention" for kind in kinds)
-        heads = int(self._config.num_key_value_heads)
-        size: int = 2 * layers * heads * self._head_dim * self._dtype.itemsize
-        return size
+        return token_bytes(layers, int(self._config.num_key_value_heads), self._head_dim, self._dtype.itemsize)
 
     @property
     def _head_dim(self) -> int:

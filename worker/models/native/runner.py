@@ -9,6 +9,7 @@ from torch.nn import functional
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.safe_json import JsonObject
 from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import token_bytes
 from worker.models.native.code import NativeCode
 from worker.models.native.graphs import Recorder, StepGraphs
 from worker.models.native.layers import NativePrefillCache, Tensors
@@ -47,7 +48,7 @@ class NativeRunner:
     @property
     def bytes_per_token(self) -> int:
         shape = self._shape
-        return 2 * shape.layers * shape.kv_heads * shape.head_dim * self._dtype.itemsize
+        return token_bytes(shape.layers, shape.kv_heads, shape.head_dim, self._dtype.itemsize)
 
     def prefill_cache(self) -> NativePrefillCache:
         return NativePrefillCache(self._shape.layers)

@@ -1,0 +1,117 @@
+"""What memory holds: the default of MAX_MODEL_LEN, by numbers of published models and real cards."""
+
+import logging
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from builder.models import CARDS, capacity, cards, checkpoints, kv_bytes, num_parameters
+from builder.published import MODELS, config, model
+from tests.models import published
+from worker.checkpoint.memory import free_bytes
+from worker.core.errors import ModelError
+from worker.core.settings import MIB, Settings
+from worker.engine.scheduler import Scheduler
+from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes, room_on_gpu
+from worker.models.families import FAMILIES
+from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import SMALLEST_WIDTH, token_bytes
+from worker.models.loading import load
+from worker.models.native.shapes import read
+
+L4 = CARDS[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("Qwen3-VL-2B-Instruct", 4_255_140_312 / 2**30),  # of the file; of the others what the index says
+        ("Qwen3-VL-8B-Instruct", 17_534_247_392 / 2**30),
+        ("Qwen2.5-VL-7B-Instruct", 16_584_333_312 / 2**30),
+    ],
+)
+def test_parameters_are_those_of_the_published_weights(name: str, gib: float) -> None:
+    assert num_parameters(model(name)) * 2 / 2**30 == pytest.approx(gib, rel=1e-3)
+
+
+def test_an_8b_starts_on_24_gb_and_answers_several_at_once() -> None:
+    """Its own limit of 262,144 tokens alone would be 36 GiB of keys and values."""
+    room = capacity(model("Qwen3-VL-8B-Instruct"), L4)
+    assert room is not None
+    assert (room.limit, room.model_len) == (262_144, 6_144)
+    assert room.at_once(room.model_len) >= 2
+    assert room.at_once(2_048) >= 8
+
+
+@pytest.mark.parametrize("of", MODELS, ids=lambda of: of.name)
+def test_the_default_fits_every_card_that_the_weights_fit(of: published.PublishedModel) -> None:
+    rooms = [capacity(of, card) for card in CARDS]
+    fitting = [room for room in rooms if room is not None]
+    assert [room is not None for room in rooms] == sorted(room is not None for room in rooms)
+    for room in fitting:
+        assert SMALLEST_WIDTH <= room.model_len <= of.context
+        assert room.holds(room.model_len, 1)
+        assert room.model_len < 8_192 or room.model_len == of.context or room.at_once(room.model_len) >= 2
+    assert all(one.model_len <= other.model_len for one, other in pairwise(fitting))
+
+
+@pytest.mark.parametrize(("tokens", "length", "at_once"), [
+    (5 * 8_192, 8_192, 4), (5 * 8_192 - 1, 12_288, 2), (3 * 2_048, 2_048, 2), (3 * 2_048 - 1, 2_048, 1),
+    (10**9, 100_000, 4_096), (2 * 256, 256, 1),
+])  # fmt: skip
+def test_four_at_once_or_two_or_one(tokens: int, length: int, at_once: int) -> None:
+    room = Capacity(tokens * 1_000, 1_000, 100_000)
+    assert room.model_len == length
+    assert min(room.at_once(length), 4_096) == at_once
+
+
+def test_the_document_shows_the_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert checkpoints() in page
+    assert cards() in page
+
+
+def test_the_scheduler_counts_the_same() -> None:
+    room = Capacity(100 * MIB, 3_000, 8_192)
+    scheduler: Scheduler = Scheduler(KVCache(2, 3_000, torch.device("cpu"), torch.float32), 16, 100 * MIB, 3_000)
+    for length in (256, 300, 5_000):
+        for count in (1, 3, 4, 5):
+            assert room.holds(length, count) == (scheduler.bytes_alone(length, length, count) <= scheduler.max_bytes)
+
+
+def test_the_log_says_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    room = Capacity(3_000 * MIB, 147_456, 262_144)
+    assert fitting_len(Settings(), room) == 6_144
+    assert (
+        "at most 6,144 tokens of prompt and answer (of the model's 262,144, for memory): 3000 MiB for keys and values "
+        "hold 21,333 tokens, 2 requests of that length at once or 8 of 2,048 tokens" in caplog.text
+    )
+    assert fitting_len(Settings(max_model_len=20_000), room) == 20_000
+    assert "MAX_MODEL_LEN is more than memory holds" in caplog.text
+    with pytest.raises(ModelError, match=r"30 MiB are left for keys and values, room for 213 tokens: a smaller model"):
+        fitting_len(Settings(), Capacity(30 * MIB, 147_456, 262_144))
+
+
+def test_a_start_takes_what_memory_holds() -> None:
+    whole, small = (load(Settings(device="cpu", kv_cache_mib=mib)) for mib in (None, 10))
+    limit = whole.spec.max_model_len
+    expected = Capacity(10 * MIB, small.runner.bytes_per_token, limit).model_len
+    assert small.spec.max_model_len == small.info().max_model_len == expected < limit
+
+
+def test_the_bytes_of_a_token_are_those_of_the_models_own_shapes() -> None:
+    for of in MODELS:
+        native = FAMILIES[of.kind].native
+        if native is not None:
+            text, _ = read(config(of), native.layout)
+            assert kv_bytes(of) == token_bytes(text.layers, text.kv_heads, text.head_dim, 2)
+
+
+def test_what_is_free_on_a_gpu_is_less_the_reserve() -> None:
+    settings = Settings(vision_reserve_mib=1000, feature_cache_mib=100, prefix_cache_mib=24)
+    assert room_on_gpu(settings, 2_000 * MIB) == 876 * MIB
+    assert room_on_gpu(settings, 100 * MIB) == 0
+    assert kv_cache_bytes(Settings(), torch.device("cpu"), 1) <= free_bytes(torch.device("cpu")) // 3
