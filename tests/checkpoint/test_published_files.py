@@ -10,26 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer as HfTokenizer
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from builder.bake import bake
 from builder.published import model
 from tests.models import published
 from tests.models.published import TEMPLATES, set_in
 from worker.checkpoint.chat_template import ChatTemplate, template_sources
+from worker.checkpoint.load_plan import dtype_of
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import FamilySpec, read_spec
-from worker.checkpoint.tokenizer import read_tokenizer
+from worker.checkpoint.tokenizer import Tokenizer, VocabularyTokenizer, read_tokenizer
 from worker.core.contract import Sampling
 from worker.core.errors import ModelError
-from worker.core.settings import Settings
+from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.engine.sampling import resolve
 from worker.models.families import FAMILIES
 
 QWEN2_5, QWEN3, QWEN3_5 = "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-8B-Instruct", "Qwen3.5-9B"
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+TOKENIZERS: dict[str, Tokenizer] = {}  # of the originals
 TEXT_ONLY = (TEMPLATES / "qwen2_5_text.jinja").read_text(encoding="utf-8")
 
 
@@ -38,6 +43,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("originals")
     for name in (QWEN2_5, QWEN3, QWEN3_5):
         published.write_small_files(name, root / name)
+        TOKENIZERS[name] = read_tokenizer(root / name)
     return root
 
 
@@ -51,19 +57,20 @@ def folder(originals: Path, tmp_path: Path) -> Callable[[str], Path]:
     return copied
 
 
-def spec_of(folder: Path, **settings: Any) -> FamilySpec:
+def spec_of(folder: Path, *, reads_tokens: bool = False, **settings: Any) -> FamilySpec:
+    """`reads_tokens`: the folder's own, which are not those of the checkpoint that it is a copy of."""
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    return read_spec(Checkpoint(folder, folder.name, "a test"), Settings(**settings), FAMILIES[kind])
+    tokenizer = None if reads_tokens else TOKENIZERS.get(folder.name)
+    return read_spec(Checkpoint(folder, folder.name, "a test"), Settings(**settings), FAMILIES[kind], tokenizer)
 
 
 def rendered_by_the_library(folder: Path) -> str:
     found, _ = ProcessorMixin.get_processor_dict(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    chosen = found.get("chat_template")
+    own = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    chosen = found.get("chat_template") or own
     chosen = chosen["default"] if isinstance(chosen, dict) else chosen
-    return str(
-        tokenizer.apply_chat_template(QUESTION, chat_template=chosen, tokenize=False, add_generation_prompt=True)
-    )
+    [text], _ = render_jinja_template([QUESTION], chat_template=chosen, add_generation_prompt=True)
+    return str(text)
 
 
 # Chat templates.
@@ -208,10 +215,13 @@ def _one_token_more(laid: Path) -> None:
     set_in(laid / "tokenizer_config.json", **config)
 
 
+CHANGES = [lambda _: None, _without_tokenizer_json, _only_older_files, _words_declared_special, _one_token_more]
+
+
 @pytest.mark.parametrize(
-    "change", [lambda _: None, _without_tokenizer_json, _only_older_files, _words_declared_special, _one_token_more]
+    ("name", "change"),
+    [*((QWEN2_5, change) for change in CHANGES), (QWEN3_5, _without_tokenizer_json), (QWEN3_5, _one_token_more)],
 )
-@pytest.mark.parametrize("name", [QWEN2_5, QWEN3_5])
 def test_the_tokenizer_is_the_librarys_whatever_files_it_is_made_of(
     folder: Any, originals: Path, name: str, change: Callable[[Path], None]
 ) -> None:
@@ -229,6 +239,23 @@ def test_the_tokenizer_is_the_librarys_whatever_files_it_is_made_of(
     theirs.backend_tokenizer.encode_special_tokens = True
     for text in TEXTS:
         assert ours.encode(text) == theirs.backend_tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
+def test_a_folder_of_older_files_is_baked_into_newer_ones(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "older"))
+    body = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(body["model"]["vocab"]))
+    (folder / "added_tokens.json").write_text(json.dumps({one["content"]: one["id"] for one in body["added_tokens"]}))
+    special = [one["content"] for one in body["added_tokens"] if one["special"]]
+    (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": special}))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in body["model"]["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n")
+    (folder / "tokenizer.json").unlink()
+    bake(folder)
+    baked = read_tokenizer(folder)
+    assert isinstance(baked, VocabularyTokenizer)
+    for text in TEXTS:
+        assert baked.encode(text) == read_tokenizer(EMBEDDED_MODEL).encode(text)
 
 
 def test_without_merges_it_is_said_what_is_missing(folder: Any) -> None:
@@ -253,7 +280,7 @@ def test_renamed_tokens_are_those_of_the_config(folder: Any) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
         text = (laid / file).read_text(encoding="utf-8")
         (laid / file).write_text(text.replace("image_pad|", "picture|").replace("vision_start|", "see|"))
-    spec = spec_of(laid)
+    spec = spec_of(laid, reads_tokens=True)
     assert (spec.tokens.image_pad, spec.tokens.start) == ("<|picture|>", "<|see|>")
     assert "<|see|><|picture|><|vision_end|>" in spec.template.render(QUESTION)
 
@@ -373,3 +400,22 @@ def test_the_library_reads_the_made_tokenizer_as_it_reads_the_published_one(fold
         of = model(name)
         assert library.token_to_id("<|image_pad|>") == of.words.id_of("<|image_pad|>")
         assert library.get_vocab_size() == of.words.base + len(of.words.added) - len(of.words.only_declared)
+
+
+# Dtypes.
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),  # flat, as older checkpoints have it
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),  # as newer ones
+        ({"torch_dtype": "bfloat16", "text_config": {"torch_dtype": "float16"}}, "float16"),
+        ({"dtype": "float32"}, "float32"),
+        ({}, "bfloat16"),
+    ],
+)
+def test_on_a_gpu_the_dtype_is_the_configs(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert dtype_of("auto", torch.device("cuda"), tmp_path) == getattr(torch, expected)
+    assert dtype_of("auto", torch.device("cpu"), tmp_path) == torch.float32

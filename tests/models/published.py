@@ -138,7 +138,8 @@ def vocabulary(base: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 @cache
-def _library_tokenizer(base: int, words: str) -> Tokenizer:
+def _files(base: int, words: str) -> tuple[str, str, str]:
+    """`tokenizer.json` without its added tokens (an empty list), `vocab.json`, `merges.txt`."""
     tokens, merges = vocabulary(base)
     tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
@@ -146,25 +147,24 @@ def _library_tokenizer(base: int, words: str) -> Tokenizer:
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, last])
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    lines = "\n".join(f"{left} {right}" for left, right in merges)
+    return tokenizer.to_str(), json.dumps(tokens, ensure_ascii=False), lines + "\n"
 
 
 def write_tokenizer(of: PublishedModel, folder: Path) -> None:
     """All four files."""
     words = of.words
-    tokens, merges = vocabulary(words.base)
-    text = _library_tokenizer(words.base, "qwen3_5" if of.kind.startswith("qwen3_5") else "qwen2").to_str()
-    body = json.loads(text)
+    whole, tokens, merges = _files(words.base, "qwen3_5" if of.kind.startswith("qwen3_5") else "qwen2")
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {"id": words.base + index, "content": token, **plain, "special": token not in words.words}
         for index, token in enumerate(words.added)
     ]
-    body["added_tokens"] = [token for token in added if token["content"] not in words.only_declared]
-    (folder / "tokenizer.json").write_text(json.dumps(body, ensure_ascii=False), encoding="utf-8")
-    (folder / "vocab.json").write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
-    lines = "\n".join(f"{left} {right}" for left, right in merges)
-    (folder / "merges.txt").write_text(lines + "\n", encoding="utf-8")
+    known = json.dumps([token for token in added if token["content"] not in words.only_declared])
+    assert whole.count('"added_tokens":[]') == 1
+    (folder / "tokenizer.json").write_text(whole.replace('"added_tokens":[]', f'"added_tokens":{known}'), "utf-8")
+    (folder / "vocab.json").write_text(tokens, encoding="utf-8")
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
     listed = [token for token in words.added if token not in words.words][1:14]
     _dump(
         folder / "tokenizer_config.json",

@@ -39,7 +39,7 @@ from worker.prompt.control_tokens import ControlTokens
 
 MAX_TOKENS = 10
 RENDERED = json.loads((TEMPLATES / "rendered.json").read_text(encoding="utf-8"))
-BAKED = ("Qwen2-VL-2B-Instruct", "Qwen3-VL-30B-A3B-Instruct", "Qwen3.5-2B")
+BAKED = ("Qwen2.5-VL-7B-Instruct", "Qwen3.5-2B")
 
 
 def test_the_templates_written_anew_say_what_the_published_ones_say(tmp_path: Path) -> None:
@@ -219,8 +219,6 @@ def test_it_is_verified_and_baked_and_answers_the_same(laid: Laid, tmp_path: Pat
         return
     folder = tmp_path / laid.name
     shutil.copytree(laid.folder, folder)
-    if laid.name == BAKED[0]:
-        (folder / "tokenizer.json").unlink()  # made again, of the older files
     bake(folder)
     baked = load(Settings(device="cpu", model_path=folder))
     assert isinstance(baked.spec.tokenizer, VocabularyTokenizer)

@@ -122,8 +122,8 @@ def vision_template(folder: Path, family: Family, tokens: VisionTokens) -> "Chat
     """The folder's chat template that shows pictures: text-only ones are passed over. Where there are only those, the
     family's own if it writes a text as they do, else a ModelError."""
     sources = template_sources(folder)
-    templates = [ChatTemplate(folder, source) for source in sources]
-    for source, template in zip(sources, templates, strict=True):
+    for source in sources:
+        template = ChatTemplate(folder, source)
         if template.shows(tokens):
             if source is not sources[0]:
                 log.warning("%s shows no pictures: the chat template of %s is used", sources[0].file, source.file.name)
@@ -140,7 +140,7 @@ def vision_template(folder: Path, family: Family, tokens: VisionTokens) -> "Chat
         raise ModelError(f"{folder} has no chat template{which}; {remedy}")
     if family.template is not None:
         own = ChatTemplate(folder, TemplateSource(sources[0].file, family.template))
-        if templates[0].text_of(_CONVERSATION) == own.text_of(_CONVERSATION):
+        if ChatTemplate(folder, sources[0]).text_of(_CONVERSATION) == own.text_of(_CONVERSATION):
             log.warning("the chat template of %s is for text alone: the family's own is used", sources[0].file)
             return own
     raise ModelError(f"the chat template of {sources[0].file} shows no pictures: {remedy}")

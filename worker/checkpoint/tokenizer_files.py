@@ -45,6 +45,7 @@ def library_tokenizer(folder: Path) -> Tokenizer:
         found = library.token_to_id(token.content)
         if wanted is not None and found != wanted:
             log.warning("%s is declared as token %d in %s, and is %d", token.content, wanted, folder, found)
+    known = library.get_added_tokens_decoder()
     for name in _specials(folder):
         identity = library.token_to_id(name)
         if identity is None or identity not in known or not known[identity].special:
