@@ -114,15 +114,22 @@ def _scale_tower(vision: JsonObject) -> None:
 
 
 @cache
-def vocabulary(base: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """So many byte pairs, and the merges that make them: the families' own 151,643; beyond those, made ones, and a few
-    that no merge makes, as Qwen3.5 has."""
+def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The 151,643 of the families before Qwen3.5."""
     with tempfile.TemporaryDirectory() as made:
         file = Path(made) / "tokenizer.json"
         real_tokenizer(file)
         body = json.loads(file.read_text(encoding="utf-8"))["model"]
-    tokens: dict[str, int] = body["vocab"]
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in body["merges"]]
+    return body["vocab"], [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in body["merges"]]
+
+
+def vocabulary(base: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """So many byte pairs, and the merges that make them: the families' own, beyond those made ones, and a few that no
+    merge makes, as Qwen3.5 has."""
+    known, made = _byte_pairs()
+    tokens, merges = dict(known), list(made)
+    if len(tokens) == base:
+        return tokens, merges
     draw = random.Random(0)
     short = [token for token in tokens if 1 < len(token) < 6 and token.isascii() and token.isalpha()]
     plain = Tokenizer(BPE(vocab=tokens, merges=merges))

@@ -126,14 +126,14 @@ def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedM
 REAL = {
     "qwen3_vl": (
         {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 8}
-        | {"head_dim": 128, "num_hidden_layers": 2, "rope_theta": 5e6}
+        | {"head_dim": 128, "num_hidden_layers": 1, "rope_theta": 5e6}
         | {"rope_parameters": {**checkpoints.INTERLEAVED, "rope_theta": 5e6, "mrope_section": [24, 20, 20]}},
         {"hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "depth": 2, "out_hidden_size": 2048}
         | {"num_position_embeddings": 2304, "deepstack_visual_indexes": [0]},
     ),
     "qwen3_vl_moe": (
         {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 32, "num_key_value_heads": 4}
-        | {"head_dim": 128, "num_hidden_layers": 2, "rope_theta": 5e6}
+        | {"head_dim": 128, "num_hidden_layers": 1, "rope_theta": 5e6}
         | {"num_experts": 16, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
         | {"rope_parameters": {**checkpoints.INTERLEAVED, "rope_theta": 5e6, "mrope_section": [24, 20, 20]}},
         {"hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "depth": 2, "out_hidden_size": 2048}

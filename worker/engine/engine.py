@@ -93,11 +93,6 @@ class Engine:
     def state(self) -> EngineState:
         return self._loop.state
 
-    @property
-    def kv_capacity(self) -> tuple[int, int]:
-        """For the keys and values of what is being decoded: bytes, and the tokens that they hold."""
-        return self._scheduler.max_bytes, self._scheduler.max_tokens
-
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=len(self._scheduler.running),

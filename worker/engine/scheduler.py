@@ -105,11 +105,6 @@ class Scheduler(Generic[S]):
         """Memory that a request needs when there is no other: its rows, and its prompt on the way there."""
         return bytes_alone(num_prompt_tokens, num_positions, num_answers, self._bytes_per_token)
 
-    @property
-    def max_tokens(self) -> int:
-        """That `max_bytes` hold."""
-        return self.max_bytes // self._bytes_per_token
-
     def add(self, group: PrefillGroup[S]) -> None:
         self.waiting.append(group)
 

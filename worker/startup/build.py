@@ -129,7 +129,6 @@ def start(
         loaded.wait(timeline)
         stack.pop_all()
     timeline.end("warming up")
-    log.info("%s", loaded.capacity)
     log.info("ready", extra={"seconds": timeline.report})
     return serving
 

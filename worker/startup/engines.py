@@ -12,7 +12,7 @@ from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.engine_protocol import Engine
 from worker.core.errors import ModelError, WorkerError
 from worker.core.media_protocol import SizePolicy
-from worker.core.settings import MIB, Settings
+from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.engine.engine import continuous_engine
 from worker.engine.warmup import WarmUp
@@ -24,14 +24,13 @@ from worker.prompt.size_policy import SmartResizePolicy
 @dataclass(frozen=True)
 class LoadedEngine:
     """A started engine, and the sizes at which its model sees pictures. reads_files: whether it wants the bytes of what
-    was sent beside the pixels. wait: returns when it has answered its first
-    question and all that is read beside it has been; raises ModelError. capacity: what the log says of its memory."""
+    was sent beside the pixels. wait: returns when it has answered its first question and all that is read beside it has
+    been; raises ModelError."""
 
     engine: Engine
     size_policy: SizePolicy
     wait: Callable[[Timeline], None] = lambda _: None
     stop_warming: Callable[[], None] = lambda: None
-    capacity: str = ""
     reads_files: bool = False
 
     def close(self) -> None:
@@ -77,7 +76,7 @@ def _load_continuous(context: LoadContext) -> LoadedEngine:
             else:
                 warm_up = WarmUp(engine)
         policy = SmartResizePolicy(model.spec.preprocessor, settings, model.spec.max_model_len)
-        return _started(engine, policy, warm_up, context.plan, engine.kv_capacity)
+        return _started(engine, policy, warm_up, context.plan)
 
 
 def _load_generate(context: LoadContext) -> LoadedEngine:
@@ -94,7 +93,7 @@ def _load_generate(context: LoadContext) -> LoadedEngine:
         with _answering():
             warm_up = WarmUp(engine, with_video=False)
         policy = hf_prompt.HfSizePolicy(context.settings, model.spec.max_model_len)
-        return _started(engine, policy, warm_up, context.plan, engine.kv_capacity)
+        return _started(engine, policy, warm_up, context.plan)
 
 
 ENGINES: tuple[EngineRow, ...] = (
@@ -115,19 +114,14 @@ def load_engine(
     return next(row for row in ENGINES if row.serves(context)).load(context)
 
 
-def _started(
-    engine: Engine, policy: SizePolicy, warm_up: WarmUp, plan: LoadPlan, capacity: tuple[int, int]
-) -> LoadedEngine:
+def _started(engine: Engine, policy: SizePolicy, warm_up: WarmUp, plan: LoadPlan) -> LoadedEngine:
     def wait(timeline: Timeline) -> None:
         with _answering():
             warm_up.wait()
         if plan.reader is not None:
             timeline.ran_beside("reading weights", plan.reader.finish())
 
-    num_bytes, num_tokens = capacity
-    return LoadedEngine(
-        engine, policy, wait, warm_up.close, f"keys and values: {num_bytes // MIB} MiB for {num_tokens} tokens"
-    )
+    return LoadedEngine(engine, policy, wait, warm_up.close)
 
 
 @contextlib.contextmanager
