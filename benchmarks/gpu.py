@@ -24,8 +24,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.report import environment, save
-from builder.real_rules import QWEN3_VL as RULES
 from worker.checkpoint.chat_template import ChatTemplate
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import read_tokenizer
 from worker.core.contract import Done, Event, Sampling

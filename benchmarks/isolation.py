@@ -17,8 +17,8 @@ from PIL import Image
 
 from benchmarks.media import photo
 from benchmarks.report import environment, save
-from builder.real_rules import QWEN3_VL
 from tests.media.films import film
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as QWEN3_VL
 from worker.core.contract import Kind, Media, Upload
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher

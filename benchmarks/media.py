@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
-from builder.real_rules import QWEN3_VL as RULES
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
 from worker.core.contract import Clip, Controls, Media, Picture, Upload, Url
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load

@@ -20,9 +20,9 @@ from matplotlib import get_data_path
 from PIL import ExifTags, Image, ImageDraw
 from selenium import webdriver
 
-from builder.real_rules import QWEN3_VL as RULES
 from builder.scheduling import same_scheduling
 from builder.screenshots import OPTIONS, PICTURES
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
 from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.settings import load
 from worker.media.fetch import Fetcher

@@ -29,8 +29,8 @@ import torch
 from aiohttp import ThreadedResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from builder.real_rules import QWEN3_VL
 from tests.media.attack_files import FILMS, PICTURES, PNG, Sent, growing, sound
+from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as QWEN3_VL
 from worker.core.contract import NO_CONTROLS, Clip, Controls, Inline, Media, Opened, Upload, Url
 from worker.core.errors import WorkerError
 from worker.core.settings import Settings

@@ -112,11 +112,16 @@ def write(family: str, folder: Path, seed: int = 0) -> Path:
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         rules = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**rules, "patch_size": patch}))
+    drawn(folder, seed).save_pretrained(folder)
+    return folder
+
+
+def drawn(folder: Path, seed: int) -> Any:
+    """The library's model of the folder's config, its weights drawn from the seed."""
     torch.manual_seed(seed)
     module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and "norm" not in name:
                 parameter.normal_(0, SPREAD)
-    module.save_pretrained(folder)
-    return folder
+    return module

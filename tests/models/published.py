@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.models import real_tokenizer
 from builder.published import PublishedModel, config, generation, model, preprocessors
+from tests.models.checkpoints import drawn
 from worker.checkpoint.family_rules import QWEN2_TEMPLATE
 from worker.core.safe_json import JsonObject
 
-SPREAD = 0.09
 UNMERGED = 201
 TEMPLATES = Path(__file__).parent / "templates"
 # One of each layout that there is, and what is its own.
@@ -227,13 +226,7 @@ def set_in(file: Path, **values: Any) -> None:
 
 def weights(of: PublishedModel, folder: Path, seed: int) -> dict[str, torch.Tensor]:
     """Of the folder's config, by the names and in the dtypes in which they are published."""
-    torch.manual_seed(seed)
-    module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim > 1 and "norm" not in name:
-                parameter.normal_(0, SPREAD)
-    tensors = {name: tensor.detach().bfloat16() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.detach().bfloat16() for name, tensor in drawn(folder, seed).state_dict().items()}
     if of.is_tied:
         del tensors["lm_head.weight"]
     if of.kind.startswith("qwen2"):

@@ -12,27 +12,15 @@ from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions, windows
-from worker.models.native.layers import (
-    JOINED,
-    Linear,
-    RMSNorm,
-    Tensors,
-    apply_rotary,
-    frequencies,
-    linear,
-    rotary,
-    varlen_attention,
-)
+from worker.models.native.layers import JOINED, NORM_EPS, Linear, RMSNorm, Tensors, frequencies, linear, rotary
 from worker.models.native.shapes import Layout, VisionShape
-
-EPS = 1e-6
+from worker.models.native.tower import Attention, attention
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
     before_attention: RMSNorm
-    qkv: Linear
-    out: Linear
+    attention: Attention
     before_mlp: RMSNorm
     gate_up: Linear
     down: Linear
@@ -48,7 +36,7 @@ class Tower:
         self.shape, self._device = shape, device
         self._patches = Linear(tensors.take(f"{root}.patch_embed.proj.weight", hidden, *kernel).view(hidden, -1))
         self._blocks = [_block(tensors, f"{root}.blocks.{index}", shape) for index in range(shape.depth)]
-        self._before_merging = RMSNorm(tensors.take(f"{root}.merger.ln_q.weight", hidden), EPS)
+        self._before_merging = RMSNorm(tensors.take(f"{root}.merger.ln_q.weight", hidden), NORM_EPS)
         self._merge_up = linear(tensors, f"{root}.merger.mlp.0", width, width)
         self._merge_down = linear(tensors, f"{root}.merger.mlp.2", shape.out, width)
         self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
@@ -65,10 +53,8 @@ class Tower:
         angles = (patch_positions(grids, merge).to(device)[..., None].float() * self._frequencies).flatten(1)
         cos_sin = rotary(angles[patch_order], torch.float32)
         for layer, block in enumerate(self._blocks):
-            qkv = block.qkv(block.before_attention(hidden)).view(len(hidden), 3, shape.heads, -1)
-            query, keys = (apply_rotary(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
             lengths = in_frames if layer in shape.full else in_windows
-            hidden = block.out.onto(hidden, varlen_attention(query, keys, qkv[:, 2], lengths).flatten(1))
+            hidden = block.attention.onto(hidden, block.before_attention(hidden), cos_sin, lengths)
             gate, up = block.gate_up(block.before_mlp(hidden)).chunk(2, -1)
             hidden = block.down.onto(hidden, functional.silu(gate) * up)
         merged = self._before_merging(hidden).reshape(len(order), -1)
@@ -80,10 +66,9 @@ def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
     hidden, rows = shape.hidden, [shape.intermediate] * 2
     _, names = JOINED
     return _Block(
-        before_attention=RMSNorm(tensors.take(f"{name}.norm1.weight", hidden), EPS),
-        qkv=linear(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
-        out=linear(tensors, f"{name}.attn.proj", hidden, hidden),
-        before_mlp=RMSNorm(tensors.take(f"{name}.norm2.weight", hidden), EPS),
+        before_attention=RMSNorm(tensors.take(f"{name}.norm1.weight", hidden), NORM_EPS),
+        attention=attention(tensors, f"{name}.attn", shape),
+        before_mlp=RMSNorm(tensors.take(f"{name}.norm2.weight", hidden), NORM_EPS),
         gate_up=Linear(
             tensors.joined(f"{name}.mlp.", names, ".weight", rows, hidden),
             tensors.joined(f"{name}.mlp.", names, ".bias", rows),

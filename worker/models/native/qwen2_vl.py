@@ -1,7 +1,6 @@
 """Qwen2-VL. Its text model is Qwen2.5-VL's; in its vision tower every patch sees its whole frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,28 +11,9 @@ from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions
-from worker.models.native.layers import (
-    LayerNorm,
-    Linear,
-    Tensors,
-    apply_rotary,
-    frequencies,
-    layer_norm,
-    linear,
-    rotary,
-    varlen_attention,
-)
+from worker.models.native.layers import Linear, Tensors, frequencies, layer_norm, linear, rotary
 from worker.models.native.shapes import Layout, VisionShape
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    before_attention: LayerNorm
-    qkv: Linear
-    out: Linear
-    before_mlp: LayerNorm
-    up: Linear
-    down: Linear
+from worker.models.native.tower import block
 
 
 class Tower:
@@ -45,7 +25,9 @@ class Tower:
         width = hidden * shape.merge**2
         self.shape, self._device = shape, device
         self._patches = Linear(tensors.take(f"{root}.patch_embed.proj.weight", hidden, *kernel).view(hidden, -1))
-        self._blocks = [_block(tensors, f"{root}.blocks.{index}", shape) for index in range(shape.depth)]
+        self._blocks = [
+            block(tensors, f"{root}.blocks.{index}", shape, up="fc1", down="fc2") for index in range(shape.depth)
+        ]
         self._before_merging = layer_norm(tensors, f"{root}.merger.ln_q", hidden)
         self._merge_up = linear(tensors, f"{root}.merger.mlp.0", width, width)
         self._merge_down = linear(tensors, f"{root}.merger.mlp.2", shape.out, width)
@@ -59,26 +41,14 @@ class Tower:
         positions = patch_positions(grids, shape.merge).to(self._device)
         cos_sin = rotary((positions[..., None].float() * self._frequencies).flatten(1), torch.float32)
         lengths = frames(grids)
-        for block in self._blocks:
-            qkv = block.qkv(block.before_attention(hidden)).view(len(hidden), 3, shape.heads, -1)
-            query, keys = (apply_rotary(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
-            hidden = block.out.onto(hidden, varlen_attention(query, keys, qkv[:, 2], lengths).flatten(1))
-            up = block.up(block.before_mlp(hidden))
-            hidden = block.down.onto(hidden, up * torch.sigmoid(1.702 * up))  # the quick approximation of GELU
+        for layer in self._blocks:
+            hidden = layer(hidden, cos_sin, lengths, _quick_gelu)
         merged = self._before_merging(hidden).reshape(-1, shape.hidden * shape.merge**2)
         return self._merge_down(functional.gelu(self._merge_up(merged))), []
 
 
-def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
-    hidden = shape.hidden
-    return _Block(
-        before_attention=layer_norm(tensors, f"{name}.norm1", hidden),
-        qkv=linear(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
-        out=linear(tensors, f"{name}.attn.proj", hidden, hidden),
-        before_mlp=layer_norm(tensors, f"{name}.norm2", hidden),
-        up=linear(tensors, f"{name}.mlp.fc1", shape.intermediate, hidden),
-        down=linear(tensors, f"{name}.mlp.fc2", hidden, shape.intermediate),
-    )
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
 
 
 _LAYOUT = Layout(

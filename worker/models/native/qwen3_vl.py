@@ -13,28 +13,9 @@ from worker.checkpoint.family_rules import QWEN3_VL_PIXELS, QWEN3_VL_SAMPLING
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, interpolation, patch_positions
-from worker.models.native.layers import (
-    LayerNorm,
-    Linear,
-    Tensors,
-    apply_rotary,
-    frequencies,
-    layer_norm,
-    linear,
-    rotary,
-    varlen_attention,
-)
+from worker.models.native.layers import LayerNorm, Linear, Tensors, frequencies, layer_norm, linear, rotary
 from worker.models.native.shapes import Layout, VisionShape
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    before_attention: LayerNorm
-    qkv: Linear
-    out: Linear
-    before_mlp: LayerNorm
-    up: Linear
-    down: Linear
+from worker.models.native.tower import block
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +43,10 @@ class Tower:
         self.shape, self._device = shape, device
         self._patches = Linear(weight, tensors.take(f"{root}.patch_embed.proj.bias", hidden))
         self._positions = tensors.take(f"{root}.pos_embed.weight", shape.positions, hidden)
-        self._blocks = [_block(tensors, f"{root}.blocks.{index}", shape) for index in range(shape.depth)]
+        self._blocks = [
+            block(tensors, f"{root}.blocks.{index}", shape, up="linear_fc1", down="linear_fc2")
+            for index in range(shape.depth)
+        ]
         self._merger = _merger(tensors, f"{root}.merger", shape, is_late=False)
         lists = f"{root}.deepstack_merger_list"
         self._deep = {
@@ -80,28 +64,15 @@ class Tower:
         angles = (patch_positions(grids, shape.merge).to(device)[..., None].float() * self._frequencies).flatten(1)
         cos_sin, lengths = rotary(angles, torch.float32), frames(grids)
         deep = []
-        for layer, block in enumerate(self._blocks):
-            qkv = block.qkv(block.before_attention(hidden)).view(len(hidden), 3, shape.heads, -1)
-            query, keys = (apply_rotary(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
-            mixed = varlen_attention(query, keys, qkv[:, 2], lengths).flatten(1)
-            hidden = block.out.onto(hidden, mixed)
-            activated = functional.gelu(block.up(block.before_mlp(hidden)), approximate="tanh")
-            hidden = block.down.onto(hidden, activated)
+        for layer, through in enumerate(self._blocks):
+            hidden = through(hidden, cos_sin, lengths, _gelu)
             if layer in self._deep:
                 deep.append(self._deep[layer](hidden))
         return self._merger(hidden), deep
 
 
-def _block(tensors: Tensors, name: str, shape: VisionShape) -> _Block:
-    hidden = shape.hidden
-    return _Block(
-        before_attention=layer_norm(tensors, f"{name}.norm1", hidden),
-        qkv=linear(tensors, f"{name}.attn.qkv", 3 * hidden, hidden),
-        out=linear(tensors, f"{name}.attn.proj", hidden, hidden),
-        before_mlp=layer_norm(tensors, f"{name}.norm2", hidden),
-        up=linear(tensors, f"{name}.mlp.linear_fc1", shape.intermediate, hidden),
-        down=linear(tensors, f"{name}.mlp.linear_fc2", hidden, shape.intermediate),
-    )
+def _gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
 
 
 def _merger(tensors: Tensors, name: str, shape: VisionShape, *, is_late: bool) -> _Merger:
