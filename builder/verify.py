@@ -20,7 +20,7 @@ from worker.checkpoint.locate import Checkpoint, missing_file, read_json, shards
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.checkpoint.quantised import stored_method
 from worker.checkpoint.spec import read_spec
-from worker.checkpoint.weights import StoredTensor, needed, stored_in
+from worker.checkpoint.weights import StoredTensor, stored_in, used
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
@@ -44,7 +44,7 @@ def verify(folder: Path) -> dict[str, str]:
     model_config, family = read_json(folder / "config.json"), FAMILIES[config.model_type]
     spec = read_spec(Checkpoint(folder, folder.name, "a folder"), Settings(), family)
     if stored_method(folder) is None:
-        tensors = needed(stored)
+        tensors = used(stored)
         if family.native is not None and why_not(model_config, family.native.layout) is None:
             _check_native(family.native, model_config, tensors, spec.preprocessor)
         _check_model(config, tensors)

@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from builder.bake import bake
 from builder.published import model
+from tests.engine.requests import ask, clip, picture
 from tests.models import published
 from tests.models.published import TEMPLATES, set_in
 from worker.checkpoint.chat_template import ChatTemplate, template_sources
@@ -31,6 +32,7 @@ from worker.core.errors import ModelError
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.engine.sampling import resolve
 from worker.models.families import FAMILIES
+from worker.prompt.builder import PromptBuilder
 
 QWEN2_5, QWEN3, QWEN3_5 = "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-8B-Instruct", "Qwen3.5-9B"
 QUESTION: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
@@ -258,6 +260,14 @@ def test_a_folder_of_older_files_is_baked_into_newer_ones(tmp_path: Path) -> Non
         assert baked.encode(text) == read_tokenizer(EMBEDDED_MODEL).encode(text)
 
 
+@pytest.mark.parametrize("damage", [{"x": {"content": "a"}}, {"151643": {"special": True}}, {"151643": None}])
+def test_damaged_added_tokens_are_named_with_their_file(folder: Any, damage: dict[str, Any]) -> None:
+    laid = folder()
+    set_in(laid / "tokenizer_config.json", added_tokens_decoder=damage)
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json has damaged added tokens: fetch it again"):
+        read_tokenizer(laid)
+
+
 def test_without_merges_it_is_said_what_is_missing(folder: Any) -> None:
     laid = folder()
     for name in ("tokenizer.json", "merges.txt"):
@@ -275,20 +285,23 @@ def test_tokens_that_the_model_has_no_place_for_are_refused(folder: Any) -> None
     assert spec_of(laid).vocabulary_size == 153_713
 
 
-def test_renamed_tokens_are_those_of_the_config(folder: Any) -> None:
-    laid = folder(QWEN3)
+def test_renamed_tokens_are_those_of_the_config(folder: Any, originals: Path) -> None:
+    laid, original = folder(QWEN3), originals / QWEN3
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
         text = (laid / file).read_text(encoding="utf-8")
         (laid / file).write_text(text.replace("image_pad|", "picture|").replace("vision_start|", "see|"))
     spec = spec_of(laid, reads_tokens=True)
     assert (spec.tokens.image_pad, spec.tokens.start) == ("<|picture|>", "<|see|>")
     assert "<|see|><|picture|><|vision_end|>" in spec.template.render(QUESTION)
+    shown = ask("What moves?", picture(1), clip(1))
+    prompts = [PromptBuilder(one, Settings()).build(shown.request, shown.media) for one in (spec, spec_of(original))]
+    assert prompts[0].ids == prompts[1].ids
 
 
 def test_a_config_of_another_model_is_told_apart(folder: Any) -> None:
     laid = folder()
     set_in(laid / "config.json", image_token_id=248_056)
-    with pytest.raises(ModelError, match=r"image_token_id is 248056, where the tokenizer has 'nothing'"):
+    with pytest.raises(ModelError, match=r"config\.json: image_token_id is 248056, which is no added token of the"):
         spec_of(laid)
 
 
@@ -331,6 +344,24 @@ def test_limits_of_pixels_mean_what_they_mean_to_the_library(folder: Any, form: 
     size = Qwen2VLImageProcessorPil.from_pretrained(laid).size
     ours = spec_of(laid).preprocessor
     assert (ours.image_min_pixels, ours.image_max_pixels) == (size["shortest_edge"], size["longest_edge"])
+
+
+@pytest.mark.parametrize("size", [224, [224, 224], "224"])
+def test_a_size_of_another_kind_is_not_taken_for_limits(folder: Any, size: Any) -> None:
+    laid = folder()
+    set_in(laid / "preprocessor_config.json", size=size)
+    assert spec_of(laid).preprocessor.image_max_pixels == 12_845_056
+    set_in(laid / "preprocessor_config.json", max_pixels=None)
+    with pytest.raises(ModelError, match="do not say 'max_pixels'"):
+        spec_of(laid)
+
+
+@pytest.mark.parametrize("vision", [None, [], "yes"])
+def test_a_config_without_its_tower_is_refused(folder: Any, vision: Any) -> None:
+    laid = folder(QWEN3)
+    set_in(laid / "config.json", vision_config=vision)
+    with pytest.raises(ModelError, match="has no vision_config: this copy of the model is for text alone"):
+        spec_of(laid)
 
 
 @pytest.mark.parametrize("name", [QWEN2_5, QWEN3, QWEN3_5])
@@ -377,14 +408,18 @@ def test_a_checkpoints_own_sampling_counts_unless_the_card_is_asked_for(
     assert (asked.temperature, asked.presence_penalty, asked.top_k) == (0.2, 0.0, 20)
 
 
-@pytest.mark.parametrize(("name", "temperature", "presence"), [("Qwen3-VL-8B-Thinking", 1.0, 0.0), (QWEN3_5, 1.0, 1.5)])
+@pytest.mark.parametrize(
+    ("name", "temperature", "presence"),
+    [("Qwen3-VL-8B-Thinking", 1.0, 0.0), (QWEN3_5, 1.0, 1.5), ("Qwen3.5-2B", 0.7, 1.5)],
+)
 def test_the_card_of_a_thinking_checkpoint_is_another(
     folder: Any, name: str, temperature: float, presence: float, tmp_path: Path
 ) -> None:
     laid = folder(name) if name == QWEN3_5 else published.write_small_files(name, tmp_path / name)
     spec = spec_of(laid, sampling_preset="card")
     found = resolve(Sampling(), spec.generation)
-    assert (found.temperature, found.top_p, found.presence_penalty) == (temperature, 0.95, presence)
+    top_p = 0.8 if name == "Qwen3.5-2B" else 0.95
+    assert (found.temperature, found.top_p, found.presence_penalty) == (temperature, top_p, presence)
 
 
 def test_where_a_card_advises_nothing_the_checkpoints_own_counts(folder: Any) -> None:

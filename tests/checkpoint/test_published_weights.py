@@ -16,7 +16,7 @@ from builder.verify import verify
 from tests.engine.requests import ask, picture
 from tests.models import checkpoints
 from tests.models.published import set_in
-from tests.models.test_native import distance, steps
+from tests.models.test_native import NEAR, distance, steps
 from worker.checkpoint import load_plan, quantised
 from worker.checkpoint.load_plan import begin
 from worker.checkpoint.locate import Checkpoint, find, shards
@@ -81,7 +81,7 @@ def test_what_no_forward_reads_is_left_out_and_the_log_says_so(copy: Path, caplo
     rewritten(copy, lambda tensors: tensors | more)
     verify(copy)
     assert distance(steps(served(copy), SHOWN), steps(served(EMBEDDED_MODEL), SHOWN)) == 0
-    assert "3 tensors (0.00 GiB) are not read: multi-token prediction is not used" in caplog.text
+    assert "3 tensors (0.00 GiB) are not loaded: layers for multi-token prediction and rotary tables" in caplog.text
 
 
 def test_dtypes_may_be_mixed(copy: Path) -> None:
@@ -90,11 +90,9 @@ def test_dtypes_may_be_mixed(copy: Path) -> None:
         return {name: tensor.to(turns[index % 3]) for index, (name, tensor) in enumerate(sorted(tensors.items()))}
 
     rewritten(copy, mixed)
-    model = served(copy)
-    assert model.dtype == torch.float32
-    assert model.code == "native"
-    answers = [steps(one, SHOWN)[-1].argmax() for one in (model, served(EMBEDDED_MODEL))]
-    assert answers[0] == answers[1]
+    model, library = served(copy), served(copy, model_code="transformers")
+    assert (model.code, model.dtype, library.dtype) == ("native", torch.float32, torch.float32)
+    assert distance(steps(model, SHOWN), steps(library, SHOWN)) < NEAR
 
 
 @pytest.mark.parametrize("is_stale", [True, False])
@@ -105,6 +103,34 @@ def test_one_file_counts_before_an_index_beside_it(copy: Path, is_stale: bool) -
     assert shards(copy) == ["model.safetensors"]
     assert served(copy).code == "native"
     verify(copy)
+
+
+def test_a_copy_may_have_more_tokens_than_its_tokenizer(copy: Path) -> None:
+    """As one that was resized; the new rows are nobody's."""
+    config = json.loads((copy / "config.json").read_text())
+    before = config["text_config"]["vocab_size"]
+    config["text_config"]["vocab_size"] = before + 37
+    set_in(copy / "config.json", **config)
+
+    def resized(tensors: Tensors) -> Tensors:
+        wide = {name: tensor for name, tensor in tensors.items() if len(tensor) == before}
+        assert wide
+        return tensors | {name: torch.cat([one, torch.zeros(37, *one.shape[1:])]) for name, one in wide.items()}
+
+    rewritten(copy, resized)
+    ours, whole = (steps(served(folder), SHOWN)[-1] for folder in (copy, EMBEDDED_MODEL))
+    assert torch.equal(ours[:before], whole)
+
+
+def test_a_merged_copy_may_keep_its_adapters_config_and_an_abliterated_one_its_head(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-VL-2B-Instruct"}))
+    (copy / "trainer_state.json").write_text("{}")
+    embedding = "model.language_model.embed_tokens.weight"
+    rewritten(copy, lambda tensors: tensors | {"lm_head.weight": tensors[embedding].clone()})
+    set_in(copy / "config.json", tie_word_embeddings=True)
+    model, library = served(copy), served(copy, model_code="transformers")
+    assert distance(steps(model, SHOWN), steps(library, SHOWN)) < NEAR
+    assert distance(steps(model, SHOWN), steps(served(EMBEDDED_MODEL), SHOWN)) < NEAR
 
 
 # What cannot be served is told in one line, before the weights are read.
@@ -194,6 +220,9 @@ QUANTISED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "modelopt, beside": ("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "modelopt"),
     "GPTQ, beside": ("quantize_config.json", {"bits": 4, "group_size": 128}, "gptq"),
+    "AWQ, beside": ("quant_config.json", {"w_bit": 4, "q_group_size": 128}, "awq"),
+    "auto-round, beside": ("quantization_config.json", {"bits": 4, "packing_format": "auto_gptq"}, "auto-round"),
+    "no object": ("config.json", {"quantization_config": "fp8"}, "an unknown method"),
     "MLX": ("config.json", {"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "mlx"),
     "in the text's config": ("config.json", {"text_config": {"quantization_config": {"quant_method": "AWQ"}}}, "awq"),
 }
@@ -210,10 +239,10 @@ def test_quantised_weights_are_known_by_the_small_files(tmp_path: Path, kind: st
     if method == "bitsandbytes":
         monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda _: None)
         told = "need the package bitsandbytes, which is not in this image: build it with BITSANDBYTES=1"
-    elif method in ("mlx", "modelopt"):
-        told = f"weights quantised by {method} are not served here: its weights in bfloat16, .* or vLLM, serve it"
+    elif method in ("mlx", "modelopt", "auto-round", "an unknown method"):
+        told = f"weights quantised by {method} are not served here: use the model's bfloat16 checkpoint .* with vLLM"
     else:
-        told = f"weights quantised by {method} need a CUDA device: .*vLLM, serve it"
+        told = f"weights quantised by {method} need a CUDA device: use a machine with a GPU, or use .* with vLLM"
     with pytest.raises(ModelError, match=told):
         begin(Settings(device="cpu"), found)
 
@@ -221,10 +250,13 @@ def test_quantised_weights_are_known_by_the_small_files(tmp_path: Path, kind: st
 def test_on_a_gpu_it_is_said_which_package_reads_them(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QUANTISED["awq"][1]))
     monkeypatch.setattr(load_plan, "device_of", lambda _: torch.device("cuda"))
-    with pytest.raises(ModelError, match="need the package gptqmodel, which is not in this image: install"):
+    with pytest.raises(ModelError, match="need the package gptqmodel, which is not in this image: add it, or use"):
         begin(Settings(), Checkpoint(tmp_path, "quantised", "a test"))
 
 
-def test_a_whole_folder_is_not_quantised(copy: Path) -> None:
+@pytest.mark.parametrize("leftover", [{}, {"quantization_config": None}, {"quantization_config": {}}])
+def test_a_whole_folder_is_not_quantised(copy: Path, leftover: dict[str, Any]) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | leftover))
     assert stored_method(copy) is None
     assert find(Settings(model_path=copy)).folder == copy

@@ -1,11 +1,13 @@
 """What memory holds: the default of MAX_MODEL_LEN, by numbers of published models and real cards."""
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
 from builder.models import CARDS, capacity, cards, checkpoints, kv_bytes, num_parameters
 from builder.published import MODELS, config, model
@@ -13,7 +15,9 @@ from tests.models import published
 from worker.checkpoint.memory import free_bytes
 from worker.core.errors import ModelError
 from worker.core.settings import MIB, Settings
+from worker.engine.engine import continuous_parts
 from worker.engine.scheduler import Scheduler
+from worker.models import capacity as capacity_of_worker
 from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes, room_on_gpu
 from worker.models.families import FAMILIES
 from worker.models.kv_cache import KVCache
@@ -58,13 +62,27 @@ def test_the_default_fits_every_card_that_the_weights_fit(of: published.Publishe
 
 
 @pytest.mark.parametrize(("tokens", "length", "at_once"), [
-    (5 * 8_192, 8_192, 4), (5 * 8_192 - 1, 12_288, 2), (3 * 2_048, 2_048, 2), (3 * 2_048 - 1, 2_048, 1),
+    (5 * 8_192, 8_192, 4), (5 * 8_192 - 1, 8_192, 2), (3 * 2_048, 2_048, 2), (3 * 2_048 - 1, 2_048, 1),
     (10**9, 100_000, 4_096), (2 * 256, 256, 1),
 ])  # fmt: skip
 def test_four_at_once_or_two_or_one(tokens: int, length: int, at_once: int) -> None:
     room = Capacity(tokens * 1_000, 1_000, 100_000)
     assert room.model_len == length
     assert min(room.at_once(length), 4_096) == at_once
+
+
+def test_more_memory_is_never_a_shorter_default() -> None:
+    lengths = [Capacity(tokens * 1_000, 1_000, 200_000).model_len for tokens in range(512, 2_000_000, 997)]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 15
+
+
+def test_the_engine_has_the_room_that_the_default_was_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(Settings(device="cpu"))
+    monkeypatch.setattr(capacity_of_worker, "free_bytes", lambda _: 4 * MIB)  # somebody else took the rest
+    assert continuous_parts(model, Settings(device="cpu")).scheduler.max_bytes == model.kv_bytes
+    assert continuous_parts(model, Settings(device="cpu", kv_cache_mib=7)).scheduler.max_bytes == 7 * MIB
+    assert continuous_parts(replace(model, kv_bytes=None), Settings(device="cpu")).scheduler.max_bytes == MIB
 
 
 def test_the_document_shows_the_tables() -> None:
@@ -108,6 +126,10 @@ def test_the_bytes_of_a_token_are_those_of_the_models_own_shapes() -> None:
         if native is not None:
             text, _ = read(config(of), native.layout)
             assert kv_bytes(of) == token_bytes(text.layers, text.kv_heads, text.head_dim, 2)
+            continue
+        text = Qwen3_5TextConfig(**config(of)["text_config"])
+        attending = sum(kind == "full_attention" for kind in text.layer_types)
+        assert kv_bytes(of) == token_bytes(attending, text.num_key_value_heads, text.head_dim, 2)
 
 
 def test_what_is_free_on_a_gpu_is_less_the_reserve() -> None:

@@ -127,8 +127,8 @@ def vision_template(folder: Path, family: Family, tokens: VisionTokens) -> "Chat
         if template.shows(tokens):
             if source is not sources[0]:
                 log.warning("%s shows no pictures: the chat template of %s is used", sources[0].file, source.file.name)
-            elif any(other.text.strip() != source.text.strip() for other in sources):
-                others = ", ".join(other.file.name for other in sources[1:])
+            elif differing := [other for other in sources if other.text.strip() != source.text.strip()]:
+                others = ", ".join(other.file.name for other in differing)
                 log.info(
                     "the chat template is that of %s, as the library's processor chooses; not %s", source.file, others
                 )

@@ -8,7 +8,7 @@ import torch
 from worker.checkpoint.locate import Checkpoint, find, read_json
 from worker.checkpoint.memory import check_room, free_bytes
 from worker.checkpoint.quantised import is_quantised
-from worker.checkpoint.weights import DTYPES, WeightReader, needed, num_bytes, stored_in
+from worker.checkpoint.weights import DTYPES, WeightReader, num_bytes, stored_in, used
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
 
@@ -32,7 +32,7 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> LoadPlan:
     dtype = dtype_of(settings.dtype, device, found.folder)
     if is_quantised(settings, found.folder, has_gpu=device.type == "cuda"):
         bits = {"8bit": 8, "4bit": 4}.get(settings.quantization)
-        check_room(num_bytes(needed(stored_in(found.folder)), dtype, bits), device)
+        check_room(num_bytes(used(stored_in(found.folder)), dtype, bits), device)
         return LoadPlan(found, device, dtype, None)
     num_devices = devices_for(found.folder, dtype) if settings.device == "auto" and device.type == "cuda" else 1
     if num_devices > 1:
@@ -43,7 +43,7 @@ def begin(settings: Settings, found: Checkpoint | None = None) -> LoadPlan:
 def devices_for(folder: Path, dtype: torch.dtype) -> int:
     """Over how many GPUs the weights have to be spread: one where they fit, else all. Raises ModelError."""
     free = [free_bytes(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    size = num_bytes(needed(stored_in(folder)), dtype)
+    size = num_bytes(used(stored_in(folder)), dtype)
     if len(free) == 1 or size <= free[0]:
         return 1
     if size > sum(free):

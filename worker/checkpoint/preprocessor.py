@@ -88,7 +88,8 @@ def _rules(image: JsonObject, video: JsonObject) -> PreprocessorConfig:
 def _edge(config: JsonObject, edge: str, pixels: str) -> int:
     """`min_pixels` and `max_pixels` take precedence over `size`, as in the library; in `size` itself they are a third
     form."""
-    size = config.get("size") or {}
+    size = config.get("size")
+    size = size if isinstance(size, dict) else {}
     limits = (config.get(pixels), size.get(edge), size.get(pixels))
     limit = next((limit for limit in limits if limit is not None), None)
     if limit is None:

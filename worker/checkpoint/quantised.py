@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.checkpoint.locate import read_json
 from worker.core.errors import ModelError
-from worker.core.safe_json import JsonObject
+from worker.core.safe_json import Json, JsonObject
 from worker.core.settings import Settings
 
 # The package by which transformers reads weights of a method; only bitsandbytes computes without a GPU.
@@ -25,7 +25,9 @@ _FILES = {
     "quant_config.json": "awq",
     "quantization_config.json": "auto-round",
 }
-_INSTEAD = "its weights in bfloat16, with QUANTIZATION=8bit or 4bit on a small card, or vLLM, serve it"
+_INSTEAD = (
+    "use the model's bfloat16 checkpoint (with QUANTIZATION=8bit or 4bit on a small card), or serve this one with vLLM"
+)
 
 
 def stored_method(folder: Path) -> str | None:
@@ -38,9 +40,9 @@ def _methods(folder: Path) -> Iterator[str]:
     config = read_json(folder / "config.json")
     for part in (config, config.get("text_config") or {}):
         for key in ("quantization_config", "compression_config"):
-            if isinstance(part.get(key), dict):
+            if part.get(key):
                 yield _method_of(part[key], config)
-        if isinstance(part.get("quantization"), dict):
+        if part.get("quantization") and isinstance(part.get("quantization"), dict):
             yield "mlx"
     for name, usual in _FILES.items():
         found = read_json(folder / name)
@@ -48,7 +50,9 @@ def _methods(folder: Path) -> Iterator[str]:
             yield str(found.get("quant_method") or usual)
 
 
-def _method_of(quantisation: JsonObject, config: JsonObject) -> str:
+def _method_of(quantisation: Json, config: JsonObject) -> str:
+    if not isinstance(quantisation, dict):
+        return "an unknown method"
     method = quantisation.get("quant_method")
     if isinstance(method, str):
         return method.lower()
@@ -72,12 +76,10 @@ def is_quantised(settings: Settings, folder: Path, *, has_gpu: bool) -> bool:
     if method not in _PACKAGES:
         raise ModelError(f"weights quantised by {method} are not served here: {_INSTEAD}")
     if not has_gpu and method != "bitsandbytes":
-        raise ModelError(
-            f"weights quantised by {method} need a CUDA device: a machine with a GPU, or other weights; {_INSTEAD}"
-        )
+        raise ModelError(f"weights quantised by {method} need a CUDA device: use a machine with a GPU, or {_INSTEAD}")
     package = _PACKAGES[method]
     if importlib.util.find_spec(package) is None:
-        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else f"install it there; else {_INSTEAD}"
+        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else f"add it, or {_INSTEAD}"
         reason = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
         raise ModelError(reason)
     return True

@@ -81,7 +81,8 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
 
 def parts(config: JsonObject) -> tuple[JsonObject, JsonObject]:
     """The config of the text model and of the vision tower; older checkpoints have the first at the top."""
-    return config.get("text_config") or config, config.get("vision_config") or {}
+    text, vision = (config.get(f"{part}_config") for part in ("text", "vision"))
+    return text if text and isinstance(text, dict) else config, vision if isinstance(vision, dict) else {}
 
 
 def model_len(settings: Settings, checkpoint_limit: int | None) -> int:
@@ -121,8 +122,8 @@ def _vision_tokens(folder: Path, config: JsonObject, tokenizer: Tokenizer) -> Vi
             added = tokenizer.added.get(wanted)
             if added is None:
                 raise ModelError(
-                    f"{folder / 'config.json'} says that {field} is {wanted}, where the tokenizer has "
-                    f"{tokenizer.letters_of(wanted) or 'nothing'!r}: the two are of different models"
+                    f"{folder / 'config.json'}: {field} is {wanted}, which is no added token of the tokenizer: use the "
+                    "config.json and the tokenizer of the same model"
                 )
             name = added.content
         if tokenizer.id_of(name) is None:

@@ -77,8 +77,11 @@ def _declared(folder: Path) -> Iterator[tuple[int | None, AddedToken]]:
     config = read_json(folder / "tokenizer_config.json")
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        for wanted, token in sorted(decoder.items(), key=lambda entry: int(entry[0])):
-            yield int(wanted), _token(token)
+        try:
+            declared = sorted((int(wanted), _token(token)) for wanted, token in decoder.items())
+        except (ValueError, KeyError, TypeError):
+            raise ModelError(f"{folder / 'tokenizer_config.json'} has damaged added tokens: fetch it again") from None
+        yield from declared
         return
     if (folder / "tokenizer.json").is_file():
         return

@@ -84,7 +84,12 @@ class WeightReader:
     def _run(self) -> None:
         began = time.monotonic()
         try:
-            stored = needed(stored_in(self.folder), says=True)
+            found = stored_in(self.folder)
+            stored = used(found)
+            if len(stored) < len(found):
+                size = sum(one.end - one.begin for one in found) - sum(one.end - one.begin for one in stored)
+                what = "%d tensors (%.2f GiB) are not loaded: layers for multi-token prediction and rotary tables"
+                log.info(what, len(found) - len(stored), size / 2**30)
             check_room(num_bytes(stored, self.dtype), self.device)
             if self.device.type == "cpu":
                 files, self._tensors = mapped(stored, self.device, self.dtype)
@@ -136,18 +141,13 @@ def stored_in(folder: Path) -> list[StoredTensor]:
     return [entry for shard in shards(folder) for entry in headers(folder / shard)]
 
 
-def needed(stored: Sequence[StoredTensor], *, says: bool = False) -> list[StoredTensor]:
-    """Without those that no forward of this worker reads: layers for the prediction of several tokens, and frequencies
-    that are computed. `says`: in the log. Raises ModelError where an adapter lies beside the weights it belongs to."""
+def used(stored: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """Without those that no forward of this worker reads: layers for multi-token prediction, and rotary tables, which
+    are computed. Raises ModelError where an adapter lies beside the weights that it belongs to."""
     adapter = next((tensor.name for tensor in stored if _ADAPTER.search(tensor.name)), None)
     if adapter is not None:
         raise ModelError(f"the weights hold an adapter, as {adapter}: merge it first (`merge_and_unload`)")
-    kept = [tensor for tensor in stored if not _NOT_READ.search(tensor.name)]
-    left = len(stored) - len(kept)
-    if left and says:
-        size = sum(tensor.end - tensor.begin for tensor in stored) - sum(tensor.end - tensor.begin for tensor in kept)
-        log.info("%d tensors (%.2f GiB) are not read: multi-token prediction is not used", left, size / 2**30)
-    return kept
+    return [tensor for tensor in stored if not _NOT_READ.search(tensor.name)]
 
 
 def num_bytes(stored: Sequence[StoredTensor], dtype: torch.dtype, bits: int | None = None) -> int:

@@ -41,10 +41,15 @@ class Capacity:
 
     @property
     def model_len(self) -> int:
-        """The most tokens of a prompt and its answer, if nobody says: the checkpoint's limit where four such fit at
-        once, else as many as let four of them fit; or two, or one, where four or two were too short."""
-        lengths = ((self._longest(num_answers), enough) for num_answers, enough in AT_ONCE)
-        return next(length for length, enough in lengths if length >= min(enough, self.limit))
+        """The most tokens of a prompt and its answer, if nobody says: the longest at which four fit at once, no more
+        than the checkpoint's limit; where that were less than 8,192 tokens, at which two fit; less than 2,048, one."""
+        most = self.limit
+        for num_answers, enough in AT_ONCE:
+            length = min(most, self._longest(num_answers))
+            if length >= min(enough, self.limit):
+                return length
+            most = enough
+        return 0
 
     def _longest(self, num_answers: int) -> int:
         """A width of the cache, so that none of it stays empty."""
@@ -93,5 +98,8 @@ def fitting_len(settings: Settings, capacity: Capacity) -> int:
         *(f"{capacity.at_once(length):,}", f"{capacity.at_once(min(2_048, length)):,}", settings.max_num_seqs),
     )
     if not capacity.holds(length, 1):
-        log.warning("MAX_MODEL_LEN is more than memory holds: a request of that length is refused")
+        log.warning(
+            "MAX_MODEL_LEN is more than memory holds, and requests of that length are refused: unset it, or give more "
+            "memory by KV_CACHE_MIB"
+        )
     return length

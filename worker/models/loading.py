@@ -34,13 +34,15 @@ Families = Mapping[str, ModelFamily]
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model on its device. code: whose model code runs it, `generate` where it is the library's whole loop.
-    num_devices: over how many its layers are spread, `device` being the first."""
+    num_devices: over how many its layers are spread, `device` being the first. kv_bytes: room for keys and values when
+    `max_model_len` was chosen; None: what there is when an engine is made."""
 
     spec: ModelSpec
     code: Code
     device: torch.device
     dtype: torch.dtype
     num_devices: int = 1
+    kv_bytes: int | None = None
 
     def info(self) -> EngineInfo:
         """What an engine says of itself."""
@@ -115,6 +117,7 @@ def load(
         device=plan.device,
         dtype=plan.dtype,
         num_devices=plan.num_devices,
+        kv_bytes=room,
     )
 
 

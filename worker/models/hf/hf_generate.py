@@ -122,6 +122,8 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     pad = processor.tokenizer.pad_token_id
     runner = HfGenerateRunner(module, builder, pad if pad is not None else min(eos_ids), plan.device, plan.dtype)
     name = settings.model_name or plan.found.name
+    if settings.sampling_preset == "card":
+        log.warning("SAMPLING_PRESET is card, and the cards of %s are not known: generation_config.json counts", name)
     log.warning("serving %s of the unknown type %s by `generate`: slow, pictures only", name, config.model_type)
     # Without padding of its own: texts are put together token by token.
     tokenizer = HfTokenizer.from_str(backend.to_str())
@@ -142,6 +144,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
         device=plan.device,
         dtype=plan.dtype,
         num_devices=plan.num_devices,
+        kv_bytes=room,
     )
 
 
