@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from builder.published import MODELS, PublishedModel, config
+from worker.checkpoint.spec import parts
 from worker.core.settings import MIB, Settings
 from worker.models.capacity import Capacity, room_on_gpu
 from worker.models.families import FAMILIES
@@ -60,12 +61,11 @@ def num_parameters(of: PublishedModel) -> int:
 
 
 def kv_bytes(of: PublishedModel) -> int:
-    """Keys and values of a token in bfloat16; recurrent layers have none."""
-    _, _, layers, heads, kv_heads = of.text
-    if of.kind.startswith("qwen2"):
-        return token_bytes(layers, kv_heads, of.text[0] // heads, BFLOAT16)
-    is_recurrent = of.kind.startswith("qwen3_5")
-    return token_bytes(layers // 4 if is_recurrent else layers, kv_heads, 256 if is_recurrent else 128, BFLOAT16)
+    """Of a token in bfloat16; recurrent layers have none."""
+    text, _ = parts(config(of))
+    layers = sum(kind == "full_attention" for kind in text.get("layer_types") or ["full_attention"] * of.text[2])
+    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    return token_bytes(layers, text["num_key_value_heads"], head_dim, BFLOAT16)
 
 
 def capacity(of: PublishedModel, card: Card, settings: Settings | None = None) -> Capacity | None:
@@ -78,8 +78,8 @@ def capacity(of: PublishedModel, card: Card, settings: Settings | None = None) -
 def checkpoints() -> str:
     """A Markdown table of what is published."""
     rows = [
-        "| checkpoint | `model_type` | parameters | weights in bfloat16 | a token's keys and values | context | "
-        "files of weights | generation_config.json | model code | read |",
+        "| checkpoint | `model_type` | parameters | weights in bfloat16 | KV cache per token | context | shards | "
+        "generation_config.json | model code | read |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for of in MODELS:

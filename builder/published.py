@@ -5,8 +5,8 @@ hub: flat or nested, with the names of fields that each release has.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from worker.core.safe_json import JsonObject
 
@@ -57,8 +57,10 @@ class PublishedModel:
     of keys and values. tower: depth, hidden, intermediate, heads. experts: how many, and how many a token goes to.
     linear_heads: value heads of its recurrent layers. thinks: its template opens a thought by default; None: it has no
     thoughts. shards: files of weights; None: not known. generation: its sampling in generation_config.json; None: it
-    has no such file. seen: what was read: `files`, its small files; `config`, its config.json; `template`, its chat
-    template and its FP8 sister's files; `sizes`, numbers in reports."""
+    has no such file. dense: the intermediate of a layer without experts. version: of Qwen3.5 and the models that
+    followed it. has_few_tower_fields: a config that leaves most of the tower to the family. seen: what was read:
+    `files`, its small files; `config`, its config.json; `template`, its chat template and the files of its FP8 copy;
+    `sizes`, numbers in reports."""
 
     name: str
     kind: str
@@ -72,14 +74,24 @@ class PublishedModel:
     experts: tuple[int, int] | None = None
     linear_heads: int | None = None
     thinks: bool | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
-    seen: str = "config"
+    dense: int | None = None
+    version: int = 5
+    has_few_tower_fields: bool = False
+    seen: Literal["files", "config", "template", "sizes"] = "config"
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its config has the text model's fields at the top."""
+        return self.kind in ("qwen2_vl", "qwen2_5_vl")
+
+    @property
+    def is_recurrent(self) -> bool:
+        return self.kind in ("qwen3_5", "qwen3_5_moe")
 
     @property
     def words(self) -> Vocabulary:
-        return {"qwen2_vl": QWEN2_VL_WORDS, "qwen2_5_vl": QWEN2_5_VL_WORDS}.get(
-            self.kind, QWEN3_VL_WORDS if self.kind.startswith("qwen3_vl") else QWEN3_5_WORDS
-        )
+        own = {"qwen2_vl": QWEN2_VL_WORDS, "qwen2_5_vl": QWEN2_5_VL_WORDS}
+        return own.get(self.kind, QWEN3_5_WORDS if self.is_recurrent else QWEN3_VL_WORDS)
 
 
 _COLD = {"repetition_penalty": 1.0, "temperature": 0.01, "top_p": 0.001, "top_k": 1}
@@ -92,14 +104,14 @@ _SMALL, _LARGE = (24, 1024, 4096, 16), (27, 1152, 4304, 16)
 
 
 def _qwen2(
-    name: str, text: tuple[int, int, int, int, int], vocabulary: int, shards: int, **more: Any
+    name: str, text: tuple[int, int, int, int, int], vocabulary: int, shards: int, inner: int = 3420, **more: Any
 ) -> PublishedModel:
     is_older = name.startswith("Qwen2-")
     return PublishedModel(
         name=name,
         kind="qwen2_vl" if is_older else "qwen2_5_vl",
         text=text,
-        tower=(32, 1280, 5120 if is_older else more.pop("inner", 3420), 16),
+        tower=(32, 1280, 5120 if is_older else inner, 16),
         vocabulary_size=vocabulary,
         context=32_768 if is_older else 128_000,
         shards=shards,
@@ -142,25 +154,20 @@ def _qwen3_5(
     )
 
 
-# 32B was saved by another version of the library than its sisters: with few of the tower's fields.
-_SPARSE = {
-    "rope_type": "default",
-    "tower_has": ("hidden_size", "intermediate_size", "out_hidden_size", "in_chans", "tokens_per_second"),
-}
 MODELS: tuple[PublishedModel, ...] = (
     _qwen2("Qwen2-VL-2B-Instruct", (1536, 8960, 28, 12, 2), 151_936, 2, is_tied=True, seen="files"),
     _qwen2("Qwen2-VL-7B-Instruct", (3584, 18944, 28, 28, 4), 152_064, 5, seen="sizes"),
     _qwen2("Qwen2-VL-72B-Instruct", (8192, 29568, 80, 64, 8), 152_064, 38, seen="sizes"),
     _qwen2("Qwen2.5-VL-3B-Instruct", (2048, 11008, 36, 16, 2), 151_936, 2, is_tied=True, seen="files"),
     _qwen2("Qwen2.5-VL-7B-Instruct", (3584, 18944, 28, 28, 4), 152_064, 5, seen="files"),
-    _qwen2("Qwen2.5-VL-32B-Instruct", (5120, 27648, 64, 40, 8), 152_064, 18, inner=3456, more=_SPARSE),
+    _qwen2("Qwen2.5-VL-32B-Instruct", (5120, 27648, 64, 40, 8), 152_064, 18, inner=3456, has_few_tower_fields=True),
     _qwen2("Qwen2.5-VL-72B-Instruct", (8192, 29568, 80, 64, 8), 152_064, 38, inner=3456, seen="sizes"),
     *_qwen3("Qwen3-VL-2B", (2048, 6144, 28, 16, 8), 1, seen="files"),
     *_qwen3("Qwen3-VL-4B", (2560, 9728, 36, 32, 8), 2, seen="files"),
     *_qwen3("Qwen3-VL-8B", (4096, 12288, 36, 32, 8), 4, seen="files"),
     *_qwen3("Qwen3-VL-32B", (5120, 25600, 64, 64, 8), 14),
-    *_qwen3("Qwen3-VL-30B-A3B", (2048, 768, 48, 32, 4), 13, experts=(128, 8), more={"dense": 6144}),
-    *_qwen3("Qwen3-VL-235B-A22B", (4096, 1536, 94, 64, 4), None, experts=(128, 8), more={"dense": 12288}),
+    *_qwen3("Qwen3-VL-30B-A3B", (2048, 768, 48, 32, 4), 13, experts=(128, 8), dense=6144),
+    *_qwen3("Qwen3-VL-235B-A22B", (4096, 1536, 94, 64, 4), None, experts=(128, 8), dense=12288),
     _qwen3_5("Qwen3.5-0.8B", (1024, 3584, 24, 8, 2), 16, 1, tower=(12, 768, 3072, 12), is_tied=True, thinks=False),
     _qwen3_5("Qwen3.5-2B", (2048, 6144, 24, 8, 2), 16, 1, tower=_SMALL, is_tied=True, thinks=False),
     _qwen3_5("Qwen3.5-4B", (2560, 9216, 32, 16, 4), 32, 2, tower=_SMALL, is_tied=True, seen="files"),
@@ -169,12 +176,13 @@ MODELS: tuple[PublishedModel, ...] = (
     _qwen3_5("Qwen3.5-35B-A3B", (2048, 512, 40, 16, 2), 32, 14, experts=(256, 8), generation=_QWEN3_6),
     _qwen3_5("Qwen3.5-122B-A10B", (3072, 1024, 48, 32, 2), 64, None, experts=(256, 8), generation=_QWEN3_6),
     _qwen3_5("Qwen3.5-397B-A17B", (4096, 1024, 60, 32, 2), 64, None, experts=(512, 10), generation=_QWEN3_5),
-    _qwen3_5("Qwen3.6-27B", (5120, 17408, 64, 24, 4), 48, 15, generation=_QWEN3_6, more={"version": 6}, seen="files"),
-    _qwen3_5(
-        "Qwen3.6-35B-A3B", (2048, 512, 40, 16, 2), 32, 26, experts=(256, 8), generation=_QWEN3_6, more={"version": 6}
-    ),
-    _qwen3_5("Qwen3.8-27B", (5120, 17408, 64, 24, 4), 48, 18, generation=_QWEN3_6, more={"version": 8}, seen="files"),
+    _qwen3_5("Qwen3.6-27B", (5120, 17408, 64, 24, 4), 48, 15, generation=_QWEN3_6, version=6, seen="files"),
+    _qwen3_5("Qwen3.6-35B-A3B", (2048, 512, 40, 16, 2), 32, 26, experts=(256, 8), generation=_QWEN3_6, version=6),
+    _qwen3_5("Qwen3.8-27B", (5120, 17408, 64, 24, 4), 48, 18, generation=_QWEN3_6, version=8, seen="files"),
 )
+
+
+_FEW = ("hidden_size", "intermediate_size", "out_hidden_size", "in_chans", "tokens_per_second")
 
 
 def model(name: str) -> PublishedModel:
@@ -183,7 +191,7 @@ def model(name: str) -> PublishedModel:
 
 def config(of: PublishedModel) -> JsonObject:
     """Its config.json, without fields that change nothing."""
-    return _flat(of) if of.kind.startswith("qwen2") else _nested(of)
+    return _flat(of) if of.is_flat else _nested(of)
 
 
 def _text(of: PublishedModel) -> JsonObject:
@@ -235,8 +243,8 @@ def _flat(of: PublishedModel) -> JsonObject:
             "tokens_per_second": 2,
         }
     rope: JsonObject = {"type": "mrope", "mrope_section": [16, 24, 24]}
-    if "tower_has" in of.more:
-        tower = {name: tower[name] for name in of.more["tower_has"]} | {"model_type": of.kind}
+    if of.has_few_tower_fields:  # saved by another version of the library than its sisters
+        tower = {name: tower[name] for name in _FEW} | {"model_type": of.kind}
         rope |= {"type": "default", "rope_type": "default"}
     classes = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
     return {
@@ -262,7 +270,7 @@ def _flat(of: PublishedModel) -> JsonObject:
 def _nested(of: PublishedModel) -> JsonObject:
     """Qwen3-VL and later: a config for each of text and tower."""
     depth, hidden, inner, heads = of.tower
-    is_recurrent, is_moe = of.kind.startswith("qwen3_5"), of.experts is not None
+    is_recurrent, is_moe = of.is_recurrent, of.experts is not None
     text = {**_text(of), "model_type": f"{of.kind}_text", "dtype": "bfloat16", "head_dim": 128, "attention_bias": False}
     if is_recurrent:
         text |= _recurrent(of)
@@ -276,7 +284,7 @@ def _nested(of: PublishedModel) -> JsonObject:
             text |= {"shared_expert_intermediate_size": of.text[1]}
             del text["intermediate_size"]
         else:
-            text |= {"intermediate_size": of.more["dense"], "decoder_sparse_step": 1, "norm_topk_prob": True}
+            text |= {"intermediate_size": of.dense, "decoder_sparse_step": 1, "norm_topk_prob": True}
     if of.is_tied:
         text["tie_word_embeddings"] = True
     deep = [] if is_recurrent else [5, 11, 17] if depth == 24 else [8, 16, 24]
@@ -328,7 +336,7 @@ def _recurrent(of: PublishedModel) -> JsonObject:
             "rope_theta": 10_000_000,
             "partial_rotary_factor": 0.25,
         },
-        **(more if of.more.get("version", 5) > 5 else {}),
+        **(more if of.version > 5 else {}),
     }
 
 
@@ -343,7 +351,7 @@ def generation(of: PublishedModel) -> JsonObject | None:
 
 def preprocessors(of: PublishedModel) -> dict[str, JsonObject]:
     """The files that say how pictures and videos become patches, by their names."""
-    if of.kind.startswith("qwen2"):
+    if of.is_flat:
         is_older = of.kind == "qwen2_vl"
         rules = {
             "min_pixels": 3136,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from builder.verify import verify
 from tests.engine.requests import ask, picture
 from tests.models import checkpoints
-from tests.models.published import set_in
+from tests.models.published import older, set_in
 from tests.models.test_native import NEAR, distance, steps
 from worker.checkpoint import load_plan, quantised
 from worker.checkpoint.load_plan import begin
@@ -53,10 +53,6 @@ def renamed(new: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {new(name): tensor for name, tensor in tensors.items()}
 
 
-def _older(name: str) -> str:
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
 def _without_head(name: str) -> str:
     """As a model is saved that is not the one with the head: one without it, or another tool's."""
     return name.replace("model.language_model.", "language_model.").replace("model.visual.", "visual.")
@@ -67,7 +63,7 @@ def _text_within(name: str) -> str:
     return name.replace("lm_head.", "language_model.lm_head.")
 
 
-@pytest.mark.parametrize("new", [_older, _without_head, _text_within])
+@pytest.mark.parametrize("new", [older, _without_head, _text_within])
 def test_tensors_may_have_the_prefixes_of_any_release(dense: Path, tmp_path: Path, new: Callable[[str], str]) -> None:
     folder = Path(shutil.copytree(dense, tmp_path / "renamed"))
     rewritten(folder, renamed(new))

@@ -35,6 +35,7 @@ LAYOUTS = (
     "Qwen3.5-35B-A3B",
     "Qwen3.8-27B",
 )
+# Written out once more: what the worker's own rule is held to.
 WORDS = {
     "qwen2": r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"""
     r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
@@ -80,7 +81,7 @@ def scaled(of: PublishedModel) -> JsonObject:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
         if "shared_expert_intermediate_size" in text:
             text["shared_expert_intermediate_size"] = 48
-    if of.kind.startswith("qwen3_5"):
+    if of.is_recurrent:
         text |= {"head_dim": 32, "num_hidden_layers": 4, "layer_types": text["layer_types"][:4]}
         text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
         text |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
@@ -160,7 +161,7 @@ def _files(base: int, words: str) -> tuple[str, str, str]:
 def write_tokenizer(of: PublishedModel, folder: Path) -> None:
     """All four files."""
     words = of.words
-    whole, tokens, merges = _files(words.base, "qwen3_5" if of.kind.startswith("qwen3_5") else "qwen2")
+    whole, tokens, merges = _files(words.base, "qwen3_5" if of.is_recurrent else "qwen2")
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [
         {"id": words.base + index, "content": token, **plain, "special": token not in words.words}
@@ -196,19 +197,19 @@ def write_tokenizer(of: PublishedModel, folder: Path) -> None:
 
 def template(of: PublishedModel) -> str:
     """Written anew, to the same output; see test_published."""
-    if of.kind.startswith("qwen2"):
+    if of.is_flat:
         return QWEN2_TEMPLATE
     thinks = f"{{%- set thinks = {str(bool(of.thinks)).lower()} -%}}"
     if of.kind.startswith("qwen3_vl"):
         return thinks + (TEMPLATES / "qwen3_vl.jinja").read_text(encoding="utf-8")
-    version = f"{{%- set version = {of.more.get('version', 5)} -%}}"
+    version = f"{{%- set version = {of.version} -%}}"
     return version + thinks + (TEMPLATES / "qwen3_5.jinja").read_text(encoding="utf-8")
 
 
 def write_template(of: PublishedModel, folder: Path) -> None:
     """In two places, as all of them have it."""
     text = template(of)
-    if of.kind.startswith("qwen3_5"):
+    if of.is_recurrent:
         (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     else:
         _dump(folder / "chat_template.json", {"chat_template": text})
@@ -229,31 +230,32 @@ def weights(of: PublishedModel, folder: Path, seed: int) -> dict[str, torch.Tens
     tensors = {name: tensor.detach().bfloat16() for name, tensor in drawn(folder, seed).state_dict().items()}
     if of.is_tied:
         del tensors["lm_head.weight"]
-    if of.kind.startswith("qwen2"):
-        tensors = {_older(name): tensor for name, tensor in tensors.items()}
+    if of.is_flat:
+        tensors = {older(name): tensor for name, tensor in tensors.items()}
     if of.kind == "qwen3_vl_moe":
         turned = {name for name in tensors if ".experts." in name}
         tensors |= {name: tensors[name].transpose(1, 2).contiguous() for name in turned}
-    if of.kind.startswith("qwen3_5"):
-        wide = ("A_log", "linear_attn.norm.weight") if of.more.get("version", 5) == 5 else ()
+    if of.is_recurrent:
+        wide = ("A_log", "linear_attn.norm.weight") if of.version == 5 else ()
         tensors |= {name: tensors[name].float() for name in tensors if name.endswith(wide)} if wide else {}
         tensors |= {f"mtp.{part}": torch.randn(64, 64).bfloat16() for part in ("fc.weight", "layers.0.mlp.up.weight")}
-    if "tower_has" in of.more:
+    if of.has_few_tower_fields:
         tensors |= {name: tensor.float() for name, tensor in tensors.items() if name.startswith("visual.")}
     return tensors
 
 
-def _older(name: str) -> str:
+def older(name: str) -> str:
+    """As tensors were called before there was a `model.language_model`."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
 def save_weights(of: PublishedModel, folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """One file, or two with their index; those of Qwen3.5 have a name of their own."""
-    is_recurrent = of.kind.startswith("qwen3_5")
+    is_recurrent = of.is_recurrent
     if of.shards == 1 and not is_recurrent:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return
-    stem = "model.safetensors" if is_recurrent and of.more.get("version", 5) == 5 else "model"
+    stem = "model.safetensors" if is_recurrent and of.version == 5 else "model"
     count = 1 if of.shards == 1 else 2
     files = [f"{stem}-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
     where = {name: files[index % count] for index, name in enumerate(sorted(tensors))}

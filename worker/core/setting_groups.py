@@ -85,8 +85,8 @@ class ModelSettings(Group):
     )
     max_model_len: Positive | None = Field(
         None,
-        description="Most tokens of prompt + answer; unset: the model's own limit, or what memory holds for at least "
-        "four such requests at once, or two, where four were shorter than 8,192 tokens. The log says which",
+        description="Most tokens of prompt + answer; unset: the longest at which four requests fit in memory, at most "
+        "the model's own limit; below 8,192 tokens, at which two fit; below 2,048, one (docs/models.md)",
     )
 
 
