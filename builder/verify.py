@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from worker.checkpoint.locate import Checkpoint, missing_file, read_json, shards
@@ -25,6 +24,7 @@ from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.models.families import FAMILIES
+from worker.models.hf.config import library_config
 from worker.models.native.code import NativeCode
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import why_not
@@ -86,10 +86,7 @@ def _hashes(path: Path) -> tuple[str, str]:
 
 
 def _config(folder: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"config.json cannot be read: {error}") from None
+    config = library_config(folder)
     if config.model_type not in FAMILIES:
         raise ModelError(f"config.json: the model type {config.model_type} is not served")
     return config

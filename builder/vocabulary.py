@@ -19,7 +19,7 @@ from worker.core.safe_json import JsonObject
 
 NUM_TEXTS = 2_000
 MOST_PARTS = 12
-_PLAIN = {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "byte_fallback": False}
+_PLAIN = {"dropout": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "byte_fallback": False}
 _FLAGS = ("single_word", "lstrip", "rstrip")
 
 

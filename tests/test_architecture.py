@@ -16,7 +16,7 @@ HOMES = {
     "transformers": ("worker.models.hf", "builder", "benchmarks"),
     "jinja2": ("worker.checkpoint.chat_template", "worker.models.hf", "worker.startup.boot"),
     "tokenizers": ("worker.checkpoint.tokenizer", "worker.models.hf", "worker.startup.boot", "builder", "benchmarks"),
-    "huggingface_hub": ("worker.checkpoint.locate", "builder"),
+    "huggingface_hub": ("worker.checkpoint.locate", "worker.models.hf.config", "builder"),
     "safetensors": ("builder", "benchmarks"),
     "PIL": ("worker.media", "worker.models.hf", "builder", "benchmarks"),
     "av": ("worker.media", "builder", "benchmarks"),

@@ -245,7 +245,11 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
         lambda data: data.replace(b"layers.0.mlp.up_proj", b"layers.0.mlp.UP_proj"),
         r"model\.safetensors: the tensor .*layers\.0\.mlp\.up_proj\.weight is missing",
     ),
-    "no size of patches": ("preprocessor_config.json", lambda d: d.replace(b"patch_size", b"other_size"), "patch_size"),
+    "no size of patches": (
+        "preprocessor_config.json",
+        lambda data: data.replace(b'"patch_size": 16', b'"patch_size": [16, 14]'),
+        r"\[16, 14\] in the config or preprocessor's files is not one number",
+    ),
     "a template of other letters": ("chat_template.jinja", lambda data: data + b"\xff", "chat_template.jinja"),
     "no end": ("generation_config.json", lambda _: b"{}", "names no eos_token_id: look at generation_config"),
 }

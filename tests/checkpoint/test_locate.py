@@ -145,7 +145,7 @@ def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
 
 
 @pytest.mark.parametrize("name", ["baked.json", "model.safetensors.index.json"])
-@pytest.mark.parametrize("content", ['{"files": {', "[]", "\udcff"])
+@pytest.mark.parametrize("content", ['{"files": {', "[]", "\udcff", '{"files": [1], "weight_map": {"a": ["b"]}}'])
 def test_a_damaged_list_of_files_is_named(places: dict[str, str], tmp_path: Path, name: str, content: str) -> None:
     folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct")
     (folder / name).write_bytes(content.encode(errors="surrogateescape"))

@@ -209,6 +209,14 @@ def _words_declared_special(laid: Path) -> None:
     set_in(laid / "tokenizer_config.json", **config)
 
 
+def _prepared_for_training(laid: Path) -> None:
+    """A tokenizer that was saved after it had padded and cut texts."""
+    library = HfTokenizer.from_file(str(laid / "tokenizer.json"))
+    library.enable_padding(length=64, pad_id=5, pad_token="<|endoftext|>")
+    library.enable_truncation(8)
+    library.save(str(laid / "tokenizer.json"))
+
+
 def _one_token_more(laid: Path) -> None:
     config = json.loads((laid / "tokenizer_config.json").read_text())
     last = max(int(at) for at in config["added_tokens_decoder"])
@@ -217,7 +225,10 @@ def _one_token_more(laid: Path) -> None:
     set_in(laid / "tokenizer_config.json", **config)
 
 
-CHANGES = [lambda _: None, _without_tokenizer_json, _only_older_files, _words_declared_special, _one_token_more]
+CHANGES = [
+    *(lambda _: None, _without_tokenizer_json, _only_older_files),
+    *(_words_declared_special, _prepared_for_training, _one_token_more),
+]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +250,8 @@ def test_the_tokenizer_is_the_librarys_whatever_files_it_is_made_of(
         assert ours.id_of(token) == known.get(token), token
     assert set(ours.specials) >= {token for token in of.words.added if token not in of.words.words}
     theirs.backend_tokenizer.encode_special_tokens = True
+    theirs.backend_tokenizer.no_padding()
+    theirs.backend_tokenizer.no_truncation()
     for text in TEXTS:
         assert ours.encode(text) == theirs.backend_tokenizer.encode(text, add_special_tokens=False).ids, text
 
@@ -351,9 +364,27 @@ def test_a_size_of_another_kind_is_not_taken_for_limits(folder: Any, size: Any) 
     laid = folder()
     set_in(laid / "preprocessor_config.json", size=size)
     assert spec_of(laid).preprocessor.image_max_pixels == 12_845_056
-    set_in(laid / "preprocessor_config.json", max_pixels=None)
-    with pytest.raises(ModelError, match="do not say 'max_pixels'"):
-        spec_of(laid)
+    set_in(laid / "preprocessor_config.json", max_pixels=None)  # the family's
+    assert spec_of(laid).preprocessor.image_max_pixels == 12_845_056
+
+
+@pytest.mark.parametrize("name", [QWEN2_5, QWEN3])
+def test_what_a_preprocessors_file_does_not_say_is_the_familys(folder: Any, name: str) -> None:
+    laid = folder(name)
+    whole = spec_of(laid).preprocessor
+    short = {"image_processor_type": "Qwen2VLImageProcessorFast", "image_mean": None, "patch_size": [whole.patch] * 2}
+    for file in laid.glob("*preprocessor_config.json"):
+        file.write_text(json.dumps(short))
+    assert spec_of(laid).preprocessor == whole
+
+
+def test_one_file_for_both_kinds_counts_before_the_others(folder: Any) -> None:
+    """As in the library; a copied file of the base model may lie beside."""
+    laid = folder(QWEN3)
+    image = json.loads((laid / "preprocessor_config.json").read_text())
+    image["size"] = {"shortest_edge": 4_096, "longest_edge": 200_000}
+    (laid / "processor_config.json").write_text(json.dumps({"image_processor": image}))
+    assert spec_of(laid).preprocessor.image_max_pixels == 200_000
 
 
 @pytest.mark.parametrize("vision", [None, [], "yes"])
@@ -406,6 +437,37 @@ def test_a_checkpoints_own_sampling_counts_unless_the_card_is_asked_for(
         Sampling(seed=1, temperature=0.2, presence_penalty=0), spec_of(laid, sampling_preset="card").generation
     )
     assert (asked.temperature, asked.presence_penalty, asked.top_k) == (0.2, 0.0, 20)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"temperature": None, "top_p": None}, (1.0, 1.0, 20)),
+        ({"top_k": -1}, (0.7, 0.8, 0)),
+        ({"top_k": 40.0}, (0.7, 0.8, 40)),
+        ({"temperature": "0.7"}, (1.0, 0.8, 20)),
+        ({"temperature": -1, "top_p": 1.5, "top_k": 0.5}, (1.0, 1.0, 0)),
+        ({"temperature": True, "repetition_penalty": 0}, (1.0, 0.8, 20)),
+    ],
+)
+def test_sampling_that_means_nothing_is_left_out(
+    folder: Any, written: dict[str, Any], expected: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    laid = folder(QWEN3)
+    defaults = json.loads((laid / "generation_config.json").read_text()) | written
+    (laid / "generation_config.json").write_text(json.dumps(defaults))
+    found = resolve(Sampling(), spec_of(laid).generation)
+    assert (found.temperature, found.top_p, found.top_k) == expected
+    is_told = any(value is not None and value not in (-1, 40.0) for value in written.values())
+    assert ("is ignored" in caplog.text) == is_told
+
+
+@pytest.mark.parametrize("ids", [None, "151645", [151_645, None], []])
+def test_an_end_that_is_no_id_is_the_tokenizers(folder: Any, ids: Any) -> None:
+    laid = folder(QWEN3)
+    defaults = json.loads((laid / "generation_config.json").read_text())
+    (laid / "generation_config.json").write_text(json.dumps(defaults | {"eos_token_id": ids}))
+    assert spec_of(laid).eos_ids == {151_645}
 
 
 @pytest.mark.parametrize(

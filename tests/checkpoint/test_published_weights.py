@@ -40,6 +40,11 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write("qwen2_5_vl", tmp_path_factory.mktemp("weights") / "dense")
 
 
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write("qwen3_5", tmp_path_factory.mktemp("weights") / "recurrent")
+
+
 def served(folder: Path, **more: Any) -> LoadedModel:
     return load(Settings(device="cpu", model_path=folder, **more))
 
@@ -129,6 +134,28 @@ def test_a_merged_copy_may_keep_its_adapters_config_and_an_abliterated_one_its_h
     assert distance(steps(model, SHOWN), steps(served(EMBEDDED_MODEL), SHOWN)) < NEAR
 
 
+def test_a_head_for_training_is_left(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rewritten(
+        copy, lambda tensors: tensors | {"v_head.summary.weight": torch.ones(1, 8), "score.weight": torch.ones(2)}
+    )
+    assert distance(steps(served(copy), SHOWN), steps(served(EMBEDDED_MODEL), SHOWN)) == 0
+    assert "2 tensors are not the model's and not used, as score.weight" in caplog.text
+
+
+def test_a_folder_without_a_tokenizers_config_is_served(copy: Path) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    assert distance(steps(served(copy), SHOWN), steps(served(EMBEDDED_MODEL), SHOWN)) == 0
+
+
+def test_a_window_that_no_layer_has_is_none(dense: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dense, tmp_path / "windows"))
+    _set_in_text(folder, use_sliding_window=True, sliding_window=64, max_window_layers=4)
+    assert distance(steps(served(folder), SHOWN), steps(served(dense), SHOWN)) == 0
+    _set_in_text(folder, max_window_layers=1, layer_types=None)
+    with pytest.raises(ModelError, match="has use_sliding_window, which is not supported: set it to false"):
+        served(folder)
+
+
 # What cannot be served is told in one line, before the weights are read.
 
 
@@ -180,9 +207,55 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         _changed(lambda tensors: {name: tensor.new_empty(0) for name, tensor in tensors.items()}),
         r"has the shape \(0,\), not",
     ),
+    "FP8 without a word of it": (
+        _changed(
+            lambda tensors: tensors | {name: tensors[name].to(torch.float8_e4m3fn) for name in tensors if "mlp" in name}
+        ),
+        r"mlp.* as torch\.float8_e4m3fn, and config\.json has no quantization_config: use the model's bfloat16",
+    ),
+    "a word for a number": (
+        lambda folder: _set_in_text(folder, rms_norm_eps="small"),
+        r"config\.json is not taken by transformers: .*rms_norm_eps",
+    ),
     "another model's prefix": (_changed(renamed(lambda name: f"base_model.{name}")), "is missing"),
     "text alone": (_for_text_alone, r"config\.json has no vision_config: this copy of the model is for text alone"),
 }
+
+
+RECURRENT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a vocabulary that was resized without its config": (
+        _changed(lambda tensors: {n: torch.cat([t, t[:8]]) if "embed_tokens" in n else t for n, t in tensors.items()}),
+        r"is no qwen3_5: 1 tensors are missing or of another shape, as model\.language_model\.embed_tokens\.weight",
+    ),
+    "tensors of one shape less": (
+        _changed(lambda tensors: {n: t.new_empty(0) if "mlp" in n else t for n, t in tensors.items()}),
+        "tensors are missing or of another shape, as model",
+    ),
+    "a word for a number": (
+        lambda folder: _set_in_text(folder, hidden_size="wide"),
+        r"config\.json is not taken by transformers: .*hidden_size",
+    ),
+    "another dtype": (lambda folder: _set_in_text(folder, dtype="torch.bfloat99"), "is not taken by transformers"),
+}
+
+
+def _set_in_text(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    set_in(folder / "config.json", text_config=config["text_config"] | values)
+
+
+@pytest.mark.parametrize("fault", RECURRENT)
+def test_what_the_librarys_forward_cannot_serve_is_told_in_one_line(
+    recurrent: Path, tmp_path: Path, fault: str
+) -> None:
+    change, told = RECURRENT[fault]
+    folder = Path(shutil.copytree(recurrent, tmp_path / "copy"))
+    change(folder)
+    with pytest.raises(ModelError, match=told) as caught:
+        served(folder)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError):
+        verify(folder)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

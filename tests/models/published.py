@@ -148,7 +148,8 @@ def vocabulary(base: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
 def _files(base: int, words: str) -> tuple[str, str, str]:
     """`tokenizer.json` without its added tokens (an empty list), `vocab.json`, `merges.txt`."""
     tokens, merges = vocabulary(base)
-    tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges))
+    empty = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}  # as published files have them
+    tokenizer = Tokenizer(BPE(vocab=tokens, merges=merges, **empty))
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(WORDS[words]), "isolated")
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

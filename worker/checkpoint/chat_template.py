@@ -111,7 +111,7 @@ def _in_json(file: Path) -> Iterator[TemplateSource]:
     """A text, or several by their names."""
     found = read_json(file).get("chat_template")
     if isinstance(found, list):
-        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
     if isinstance(found, dict):
         found = found.get("default")
     if isinstance(found, str) and found:

@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 NEEDED = {
     "config.json": (),
     "tokenizer.json": (("vocab.json", "merges.txt"),),
-    "tokenizer_config.json": (),
 }
-PUBLISHED = {**NEEDED, "preprocessor_config.json": (("processor_config.json",),)}
+PUBLISHED = {**NEEDED, "tokenizer_config.json": (), "preprocessor_config.json": (("processor_config.json",),)}
 READERS = 4  # files that are fetched at a time
 _AT_ONCE = 2**30
 MANIFEST = "baked.json"  # what `builder.bake` writes
@@ -152,7 +151,7 @@ def shards(folder: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     where = read_json(index).get("weight_map")
-    if not isinstance(where, dict):
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise ModelError(f"{index} does not say where the weights are: fetch it again")
     is_one = (folder / "model.safetensors").is_file()
     return ["model.safetensors"] if is_one else sorted(set(where.values()))
@@ -173,7 +172,10 @@ def read_json(path: Path) -> JsonObject:
 
 def check_manifest(folder: Path, *, with_hashes: bool) -> None:
     """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
-    for name, expected in read_json(folder / MANIFEST).get("files", {}).items():
+    files = read_json(folder / MANIFEST).get("files", {})
+    if not isinstance(files, dict):
+        raise ModelError(f"{folder / MANIFEST} is damaged: build the image again")
+    for name, expected in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != expected["size"]:

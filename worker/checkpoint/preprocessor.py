@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from worker.checkpoint.locate import read_json
 from worker.core.errors import ModelError
@@ -45,53 +46,69 @@ def read_preprocessor(
     the sizes of patches that its config's `vision` says. Raises ModelError.
     """
     both = read_json(folder / "processor_config.json")
-    image = read_json(folder / "preprocessor_config.json") or both.get("image_processor")
-    video = read_json(folder / "video_preprocessor_config.json") or both.get("video_processor")
-    if image is None:
-        if family_rules is None:
+    image = both.get("image_processor") or read_json(folder / "preprocessor_config.json")
+    video = both.get("video_processor") or read_json(folder / "video_preprocessor_config.json")
+    usual = None if family_rules is None else _sized(family_rules, vision or {})
+    if not image:
+        if usual is None:
             raise ModelError(f"{folder} has no preprocessor_config.json: take the one of the model that it was made of")
         log.warning("%s has no preprocessor_config.json: pictures are resized by the family's rules", folder)
-        return _sized(family_rules, vision or {})
+        return usual
     try:
-        rules = _rules(image, video or image)
-    except (KeyError, TypeError, ValueError) as error:
+        return _rules(image, video or image, usual)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
-    return rules if family_rules is None else replace(rules, is_video_per_frame=family_rules.is_video_per_frame)
 
 
 def _sized(rules: PreprocessorConfig, vision: JsonObject) -> PreprocessorConfig:
     return replace(
         rules,
-        patch=vision.get("patch_size", rules.patch),
-        merge=vision.get("spatial_merge_size", rules.merge),
-        temporal=vision.get("temporal_patch_size", rules.temporal),
+        patch=number(vision.get("patch_size", rules.patch)),
+        merge=number(vision.get("spatial_merge_size", rules.merge)),
+        temporal=number(vision.get("temporal_patch_size", rules.temporal)),
     )
 
 
-def _rules(image: JsonObject, video: JsonObject) -> PreprocessorConfig:
+def number(value: Any) -> int:
+    """Of a side; of several, which are alike, one. Raises ModelError."""
+    sides = set(value) if isinstance(value, list) else {value}
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int):
+        raise ModelError(f"{value!r} in the config or preprocessor's files is not one number: sides must be alike")
+    return side
+
+
+def _rules(image: JsonObject, video: JsonObject, usual: PreprocessorConfig | None) -> PreprocessorConfig:
+    """`usual`: what counts where the files do not say it."""
+
+    def said(name: str, otherwise: str) -> Any:
+        value = image.get(name)
+        if value is None:
+            if usual is None:
+                raise KeyError(name)
+            return getattr(usual, otherwise)
+        return value
+
+    def edge(config: JsonObject, edge: str, pixels: str, otherwise: str) -> int:
+        """`min_pixels` and `max_pixels` take precedence over `size`, as in the library; in `size` itself they are a
+        third form."""
+        size = config.get("size")
+        size = size if isinstance(size, dict) else {}
+        limits = (config.get(pixels), size.get(edge), size.get(pixels))
+        limit = next((limit for limit in limits if limit is not None), None)
+        return said(pixels, otherwise) if limit is None else int(limit)
+
     return PreprocessorConfig(
-        patch=image["patch_size"],
-        merge=image["merge_size"],
-        temporal=image["temporal_patch_size"],
-        mean=tuple(image["image_mean"]),
-        std=tuple(image["image_std"]),
-        image_min_pixels=_edge(image, "shortest_edge", "min_pixels"),
-        image_max_pixels=_edge(image, "longest_edge", "max_pixels"),
-        video_min_pixels=_edge(video, "shortest_edge", "min_pixels"),
-        video_max_pixels=_edge(video, "longest_edge", "max_pixels"),
+        patch=number(said("patch_size", "patch")),
+        merge=number(said("merge_size", "merge")),
+        temporal=number(said("temporal_patch_size", "temporal")),
+        mean=tuple(said("image_mean", "mean")),
+        std=tuple(said("image_std", "std")),
+        image_min_pixels=edge(image, "shortest_edge", "min_pixels", "image_min_pixels"),
+        image_max_pixels=edge(image, "longest_edge", "max_pixels", "image_max_pixels"),
+        video_min_pixels=edge(video, "shortest_edge", "min_pixels", "video_min_pixels"),
+        video_max_pixels=edge(video, "longest_edge", "max_pixels", "video_max_pixels"),
         video_fps=video.get("fps") or 2.0,
         caps_frames=video.get("cap_pixels_per_frame", True),
         frame_max_tokens=video.get("max_video_tokens", 768),
+        is_video_per_frame=usual is not None and usual.is_video_per_frame,
     )
-
-
-def _edge(config: JsonObject, edge: str, pixels: str) -> int:
-    """`min_pixels` and `max_pixels` take precedence over `size`, as in the library; in `size` itself they are a third
-    form."""
-    size = config.get("size")
-    size = size if isinstance(size, dict) else {}
-    limits = (config.get(pixels), size.get(edge), size.get(pixels))
-    limit = next((limit for limit in limits if limit is not None), None)
-    if limit is None:
-        raise KeyError(pixels)
-    return int(limit)

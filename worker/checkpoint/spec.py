@@ -11,6 +11,7 @@ from worker.checkpoint.chat_template import ChatTemplate, vision_template
 from worker.checkpoint.family import VISION_TOKENS, Family, VisionTokens
 from worker.checkpoint.locate import Checkpoint, read_json
 from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
+from worker.checkpoint.sampling_defaults import read_generation
 from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
@@ -59,7 +60,7 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
     text, vision = parts(config)
     if not vision:
         raise ModelError(f"{folder / 'config.json'} has no vision_config: this copy of the model is for text alone")
-    generation = read_json(folder / "generation_config.json")
+    generation = read_generation(folder)
     tokenizer = tokenizer or read_tokenizer(folder)
     tokens = _vision_tokens(folder, config, tokenizer)
     template = vision_template(folder, family, tokens)
@@ -74,7 +75,7 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
         family=family,
         template=template,
         preprocessor=read_preprocessor(folder, family.pixel_rules, vision),
-        tokens_per_second=None if rate is None else float(vision.get("tokens_per_second", rate)),
+        tokens_per_second=None if rate is None else float(vision.get("tokens_per_second") or rate),
         tokens=tokens,
     )
 
@@ -97,7 +98,7 @@ def ending_ids(generation: JsonObject, config: JsonObject) -> frozenset[int]:
     ids = generation.get("eos_token_id")
     if ids is None:
         ids = text.get("eos_token_id", config.get("eos_token_id"))
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return frozenset(one for one in (ids if isinstance(ids, list) else [ids]) if isinstance(one, int))
 
 
 def _eos_ids(folder: Path, generation: JsonObject, config: JsonObject, tokenizer: Tokenizer) -> frozenset[int]:

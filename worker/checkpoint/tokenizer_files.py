@@ -36,6 +36,8 @@ def library_tokenizer(folder: Path) -> Tokenizer:
     the library's own exceptions where a file is damaged."""
     file = folder / "tokenizer.json"
     library: Tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _from_older_files(folder)
+    library.no_padding()  # how texts were prepared for training is no prompt's concern
+    library.no_truncation()
     known: dict[int, AddedToken] = library.get_added_tokens_decoder()
     for wanted, token in _declared(folder):
         identity: int | None = library.token_to_id(token.content)

@@ -86,6 +86,7 @@ class WeightReader:
         try:
             found = stored_in(self.folder)
             stored = used(found)
+            _refuse_packed(stored)
             if len(stored) < len(found):
                 size = sum(one.end - one.begin for one in found) - sum(one.end - one.begin for one in stored)
                 what = "%d tensors (%.2f GiB) are not loaded: layers for multi-token prediction and rotary tables"
@@ -124,6 +125,8 @@ def headers(file: Path) -> Iterator[StoredTensor]:
         for name, entry in header.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
+                if entry["dtype"] not in _STORED:
+                    raise ModelError(f"{file}: {name} is stored as {entry['dtype']}, which is not read here")
                 dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
                 if end - begin != torch.Size(shape).numel() * dtype.itemsize:
                     raise ModelError(f"{file}: {name} has not the bytes of its shape")
@@ -148,6 +151,18 @@ def used(stored: Sequence[StoredTensor]) -> list[StoredTensor]:
     if adapter is not None:
         raise ModelError(f"the weights hold an adapter, as {adapter}: merge it first (`merge_and_unload`)")
     return [tensor for tensor in stored if not _NOT_READ.search(tensor.name)]
+
+
+def _refuse_packed(stored: Sequence[StoredTensor]) -> None:
+    """Raises ModelError where matrices are quantised."""
+    for one in stored:
+        if one.name.endswith(("weight", "_packed", "_proj")) and not (
+            one.dtype.is_floating_point and one.dtype.itemsize > 1
+        ):
+            raise ModelError(
+                f"{one.file.name} has {one.name} as {one.dtype}, and config.json has no quantization_config: use the "
+                "model's bfloat16 checkpoint, or the config.json that belongs to these weights"
+            )
 
 
 def num_bytes(stored: Sequence[StoredTensor], dtype: torch.dtype, bits: int | None = None) -> int:

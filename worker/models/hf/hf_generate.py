@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from worker.checkpoint.load_plan import LoadPlan
 from worker.checkpoint.locate import read_json
+from worker.checkpoint.sampling_defaults import read_generation
 from worker.checkpoint.spec import ModelSpec, ending_ids, model_len
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.errors import ModelError
@@ -117,7 +118,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     max_model_len = fitting_len(settings, Capacity(room, _bytes_per_token(module, plan.dtype), limit))
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     builder = HfPromptBuilder(processor, image_token, max_model_len, max_pixels(settings))
-    generation = read_json(folder / "generation_config.json")
+    generation = read_generation(folder)
     eos_ids = ending_ids(generation, read_json(folder / "config.json")) or _eos_of(processor)
     pad = processor.tokenizer.pad_token_id
     runner = HfGenerateRunner(module, builder, pad if pad is not None else min(eos_ids), plan.device, plan.dtype)

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -15,6 +15,7 @@ from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.models.hf.attention import register
+from worker.models.hf.config import library_config
 from worker.models.hf.runner import HfRunner
 
 
@@ -28,7 +29,9 @@ def load(settings: Settings, plan: LoadPlan, preprocessor: PreprocessorConfig, t
 def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
     """The library's class for the checkpoint with its tensors in it, taken as they are. Raises ModelError."""
     folder, device = plan.found.folder, plan.device
-    config = AutoConfig.from_pretrained(folder)
+    config = library_config(folder)
+    if "sliding_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
+        raise ModelError(f"{folder / 'config.json'} has use_sliding_window, which is not supported: set it to false")
     transformers_logging.disable_progress_bar()
     attention = _attention(settings.attention, device)
     options = {"config": config, "dtype": plan.dtype, "attn_implementation": attention, "output_loading_info": True}
@@ -38,7 +41,8 @@ def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
     if plan.reader is not None:
         tensors = plan.reader.tensors()
         timeline.end("waiting for weights")
-        module, info = made.from_pretrained(None, state_dict=tensors, **options)
+        # Shapes that differ are told below, by name.
+        module, info = made.from_pretrained(None, state_dict=tensors, ignore_mismatched_sizes=True, **options)
     else:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product in 8 bit
         more = {} if settings.quantization == "none" else {"quantization_config": _bits(settings, plan.dtype)}
@@ -47,7 +51,7 @@ def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
         except (ImportError, ValueError, RuntimeError, OSError) as error:
             how = "over several GPUs" if plan.num_devices > 1 else "quantised"
             raise ModelError(f"{folder} could not be loaded {how}: {error}") from None
-    lost = sorted(info["missing_keys"]) + sorted(str(name) for name in info["mismatched_keys"])
+    lost = [*sorted(info["missing_keys"]), *sorted(str(name) for name, *_ in info["mismatched_keys"])]
     if lost:
         raise ModelError(
             f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"

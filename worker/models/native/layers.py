@@ -1,5 +1,6 @@
 """What the models share: tensors by name, rotary positions, attention within segments, keys and values of a prompt."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from worker.core.errors import ModelError
 
+log = logging.getLogger(__name__)
 NORM_EPS = 1e-6  # of the norms of vision towers
 # What is one projection here: the last part of the names before `.weight` and `.bias`, in order.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -23,6 +25,7 @@ _RENAMED = (
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
 )
+_OWN = ("model.", "lm_head.")
 _NOT_NEEDED = re.compile(r"\.inv_freq$")
 
 
@@ -61,9 +64,12 @@ class Tensors:
         return torch.cat(parts)
 
     def close(self) -> None:
-        """Raises ModelError where a tensor was not taken."""
+        """Raises ModelError where a tensor of the model was not taken. Others, as of a value head, are left."""
+        left = [name for name in self._left if name.startswith(_OWN)]
+        if left:
+            raise ModelError(f"{len(left)} tensors have no place in the model, as {min(left)}")
         if self._left:
-            raise ModelError(f"{len(self._left)} tensors have no place in the model, as {min(self._left)}")
+            log.warning("%d tensors are not the model's and not used, as %s", len(self._left), min(self._left))
 
 
 # torch's `linear` hands float32 to MKL, which on some processors is a third as fast as oneDNN (docs/log.md). These are

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from worker.checkpoint.preprocessor import number
 from worker.checkpoint.spec import parts
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
@@ -101,7 +102,7 @@ def why_not(config: JsonObject, layout: Layout) -> str | None:
     rope = _rope(text)
     if rope.get("rope_type", rope.get("type")) not in ROPE_TYPES:
         return "its positions are scaled"
-    if text.get("use_sliding_window"):
+    if text.get("use_sliding_window") and text.get("max_window_layers", 0) < text.get("num_hidden_layers", 1):
         return "its attention has a sliding window"
     if text.get("hidden_act", "silu") != "silu" or (not layout.has_bias and text.get("attention_bias")):
         return "its layers are not those of its family"
@@ -141,7 +142,7 @@ def read(config: JsonObject, layout: Layout) -> tuple[TextShape, VisionShape]:
         return _text(config, text, layout), _vision(vision, layout)
     except KeyError as error:
         raise ModelError(f"the checkpoint's config.json does not say {error}") from None
-    except TypeError:
+    except (TypeError, ValueError):
         raise ModelError("the checkpoint's config.json has no numbers where they should be") from None
 
 
@@ -157,8 +158,8 @@ def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
         heads=text["num_attention_heads"],
         kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
         head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
-        eps=text.get("rms_norm_eps", layout.eps),
-        theta=rope.get("rope_theta") or text.get("rope_theta") or layout.theta,
+        eps=float(text.get("rms_norm_eps", layout.eps)),
+        theta=float(rope.get("rope_theta") or text.get("rope_theta") or layout.theta),
         sections=(time, height, width),
         is_interleaved=layout.is_interleaved,
         has_qk_norm=layout.has_qk_norm,
@@ -185,8 +186,8 @@ def _vision(vision: JsonObject, layout: Layout) -> VisionShape:
         intermediate=vision["intermediate_size"],
         heads=vision["num_heads"],
         channels=vision["in_channels"] if "in_channels" in vision else vision.get("in_chans", 3),
-        patch=vision["patch_size"],
-        temporal=vision["temporal_patch_size"],
+        patch=number(vision["patch_size"]),
+        temporal=number(vision["temporal_patch_size"]),
         merge=vision["spatial_merge_size"],
         theta=_rope(vision).get("rope_theta") or 10000.0,
         out=vision["out_hidden_size"],
