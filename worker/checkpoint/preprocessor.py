@@ -48,13 +48,12 @@ def read_preprocessor(
     both = read_json(folder / "processor_config.json")
     image = both.get("image_processor") or read_json(folder / "preprocessor_config.json")
     video = both.get("video_processor") or read_json(folder / "video_preprocessor_config.json")
-    usual = None if family_rules is None else _sized(family_rules, vision or {})
+    if not image and family_rules is None:
+        raise ModelError(f"{folder} has no preprocessor_config.json: take the one of the model that it was made of")
     if not image:
-        if usual is None:
-            raise ModelError(f"{folder} has no preprocessor_config.json: take the one of the model that it was made of")
         log.warning("%s has no preprocessor_config.json: pictures are resized by the family's rules", folder)
-        return usual
     try:
+        usual = None if family_rules is None else _sized(family_rules, vision or {})
         return _rules(image, video or image, usual)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
@@ -80,13 +79,13 @@ def number(value: Any) -> int:
 def _rules(image: JsonObject, video: JsonObject, usual: PreprocessorConfig | None) -> PreprocessorConfig:
     """`usual`: what counts where the files do not say it."""
 
+    def filled(value: Any, name: str, otherwise: str) -> Any:
+        if value is None and usual is None:
+            raise KeyError(name)
+        return getattr(usual, otherwise) if value is None else value
+
     def said(name: str, otherwise: str) -> Any:
-        value = image.get(name)
-        if value is None:
-            if usual is None:
-                raise KeyError(name)
-            return getattr(usual, otherwise)
-        return value
+        return filled(image.get(name), name, otherwise)
 
     def edge(config: JsonObject, edge: str, pixels: str, otherwise: str) -> int:
         """`min_pixels` and `max_pixels` take precedence over `size`, as in the library; in `size` itself they are a
@@ -94,8 +93,7 @@ def _rules(image: JsonObject, video: JsonObject, usual: PreprocessorConfig | Non
         size = config.get("size")
         size = size if isinstance(size, dict) else {}
         limits = (config.get(pixels), size.get(edge), size.get(pixels))
-        limit = next((limit for limit in limits if limit is not None), None)
-        return said(pixels, otherwise) if limit is None else int(limit)
+        return int(filled(next((limit for limit in limits if limit is not None), None), pixels, otherwise))
 
     return PreprocessorConfig(
         patch=number(said("patch_size", "patch")),
