@@ -64,8 +64,8 @@ class Tower:
         angles = (patch_positions(grids, shape.merge).to(device)[..., None].float() * self._frequencies).flatten(1)
         cos_sin, lengths = rotary(angles, torch.float32), frames(grids)
         deep = []
-        for layer, through in enumerate(self._blocks):
-            hidden = through(hidden, cos_sin, lengths, _gelu)
+        for layer, one in enumerate(self._blocks):
+            hidden = one(hidden, cos_sin, lengths, _gelu)
             if layer in self._deep:
                 deep.append(self._deep[layer](hidden))
         return self._merger(hidden), deep
