@@ -142,6 +142,20 @@ def test_a_vocabulary_that_reads_otherwise_is_found() -> None:
     assert "the library reads" in str(difference(VocabularyTokenizer(bytes(data)), library))
 
 
+def test_a_token_that_no_merge_makes_is_no_word() -> None:
+    """Qwen3.5 has some."""
+    body: dict[str, Any] = json.loads(TINY.read_text(encoding="utf-8"))
+    merge = body["model"]["merges"].pop()
+    word = merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
+    assert why_not(body) is None
+    library = HfTokenizer.from_str(json.dumps(body))
+    library.encode_special_tokens = True
+    ours = VocabularyTokenizer(written(body))
+    text = ours.decode([body["model"]["vocab"][word]])
+    assert len(library.encode(text, add_special_tokens=False).ids) > 1
+    assert difference(ours, library) is None
+
+
 def test_a_checkpoint_with_its_vocabulary_laid_out_is_read_from_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(TINY.read_bytes())
     assert type(read_tokenizer(tmp_path)) is Tokenizer
