@@ -31,7 +31,7 @@ image-test: $(READY)  ## build the Dockerfile for real and ask the image a quest
 	$(BIN)/python -m tests.image
 
 parity: $(PARITY)/.ready  ## compare pictures and videos with the references, in an environment of their own
-	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity tests/models/test_published.py --all-layouts
+	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity tests/models/test_published.py --all-models
 
 fuzz: $(READY)  ## throw bytes that grow from seeds at the opening of pictures and videos, FUZZ_S seconds
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"

@@ -43,7 +43,9 @@ DISTANCES: dict[tuple[str, str], float] = {}  # family, prompt -> largest differ
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out what carries one of the marks of MARKS")
-    parser.addoption("--all-layouts", action="store_true", help="bake every layout in tests/models/test_published.py")
+    parser.addoption(
+        "--all-models", action="store_true", help="try and bake every checkpoint in tests/models/test_published.py"
+    )
     parser.addoption("--fuzz-cases", default=2000, help="bodies of jobs that tests/dialects/test_fuzz.py tries")
 
 

@@ -79,9 +79,9 @@ class Laid:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`--all-layouts`: the last one too, which is like others but for its template."""
+    """Every layout but the last, which is like others but for its template; `--all-models`: every checkpoint."""
     if "laid" in metafunc.fixturenames:
-        names = LAYOUTS if metafunc.config.getoption("--all-layouts") else LAYOUTS[:-1]
+        names = [of.name for of in MODELS] if metafunc.config.getoption("--all-models") else LAYOUTS[:-1]
         metafunc.parametrize("laid", names, indirect=True, scope="module")
 
 
@@ -223,7 +223,7 @@ def test_it_is_verified_and_baked_and_answers_the_same(
     laid: Laid, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     assert "config.json" in verify(laid.folder)
-    if laid.name not in BAKED and not request.config.getoption("--all-layouts"):
+    if laid.name not in BAKED and not request.config.getoption("--all-models"):
         return
     folder = tmp_path / laid.name
     shutil.copytree(laid.folder, folder)

@@ -1,5 +1,5 @@
-"""Every published layout beside the library's own processor of the same folder: ids of prompts with pictures, frames
-and films."""
+"""Every published checkpoint beside the library's own processor of the same folder: ids of prompts with pictures,
+frames and films."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,9 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.video_utils import VideoMetadata
 
-from builder.published import model
+from builder.published import MODELS, model
 from tests.engine.requests import Shown, ask, clip, picture
 from tests.models import published
-from tests.models.published import LAYOUTS
 from tests.models.test_published import PROMPTS
 from tests.parity.conftest import note
 from worker.checkpoint.locate import Checkpoint
@@ -43,7 +42,7 @@ class Pair:
     processor: Any
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=[of.name for of in MODELS])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder: Path = published.write_small_files(request.param, tmp_path_factory.mktemp("published") / request.param)
     spec = read_spec(Checkpoint(folder, folder.name, "a test"), SETTINGS, FAMILIES[model(request.param).kind])
