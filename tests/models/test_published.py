@@ -39,6 +39,7 @@ from worker.prompt.control_tokens import ControlTokens
 
 MAX_TOKENS = 10
 RENDERED = json.loads((TEMPLATES / "rendered.json").read_text(encoding="utf-8"))
+ALIKE = ("Qwen3-VL-8B-Thinking", "Qwen3.5-35B-A3B", "Qwen3.8-27B")
 BAKED = ("Qwen2.5-VL-7B-Instruct",)
 
 
@@ -79,9 +80,10 @@ class Laid:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every layout but the last, which is like others but for its template; `--all-models`: every checkpoint."""
+    """Layouts, less those that are like others but for their template or experts; `--all-models`: every checkpoint."""
     if "laid" in metafunc.fixturenames:
-        names = [of.name for of in MODELS] if metafunc.config.getoption("--all-models") else LAYOUTS[:-1]
+        few = [name for name in LAYOUTS if name not in ALIKE]
+        names = [of.name for of in MODELS] if metafunc.config.getoption("--all-models") else few
         metafunc.parametrize("laid", names, indirect=True, scope="module")
 
 
