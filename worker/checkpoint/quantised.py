@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker.checkpoint.locate import read_json
+from worker.checkpoint.spec import parts
 from worker.core.errors import ModelError
 from worker.core.safe_json import Json, JsonObject
 from worker.core.settings import Settings
@@ -38,11 +39,11 @@ def stored_method(folder: Path) -> str | None:
 
 def _methods(folder: Path) -> Iterator[str]:
     config = read_json(folder / "config.json")
-    for part in (config, config.get("text_config") or {}):
+    for part in (config, parts(config)[0]):
         for key in ("quantization_config", "compression_config"):
             if part.get(key):
                 yield _method_of(part[key], config)
-        if part.get("quantization") and isinstance(part.get("quantization"), dict):
+        if isinstance(part.get("quantization"), dict) and part["quantization"]:
             yield "mlx"
     for name, usual in _FILES.items():
         found = read_json(folder / name)

@@ -8,7 +8,7 @@ import torch
 from worker.checkpoint.memory import free_bytes
 from worker.core.errors import ModelError
 from worker.core.settings import MIB, Settings
-from worker.models.kv_widths import SMALLEST_WIDTH, bytes_alone, width_for
+from worker.models.kv_widths import SMALLEST_WIDTH, bytes_alone, rows_for, width_for
 
 log = logging.getLogger(__name__)
 # How many answers of full length must fit beside each other, and the length below which fewer will do.
@@ -34,10 +34,10 @@ class Capacity:
 
     def at_once(self, length: int) -> int:
         """How many requests of `length` tokens are answered at once."""
-        num_answers = 0
-        while self.holds(length, num_answers + 1):
-            num_answers += 1
-        return num_answers
+        rows = max(0, self.num_tokens - length) // width_for(length)
+        while rows > 0 and rows_for(rows) > rows:  # a pool has memory for certain numbers of rows only
+            rows -= 1
+        return rows
 
     @property
     def model_len(self) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer as HfTokenizer
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoProcessor, GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from worker.checkpoint.load_plan import LoadPlan
@@ -24,6 +25,7 @@ from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
+from worker.models.hf.config import library_config
 from worker.models.hf.hf_prompt import HfPrompt, HfPromptBuilder, max_pixels
 from worker.models.hf.loading import module_for
 from worker.models.kv_cache import KVCache
@@ -165,11 +167,10 @@ def _loaded_processor(folder: Path) -> tuple[Any, HfTokenizer]:
 
 def _known_config(folder: Path) -> Any:
     """The library's config of a model that reads pictures. Raises ModelError."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError):
-        kind = read_json(folder / "config.json").get("model_type")
-        raise ModelError(f"the model type {kind} is not served: transformers does not know it either") from None
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(f"the model type {kind} is not served: transformers does not know it either")
+    config = library_config(folder)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ModelError(f"the model type {config.model_type} reads no pictures, as far as transformers knows")
     return config
