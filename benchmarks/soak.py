@@ -46,7 +46,7 @@ import handler
 from worker.core.contract import Done, Piece, Usage
 from worker.engine.engine import Engine
 
-async def generate(self, request, media, deadline=None):
+async def generate(self, request, media, deadline=None, *more):
     yield Piece(text="x")
     yield Done(reasons=("stop",), usage=Usage(prompt_tokens=1, completion_tokens=1, image_tokens=1))
 

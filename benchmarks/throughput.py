@@ -126,7 +126,7 @@ async def all_at_once(served: Engine, work: list[Job]) -> int:
     """The tokens of all answers."""
 
     async def answer(job: Job) -> int:
-        async for event in served.generate(job.request, job.media, Deadline()):
+        async for event in served.generate(job.request, job.media, Deadline(), lambda _: None):
             if isinstance(event, Done):
                 return event.usage.completion_tokens
         raise AssertionError("no end")

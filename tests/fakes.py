@@ -51,7 +51,11 @@ class FakeEngine:
         pass
 
     async def generate(
-        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+        self,
+        request: ChatRequest,
+        media: Sequence[Opened],
+        deadline: Deadline,
+        on_usage: Callable[[Usage], None] = lambda _: None,
     ) -> AsyncGenerator[Event, None]:
         self.asked.append(request)
         try:
@@ -62,6 +66,7 @@ class FakeEngine:
             yield Done(reasons=(self.reason,), usage=self.usage, media=self.media)
         finally:
             self.num_closed += 1
+            on_usage(self.usage)
 
 
 @dataclass

@@ -9,6 +9,31 @@ from worker.core.contract import Usage
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
+class ServerMetrics:
+    """Counts of one HTTP server, also of requests that never reach the service."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._refusals = Counter(
+            "worker_http_refusals",
+            "Requests and connections that the server refused",
+            ["code"],
+            registry=self._registry,
+        )
+
+    def refused(self, code: str) -> None:
+        """One was refused, with an error's code."""
+        self._refusals.labels(code).inc()
+
+    def gauge(self, name: str, about: str, read: Callable[[], float]) -> None:
+        """A number that is read whenever somebody asks."""
+        Gauge(f"worker_http_{name}", about, registry=self._registry).set_function(read)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return bytes(generate_latest(self._registry))
+
+
 class Metrics:
     """Counts of one worker; each has a registry of its own, so that several can live in a process."""
 
@@ -29,12 +54,15 @@ class Metrics:
         """A number that is read whenever somebody asks."""
         Gauge(f"worker_{name}", about, registry=self._registry).set_function(read)
 
-    def answered(self, usage: Usage, seconds: Mapping[str, float]) -> None:
-        """An answer is complete: its tokens, and the seconds of its phases."""
-        for kind in ("prompt", "completion", "image", "video", "cached"):
-            self._tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
+    def answered(self, seconds: Mapping[str, float]) -> None:
+        """An answer is complete: the seconds of its phases."""
         for phase, took in seconds.items():
             self._seconds.labels(phase).observe(took)
+
+    def used(self, usage: Usage) -> None:
+        """So many tokens were computed."""
+        for kind in ("prompt", "completion", "image", "video", "cached"):
+            self._tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
 
     def ended(self, dialect: str, code: str) -> None:
         """A request has ended: `ok`, an error's code, or `left`."""

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from worker.core.contract import (
     ChatRequest,
@@ -24,6 +25,7 @@ from worker.core.contract import (
     Opened,
     Silence,
     Start,
+    Usage,
     with_opened,
 )
 from worker.core.deadline import Deadline
@@ -32,8 +34,9 @@ from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, Ser
 from worker.core.media_protocol import MediaOpener
 from worker.core.pacing import paced
 from worker.core.phases import Phases, legible
-from worker.core.safe_json import Json, safe
+from worker.core.safe_json import Json, has_more_values, safe
 from worker.core.settings import Settings
+from worker.core.threads import on_thread
 from worker.core.timeline import Timeline
 from worker.dialects.base import Chunk, Dialect, PlainWriter, Writer
 from worker.dialects.table import DIALECTS, SALT, DialectTable
@@ -44,6 +47,8 @@ from worker.metrics import Metrics
 log = logging.getLogger(__name__)
 OnPhase = Callable[[str], None]
 OnFailure = Callable[[WorkerError], None]
+OnTokens = Callable[[int], None]
+MANY_VALUES = 1000  # of a body: validating them takes milliseconds, and is done off the event loop
 
 
 def _ignore(_: object) -> None:
@@ -86,6 +91,7 @@ class _Run:
     on_phase: OnPhase
     dialect: Dialect
     caller: str
+    on_tokens: OnTokens = _ignore
     wants_stream: bool = False
     writer: Writer | None = None
     phases: Phases = field(default_factory=Phases)
@@ -135,19 +141,24 @@ class Service:
         on_failure: OnFailure = _ignore,
         is_bounded: bool = False,
         caller: str = "",
+        on_tokens: OnTokens = _ignore,
     ) -> AsyncGenerator[Json, None]:
         """What the client receives, in order: one reply, or chunks; for a failure, its dialect's last words. Safe JSON.
 
         `max_seconds` is the caller's own limit, beside the request's. `on_phase` hears the phases of the request,
         `on_failure` why it failed, before its last words come. `is_bounded`: what the platform would refuse for its
-        size fails. `caller`: whose key the request came with; it is not to hear of others' prompts.
+        size fails. `caller`: whose key the request came with; it is not to hear of others' prompts. `on_tokens` is
+        called with the tokens of prompt and answer that were computed, also where the client leaves or it fails.
         """
         came_at = time.monotonic()
         deadline = Deadline(min(self._stop_at, came_at + min(self._settings.max_job_s, max_seconds)))
         self._running.add(deadline)
-        run = _Run(request_id, deadline, on_phase, self._dialects.default, caller)
+        run = _Run(request_id, deadline, on_phase, self._dialects.default, caller, on_tokens)
         try:
-            request = self._parsed(body, run)
+            if has_more_values(body, MANY_VALUES):
+                request = await on_thread(None, self._parsed, body, run)
+            else:
+                request = self._parsed(body, run)
             if isinstance(request, ChatRequest) and request.max_seconds is not None:
                 deadline.bring_forward(came_at + request.max_seconds)
             async with aclosing(self._outputs(request, run)) as outputs:
@@ -271,7 +282,7 @@ class Service:
     ) -> AsyncGenerator[Chunk, None]:
         """The engine's events as the dialect's chunks; gathered they are its one reply."""
         writer = run.writer = self._writer(request, meta, run)
-        events = self._engine.generate(request, media, run.deadline)
+        events = self._engine.generate(request, media, run.deadline, partial(self._used, run))
         del media
         if request.stream:
             events = paced(events, self._settings.stream_interval_ms / 1000)
@@ -299,6 +310,11 @@ class Service:
             return dialect.writer(meta)
         return PlainWriter(meta, dialect.reply, dialect.refuse)
 
+    def _used(self, run: _Run, usage: Usage) -> None:
+        """Tokens count however the request ends: also those of an answer that its client has left."""
+        self.metrics.used(usage)
+        run.on_tokens(usage.total_tokens)
+
     def _ended(self, done: Done, run: _Run) -> Done:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
         done = self._with_cold_start(done, run)
@@ -307,7 +323,7 @@ class Service:
         seconds = run.phases.seconds
         facts = {"finish_reasons": list(done.reasons), "usage": done.usage.model_dump(), "seconds": seconds}
         log.info("answered", extra={"request": run.id, **facts})
-        self.metrics.answered(done.usage, seconds)
+        self.metrics.answered(seconds)
         return done
 
     def _with_cold_start(self, done: Done, run: _Run) -> Done:

@@ -20,7 +20,8 @@ from worker.checkpoint.spec import read_spec
 from worker.core.contract import ChatRequest, Event, Opened
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import TokenCounts
-from worker.core.errors import InternalError, request_errors
+from worker.core.error_table import request_errors
+from worker.core.errors import InternalError
 from worker.core.settings import EMBEDDED_MODEL, load
 from worker.models.native.qwen3_vl import QWEN3_VL
 from worker.platform import sdk
@@ -119,7 +120,7 @@ class Building(FakeEngine):
         return TokenCounts(len(prompt.ids), prompt.media)
 
     async def generate(
-        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline, *_: Any
     ) -> AsyncGenerator[Event, None]:
         self.builder.build(request, media)
         async for event in super().generate(request, media, deadline):

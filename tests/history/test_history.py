@@ -276,7 +276,7 @@ def test_a_time_that_is_to_come_is_now() -> None:
 class Remembering(FakeEngine):
     """Says how many messages it has seen."""
 
-    async def generate(self, request: Any, media: Any, deadline: Any) -> Any:
+    async def generate(self, request: Any, media: Any, deadline: Any, *_: Any) -> Any:
         self.pieces = [f"reply {len(request.messages)}"]
         async for event in super().generate(request, media, deadline):
             yield event

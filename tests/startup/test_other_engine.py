@@ -33,7 +33,7 @@ class Echo:
         return TokenCounts(len(" ".join(words).split()))
 
     async def generate(
-        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline, *_: Any
     ) -> AsyncGenerator[Event, None]:
         tokens = (await self.count_tokens(request, media)).prompt_tokens
         for part in request.messages[-1].parts:

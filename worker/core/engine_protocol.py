@@ -4,11 +4,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from worker.core.contract import ChatRequest, Event, MediaInfo, Opened
+from worker.core.contract import ChatRequest, Event, MediaInfo, Opened, Usage
 from worker.core.deadline import Deadline
 
 # ready: takes work. closed: it was told to end. dead: it ended by itself. stuck: dead, and its thread cannot be joined.
 EngineState = Literal["ready", "closed", "dead", "stuck"]
+
+OnUsage = Callable[[Usage], None]
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline
+        self, request: ChatRequest, media: Sequence[Opened], deadline: Deadline, on_usage: OnUsage
     ) -> AsyncGenerator[Event, None]:
         """Pieces of text as they come, then exactly one Done. `media` are the request's, opened, in order. At the
         deadline the answer ends as it is, with the reason `time`. Closing the generator frees all that the request
-        holds. Raises WorkerError."""
+        holds. `on_usage` is called once with what was computed, however the request ends, if anything was. Raises
+        WorkerError."""
         ...
 
     def on_death(self, callback: Callable[[], None]) -> None:

@@ -50,7 +50,7 @@ class BotBody(Body):
     user_id: Id
     user_nickname: Name = None
     content: BoundedText = Field("", repr=False)
-    images: list[BotImage] = Field([], max_length=MAX_FORMS)
+    images: list[BotImage] = Field([], max_length=MAX_FORMS, fail_fast=True)
     timestamp: float | None = Field(None, ge=0)
 
 

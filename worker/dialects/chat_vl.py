@@ -1,6 +1,5 @@
 """`POST /chat-vl`: Qwen messages as JSON in a string, and one file that fills the blocks without a source."""
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -8,7 +7,7 @@ from pydantic import ConfigDict, Field, Strict, ValidationError
 
 from worker.core.contract import Answer, ChatRequest, Done, Meta, Piece, Sampling, Start, StreamEvent, Usage
 from worker.core.errors import InputInvalid
-from worker.core.safe_json import JsonObject
+from worker.core.safe_json import Json, JsonObject, TooManyValuesError, read_json
 from worker.dialects.base import (
     MAX_MESSAGES,
     MAX_TEXT_CHARS,
@@ -108,12 +107,15 @@ def _at(where: str, validate: Callable[[object], T], value: object) -> T:
 
 def _messages(field: str | list[Any] | JsonObject) -> list[Any]:
     """One message or a list of them, as JSON in a string or as it is. Raises InputInvalid."""
+    read: Json = field
     if isinstance(field, str):
         try:
-            field = json.loads(field)
+            read = read_json(field.encode())
+        except TooManyValuesError as error:
+            raise InputInvalid(where="messages", detail=str(error)) from None
         except (ValueError, RecursionError):
             raise InputInvalid(where="messages", detail="not valid JSON") from None
-    messages = [field] if isinstance(field, dict) else field
+    messages = [read] if isinstance(read, dict) else read
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise InputInvalid(where="messages", detail=f"a message or a list of 1 to {MAX_MESSAGES}")
     return messages

@@ -10,7 +10,7 @@ from worker.dialects.sampling_fields import MaxTokens, Temperature, TopP
 
 
 class GenerateBody(Body):
-    messages: list[PlainMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[PlainMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: MaxTokens = 512
     temperature: Temperature = 0.7
     top_p: TopP = 0.9

@@ -97,14 +97,14 @@ MediaForm = Annotated[
 ]
 
 
-FrameForms = Annotated[list[MediaForm], Field(min_length=1, max_length=MAX_FORMS)]
+FrameForms = Annotated[list[MediaForm], Field(min_length=1, max_length=MAX_FORMS, fail_fast=True)]
 
 
 class FramesForm(FramesControls):
     """A video as a list of pictures, at a rate or each at its own time."""
 
     frames: FrameForms
-    times: Annotated[list[At], Field(max_length=MAX_FORMS)] | None = None
+    times: Annotated[list[At], Field(max_length=MAX_FORMS, fail_fast=True)] | None = None
 
 
 def _form_of_video(value: object) -> str | None:

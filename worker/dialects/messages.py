@@ -73,7 +73,7 @@ Block = Annotated[
 
 Content = Annotated[
     Annotated[BoundedText, Tag("<string>")]
-    | Annotated[Annotated[list[Block], Field(min_length=1, max_length=MAX_FORMS)], Tag("<blocks>")],
+    | Annotated[Annotated[list[Block], Field(min_length=1, max_length=MAX_FORMS, fail_fast=True)], Tag("<blocks>")],
     Discriminator(
         lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
         custom_error_type="content_form",

@@ -38,10 +38,10 @@ class NativeBody(SamplingFields):
     prompt: BoundedText | None = Field(None, repr=False)
     system: BoundedText | None = Field(None, repr=False)
     image: MediaForm | None = None
-    images: Annotated[list[MediaForm], Field(max_length=MAX_FORMS)] = []
+    images: Annotated[list[MediaForm], Field(max_length=MAX_FORMS, fail_fast=True)] = []
     video: VideoForm | None = None
-    videos: Annotated[list[VideoForm], Field(max_length=MAX_FORMS)] = []
-    messages: list[PlainMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    videos: Annotated[list[VideoForm], Field(max_length=MAX_FORMS, fail_fast=True)] = []
+    messages: list[PlainMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     stream: bool = False
 
 

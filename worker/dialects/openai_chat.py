@@ -74,7 +74,7 @@ class OpenAIBody(SamplingFields):
 
     model_config = ConfigDict(extra="ignore")
 
-    messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[OpenAIMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     model: str | None = None
     max_completion_tokens: MaxTokens | None = None
     stream: bool | None = None

@@ -71,6 +71,7 @@ class ContinuousBatch:
             request, tokens = group.sequences[0].request, group.sequences[0].tokens
             prefill = Prefill(request.prompt, tokens, self._runner, self._caches.features, self._caches.prefixes)
             request.num_cached, group.num_left = prefill.reused, prefill.left
+            request.has_begun = True
             self._prefills[group] = prefill
         return prefill
 

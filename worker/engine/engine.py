@@ -14,7 +14,7 @@ import torch
 
 from worker.core.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
 from worker.core.deadline import Deadline
-from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
+from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, OnUsage, TokenCounts
 from worker.core.errors import EngineStopped, InputInvalid, PromptTooLong, WorkerError
 from worker.core.pacing import joined
 from worker.core.settings import MIB, Settings
@@ -109,9 +109,14 @@ class Engine:
         return TokenCounts(len(prompt.ids), prompt.media)
 
     async def generate(
-        self, request: ChatRequest, media: Items[Opened], deadline: Deadline | None = None
+        self,
+        request: ChatRequest,
+        media: Items[Opened],
+        deadline: Deadline | None = None,
+        on_usage: OnUsage = lambda _: None,
     ) -> AsyncGenerator[Event, None]:
         """Pieces of text, then exactly one Done. `media` are the request's, opened. Leaving early frees the slot.
+        `on_usage` is called with what was computed, however the request ends.
 
         A plain request's text comes in one piece. At the deadline the answer ends as it is, with the reason `time`.
         Raises WorkerError.
@@ -139,6 +144,8 @@ class Engine:
                         return
         finally:
             self.cancel(submitted)
+            if submitted.has_begun:
+                on_usage(submitted.usage)
 
     def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit, deadline: Deadline | None = None) -> Request:
         """Hand over a prompt; `emit` is called on the engine's thread.

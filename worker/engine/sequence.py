@@ -30,6 +30,18 @@ class Request:
     is_cancelled: bool = False
     came_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
+    has_begun: bool = False  # something was computed for it
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the prompt and of all answers so far."""
+        return Usage(
+            prompt_tokens=len(self.prompt.ids),
+            completion_tokens=self.num_generated,
+            image_tokens=self.prompt.image_tokens,
+            video_tokens=self.prompt.video_tokens,
+            cached_tokens=self.num_cached,
+        )
 
     @property
     def is_over(self) -> bool:
@@ -40,23 +52,15 @@ class Request:
         """Tokens of the prompt and of one answer as long as it may become."""
         return len(self.prompt.ids) + self.max_tokens
 
-    def ended(self, index: int, reason: FinishReason, num_tokens: int) -> None:
+    def ended(self, index: int, reason: FinishReason) -> None:
         """One answer is complete; the last one closes the request."""
         self.reasons[index] = reason
-        self.num_generated += num_tokens
         if len(self.reasons) < self.num_answers:
             return
-        usage = Usage(
-            prompt_tokens=len(self.prompt.ids),
-            completion_tokens=self.num_generated,
-            image_tokens=self.prompt.image_tokens,
-            video_tokens=self.prompt.video_tokens,
-            cached_tokens=self.num_cached,
-        )
         self.emit(
             Done(
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
-                usage=usage,
+                usage=self.usage,
                 media=self.prompt.media,
                 first_token_s=None if self.first_token_at is None else self.first_token_at - self.came_at,
                 first_token_at=self.first_token_at,
@@ -116,6 +120,7 @@ class Sequence:
         if self.request.first_token_at is None:
             self.request.first_token_at = time.monotonic()
         self.tokens.append(token)
+        self.request.num_generated += 1
         is_end = token in self.ending
         if self.num_alternatives is not None:
             self._logprobs.append(self._logprob(row, token, self.num_alternatives))
@@ -144,7 +149,7 @@ class Sequence:
     def _end(self, reason: FinishReason) -> None:
         self._emit(self.stream.finish(), is_last=True)
         self.is_finished = True
-        self.request.ended(self.index, reason, len(self.tokens))
+        self.request.ended(self.index, reason)
 
     def _emit(self, text: str, *, is_last: bool = False) -> None:
         """Log-probabilities of text that is held back wait for it."""

@@ -73,6 +73,8 @@ class StaticBatch:
     def _generate(self, sequences: list[Sequence], pulse: Pulse) -> None:
         prompts = [sequence.request.prompt for sequence in sequences]
         samplers = [sequence.sampler for sequence in sequences]
+        for sequence in sequences:
+            sequence.request.has_begun = True
 
         def choose(logits: torch.Tensor) -> list[int | None]:
             rows = logits_step(logits, samplers)
