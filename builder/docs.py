@@ -20,7 +20,7 @@ from builder import architecture, models
 from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.core import errors, settings
+from worker.core import error_table, settings
 from worker.core.contract import Clip, Picture
 from worker.models.loading import LoadedModel, load
 from worker.prompt.builder import PromptBuilder
@@ -137,7 +137,7 @@ def first_run() -> str:
 def main() -> None:
     write(DOCS / "settings.md", "settings", settings.table())
     write(DOCS / "modules.md", "modules", architecture.modules())
-    write(DOCS / "errors.md", "errors", errors.table())
+    write(DOCS / "errors.md", "errors", error_table.table())
     write(DOCS / "models.md", "checkpoints", models.checkpoints())
     write(DOCS / "models.md", "cards", models.cards())
     for path in sorted(CASES.glob("*/*.json")):

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 # What `make quick` leaves out. A test may carry these marks itself, too.
 MARKS = {
-    "browser": ("tests/server/test_playground.py",),
+    "browser": ("tests/server/test_playground.py", "tests/server/test_browsers.py"),
     "process": (
         *("tests/platform/test_deploy.py", "tests/platform/test_outcomes.py", "tests/platform/test_soak.py"),
         *("tests/media/test_attacks.py", "tests/media/test_isolate.py", "tests/startup/test_boot.py"),
         *("tests/server/test_app.py", "tests/server/test_clients.py", "tests/test_handler.py"),
+        *("tests/server/test_strangers.py", "tests/server/test_http1.py"),
         *("tests/builder/test_download.py", "tests/prompt/test_without_weights.py"),
     ),
     "slow": (

@@ -23,7 +23,7 @@ HOMES = {
     "aiohttp": ("worker.media.fetch", "worker.platform.sdk"),
     "fastapi": ("worker.server",),
     "starlette": ("worker.server",),
-    "uvicorn": ("worker.server",),
+    "uvicorn": ("worker.server", "benchmarks"),
     "runpod": ("handler", "worker.platform.sdk"),
     "prometheus_client": ("worker.metrics",),
     "redis": ("worker.history.redis",),

@@ -1,18 +1,18 @@
 """Servers for tests: one in this process with any engine behind it, and one as a process with the tiny model."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-import uvicorn
 from PIL import Image, ImageDraw
 
 from tests.fakes import FakeOpener, encoded
@@ -20,7 +20,7 @@ from worker.core.engine_protocol import Engine
 from worker.core.media_protocol import MediaOpener
 from worker.core.settings import load
 from worker.dialects.table import DIALECTS, DialectTable
-from worker.server.app import create
+from worker.server.server import Server, server_of
 from worker.service import Service
 from worker.startup.build import Serving
 
@@ -34,7 +34,7 @@ def served(
     **settings: str,
 ) -> Iterator[str]:
     """The address of a server with this engine behind it."""
-    chosen = load({"STREAM_INTERVAL_MS": "0", **settings})
+    chosen = load({"STREAM_INTERVAL_MS": "0", "DRAIN_S": "1", **settings})
     closed: list[bool] = []
 
     def start() -> Serving:
@@ -43,47 +43,67 @@ def served(
         service = Service(engine, media, chosen, dialects=dialects)
         return Serving(engine, media, service, close_opener=lambda: closed.append(True))
 
-    app = create(chosen, start, dialects)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    with listening(server_of(chosen, start, dialects)) as address:
+        yield address
+    assert len(closed) <= 1
+
+
+@contextmanager
+def listening(server: Server) -> Iterator[str]:
+    """The address of a server in this process."""
+    with socket.create_server(("127.0.0.1", 0)) as at:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield f"http://127.0.0.1:{at.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)
     assert not thread.is_alive()
-    assert len(closed) <= 1
 
 
 @contextmanager
 def process(**settings: str) -> Iterator[str]:
     """The address of a server that is a process, with the tiny model behind it."""
+    with server_process(settings) as (address, _):
+        yield address
+
+
+@contextmanager
+def server_process(
+    settings: Mapping[str, str], log: int = subprocess.DEVNULL, num_descriptors: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same with its process; it may have so many descriptors, and writes its log to a file's descriptor."""
+
+    def limit() -> None:
+        if num_descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (num_descriptors, num_descriptors))
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     running = subprocess.Popen(
         [sys.executable, "-m", "worker.server", "--port", str(port), "--device", "cpu"],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
-        stderr=subprocess.DEVNULL,
+        stderr=log,
+        preexec_fn=limit,
     )
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 60
-        while not is_ready(address):
+        while not is_ready(address, "LAZY_LOAD" in settings):
             assert running.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        yield address
+        yield address, running
     finally:
         running.terminate()
         assert running.wait(30) in (0, -signal.SIGTERM)
 
 
-def is_ready(address: str) -> bool:
+def is_ready(address: str, is_lazy: bool) -> bool:
     try:
-        return requests.get(f"{address}/ping", timeout=5).status_code == 200
+        return requests.get(f"{address}/ping", timeout=5).status_code == (204 if is_lazy else 200)
     except requests.ConnectionError:
         return False
 

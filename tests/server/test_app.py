@@ -18,10 +18,12 @@ import requests
 from PIL import Image
 
 from tests.fakes import FakeEngine, FakeOpener, encoded
+from tests.server import strangers
 from tests.server.servers import circle, served
-from worker.core.contract import Piece, Upload
+from worker.core.contract import Piece, Text, Upload
 from worker.core.errors import InternalError, MediaUnsupportedType, ModelError, QueueFull, SettingError, WorkerError
 from worker.core.settings import load
+from worker.server import keys
 from worker.server.__main__ import refuse_open_server
 
 pytestmark = pytest.mark.network
@@ -197,13 +199,25 @@ def test_each_of_several_keys_is_a_caller_of_its_own(keys: str) -> None:
 
 
 def test_a_body_that_is_too_large_or_no_json_is_refused() -> None:
+    json_type = {"Content-Type": "application/json"}
     with served(FakeEngine(), MAX_BODY_BYTES="1000") as address:
-        large = requests.post(f"{address}/generate", data=b"x" * 2000, timeout=10)
-        chunked = requests.post(f"{address}/generate", data=(b"x" * 100 for _ in range(50)), timeout=10)
-        broken = requests.post(f"{address}/generate", data=b"{", timeout=10)
-        listed = requests.post(f"{address}/generate", json=[], timeout=10)
+
+        def post(data: Any) -> requests.Response:
+            return requests.post(f"{address}/generate", data=data, headers=json_type, timeout=10)
+
+        large, chunked = post(b"x" * 2000), post(b"x" * 100 for _ in range(50))
+        broken, listed = post(b"{"), post(b"[]")
     assert [one.status_code for one in (large, chunked, broken, listed)] == [413, 413, 400, 400]
     assert {one.json()["code"] for one in (broken, listed)} == {"INPUT_NOT_OBJECT"}
+
+
+def test_bodies_in_json_have_a_smaller_limit_than_files() -> None:
+    with served(FakeEngine(), MAX_JSON_BYTES="1000") as address:
+        body = {"messages": [{"role": "user", "content": "x" * 2000}]}
+        refused = requests.post(f"{address}/generate", json=body, timeout=10)
+        file = {"image": ("x.png", PNG + bytes(2000), "image/png")}
+        taken = requests.post(f"{address}/v1/image/recognize", data={"prompt": "x"}, files=file, timeout=10)
+    assert (refused.status_code, refused.json()["code"], taken.status_code) == (413, "BODY_TOO_LARGE", 200)
 
 
 def test_a_body_that_does_not_come_is_given_up() -> None:
@@ -211,48 +225,9 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
         served(FakeEngine(), BODY_TIMEOUT_S="0.05") as address,
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
     ):
-        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        slow.sendall(strangers.TAKEN + b"Content-Length: 100\r\n\r\n{")
         slow.settimeout(10)
         assert b" 408 " in slow.recv(4096)
-
-
-def spooled(folder: Path) -> list[str]:
-    """Files below the folder, and open ones there that have no name."""
-    links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
-    return [str(link) for link in links if link.is_relative_to(folder)] + [str(path) for path in folder.iterdir()]
-
-
-def test_no_temporary_file_is_left_in_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    large = {"file": ("x.png", PNG + bytes(3 * 2**20), "image/png")}
-    seen: list[list[str]] = []
-
-    class Watches(FakeOpener):
-        async def open(self, items: Any) -> Any:
-            seen.append(spooled(tmp_path))
-            return await super().open(items)
-
-    data = {"messages": messages({"type": "image"})}
-    with served(FakeEngine(), Watches()) as address:
-        assert requests.post(f"{address}/chat-vl", data=data, files=large, timeout=10).status_code == 200
-        refused = requests.post(f"{address}/chat-vl", data={"messages": "{"}, files=large, timeout=10)
-        twice = requests.post(f"{address}/chat-vl", files=[*large.items(), *large.items()], timeout=10)
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
-            head = (
-                "POST /chat-vl HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
-                "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
-                'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
-            )
-            leaving.sendall(head.encode() + bytes(3 * 2**20))
-            end = time.monotonic() + 10
-            while not spooled(tmp_path) and time.monotonic() < end:
-                time.sleep(0.01)
-            assert spooled(tmp_path), "a large file is spooled while it comes"
-        while spooled(tmp_path) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert (refused.status_code, twice.status_code) == (400, 400)
-        assert spooled(tmp_path) == []
-    assert seen == [[]]
 
 
 def test_a_body_that_trickles_is_given_up() -> None:
@@ -260,7 +235,7 @@ def test_a_body_that_trickles_is_given_up() -> None:
         served(FakeEngine(), BODY_TIMEOUT_S="5", BODY_WHOLE_S="0.2") as address,
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as slow,
     ):
-        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{")
+        slow.sendall(strangers.TAKEN + b"Content-Length: 100000\r\n\r\n{")
         slow.settimeout(0.02)
         end, answer = time.monotonic() + 10, b""
         while not answer and time.monotonic() < end:
@@ -270,11 +245,76 @@ def test_a_body_that_trickles_is_given_up() -> None:
     assert b" 408 " in answer
 
 
+def test_a_file_of_megabytes_is_taken_without_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no file can be written: a read-only image."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("TemporaryFile", "NamedTemporaryFile", "mkstemp", "mkdtemp", "gettempdir"):
+        monkeypatch.setattr(tempfile, name, refuse)
+    opener = FakeOpener()
+    large = {"file": ("x.png", PNG + bytes(30 * 2**20), "image/png")}
+    with served(FakeEngine(), opener) as address:
+        data = {"messages": messages({"type": "image"})}
+        answer = requests.post(f"{address}/chat-vl", data=data, files=large, timeout=10)
+        twice = requests.post(f"{address}/chat-vl", files=[*large.items(), *large.items()], timeout=10)
+    assert (answer.status_code, twice.status_code) == (200, 400)
+    assert opener.opened[0].source == Upload(data=PNG + bytes(30 * 2**20))
+
+
+@pytest.mark.parametrize("charset", ["undefined", "hex", "punycode", "utf-16", "no-such"])
+def test_a_form_is_utf_8_whatever_it_says_of_itself(charset: str) -> None:
+    said = '[{"role": "user", "content": "Größe?"}]'
+    body = f'--b\r\nContent-Disposition: form-data; name="messages"\r\n\r\n{said}\r\n--b--\r\n'.encode()
+    engine = FakeEngine()
+    with served(engine) as address:
+        kind = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+        assert requests.post(f"{address}/chat-vl", data=body, headers=kind, timeout=10).status_code == 200
+        for odd in ('multipart/form-data; boundary="a\\"b"', "multipart/form-data", "multipart/form-data; boundary="):
+            refused = requests.post(f"{address}/chat-vl", data=body, headers={"Content-Type": odd}, timeout=10)
+            assert (refused.status_code, refused.json()["code"]) == (400, "INPUT_INVALID")
+    part = engine.asked[0].messages[0].parts[0]
+    assert isinstance(part, Text)
+    assert part.text == "Größe?"
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_upload_is_one_quiet_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    head = (
+        b"POST /chat-vl HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        b'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    )
+    with served(FakeEngine()) as address:
+        for _ in range(3):
+            with strangers.connected(int(address.rpartition(":")[2])) as leaving:
+                leaving.sendall(head + bytes(2**20))
+        assert strangers.seconds_until(lambda: caplog.messages.count("POST /chat-vl") == 3, 10) is not None
+    about = [
+        record for record in caplog.records if record.name.startswith(("worker.server", "uvicorn.error", "asyncio"))
+    ]
+    assert {record.levelname for record in about if "/chat-vl" in record.getMessage()} == {"DEBUG"}
+    assert not [record for record in about if record.exc_info or record.levelname in ("WARNING", "ERROR")]
+
+
 def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="worker.server.middleware")
     with served(FakeEngine()) as address:
         requests.get(f"{address}/x%0aINFO forged", timeout=10)
     assert [line for line in caplog.messages if "forged" in line] == ["GET /x\\nINFO forged"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/chat-vl"])
+def test_another_method_is_told_which_one_the_route_takes(path: str) -> None:
+    with served(FakeEngine()) as address:
+        for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS"):
+            answer = requests.request(method, f"{address}{path}", timeout=10)
+            assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+        told = requests.get(f"{address}{path}", timeout=10).json()
+        assert told.get("error", told)["code"] == "METHOD_NOT_ALLOWED"
+        there, missing = requests.head(f"{address}/ping", timeout=10), requests.get(f"{address}/none", timeout=10)
+        assert (there.status_code, missing.status_code) == (200, 404)
 
 
 def test_a_field_without_a_name_is_no_field() -> None:
@@ -330,8 +370,8 @@ def test_a_client_that_does_not_read_ends_its_answer() -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     with served(engine, SEND_TIMEOUT_S="0.1") as address:
         with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as deaf:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            deaf.sendall(head.encode() + body)
+            head = strangers.REFUSED + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            deaf.sendall(head + body)
             end = time.monotonic() + 10
             while not engine.num_closed and time.monotonic() < end:
                 time.sleep(0.01)
@@ -351,6 +391,116 @@ def test_more_requests_than_the_door_takes_are_sent_away() -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
         assert refused.json()["error"]["code"] == "QUEUE_FULL"
         assert health.status_code == 200
+
+
+def test_a_keys_bodies_and_requests_have_places_of_their_own() -> None:
+    """Bodies that drip take none of the places in which requests run, and none of another key's."""
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    with served(FakeEngine(), API_KEY="k1,k2", MAX_REQUESTS="8", MAX_REQUESTS_PER_KEY="2") as address:
+        port = int(address.rpartition(":")[2])
+
+        def post(key: str) -> requests.Response:
+            return requests.post(f"{address}/generate", json=body, headers={"X-API-Key": key}, timeout=10)
+
+        with strangers.held(port, 2, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{"):
+            assert strangers.seconds_until(lambda: post("k1").status_code == 429, 10) is not None
+            assert "2 bodies are being received for this key" in post("k1").json()["detail"]
+            assert post("k2").status_code == 200
+        assert strangers.seconds_until(lambda: post("k1").status_code == 200, 10) is not None
+
+
+def test_the_bytes_of_all_bodies_are_bounded() -> None:
+    body = {"messages": [{"role": "user", "content": "x" * 1000}]}
+    with served(FakeEngine(), MAX_BODIES_BYTES="2000") as address:
+        sent = strangers.REFUSED + b"Content-Type: application/json\r\nContent-Length: 1900\r\n\r\n" + bytes(1800)
+        with strangers.held(int(address.rpartition(":")[2]), 1, sent):
+            post = lambda: requests.post(f"{address}/generate", json=body, timeout=10).status_code  # noqa: E731
+            assert strangers.seconds_until(lambda: post() == 429, 10) is not None
+        assert strangers.seconds_until(lambda: post() == 200, 10) is not None
+
+
+def test_a_key_that_has_used_its_tokens_waits_and_another_does_not() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    with served(FakeEngine(), API_KEY="k1,k2", TOKENS_PER_MINUTE="40") as address:
+
+        def post(key: str) -> requests.Response:
+            return requests.post(f"{address}/v1/chat/completions", json=body, headers={"X-API-Key": key}, timeout=10)
+
+        assert [post("k1").status_code for _ in range(3)] == [200, 200, 429]  # 23 tokens each
+        refused = post("k1")
+        assert refused.json()["error"]["code"] == "RATE_LIMITED"
+        assert 1 <= int(refused.headers["retry-after"]) <= 12
+        assert post("k2").status_code == 200
+        models = requests.get(f"{address}/v1/models", headers={"X-API-Key": "k1"}, timeout=10)
+        assert models.status_code == 200
+
+
+def test_tokens_of_an_answer_that_is_left_count() -> None:
+    class Leaves(Endless):
+        async def generate(self, request: Any, media: Any, deadline: Any, on_usage: Any) -> Any:
+            try:
+                async for piece in super().generate():
+                    yield piece
+            finally:
+                on_usage(self.usage)
+
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    with served(Leaves(), TOKENS_PER_MINUTE="20") as address:
+        listen_and_leave(address, body)
+        post = lambda: requests.post(f"{address}/generate", json={**body, "stream": 1}, timeout=10).status_code  # noqa: E731
+        assert strangers.seconds_until(lambda: post() == 429, 10) is not None
+        metrics = requests.get(f"{address}/metrics", timeout=10).text
+    assert 'worker_tokens_total{kind="completion"} 3.0' in metrics
+
+
+def test_keys_of_a_file_change_while_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "LOOK_S", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("# ours\nold ann\n")
+    with served(FakeEngine(), API_KEY_FILE=str(file)) as address:
+
+        def status(key: str) -> int:
+            return requests.get(f"{address}/v1/models", headers={"X-API-Key": key}, timeout=10).status_code
+
+        assert (status("old"), status("new")) == (200, 401)
+        file.write_text("old ann\nnew ann\n")
+        assert (status("old"), status("new")) == (200, 200)
+        file.write_text("new ann\n")
+        assert (status("old"), status("new")) == (401, 200)
+        file.unlink()
+        assert (status("old"), status("new"), status("")) == (401, 200, 401)  # never open
+
+
+def test_an_address_with_too_many_wrong_keys_is_looked_at_no_more() -> None:
+    with served(FakeEngine(), API_KEY="k1,k2", MAX_WRONG_KEYS="3") as address:
+
+        def get(**headers: str) -> requests.Response:
+            return requests.get(f"{address}/v1/models", headers=headers, timeout=10)
+
+        right, wrong = {"X-API-Key": "k1"}, {"X-API-Key": "wrong"}
+        assert get(**right).status_code == 200
+        refused = [get(**wrong) for _ in range(4)]
+        assert [answer.status_code for answer in refused] == [401, 401, 401, 429]
+        assert refused[0].headers["www-authenticate"] == "Bearer"
+        assert refused[3].json()["error"]["code"] == "TOO_MANY_WRONG_KEYS"
+        assert 1 <= int(refused[3].headers["retry-after"]) <= 60
+        assert get(**right).status_code == 200  # this address has used it before
+        assert get(**{"X-API-Key": "k2"}).status_code == 200  # and an address of this machine may be a proxy's
+        assert requests.get(f"{address}/ping", timeout=10).status_code == 200
+        metrics = get(**right).url.replace("/v1/models", "/metrics")
+        text = requests.get(metrics, headers=right, timeout=10).text
+    assert 'worker_http_refusals_total{code="KEY_INVALID"} 3.0' in text
+    assert 'worker_http_refusals_total{code="TOO_MANY_WRONG_KEYS"} 1.0' in text
+
+
+def test_the_address_is_the_proxys_word_where_the_proxy_is_trusted() -> None:
+    for trusted, expected in (("", [401, 429]), ("127.0.0.1", [401, 401])):
+        with served(FakeEngine(), API_KEY="k1", MAX_WRONG_KEYS="1", TRUSTED_PROXIES=trusted) as address:
+            said = [
+                requests.get(f"{address}/v1/models", headers={"X-API-Key": "no", "X-Forwarded-For": client}, timeout=10)
+                for client in ("192.0.2.1", "192.0.2.2")
+            ]
+        assert [answer.status_code for answer in said] == expected
 
 
 def test_ping_and_health_while_the_model_comes_and_when_the_engine_has_died() -> None:
@@ -388,16 +538,12 @@ def test_the_model_is_loaded_at_the_first_request_where_that_is_wanted() -> None
     assert began == [True]
 
 
-def test_ids_go_in_and_out_and_pages_of_other_origins_may_call() -> None:
+def test_ids_go_in_and_out() -> None:
     with served(FakeEngine()) as address:
-        known = requests.get(f"{address}/", headers={"X-Request-Id": "abc-1", "Origin": "https://a.test"}, timeout=10)
+        known = requests.get(f"{address}/", headers={"X-Request-Id": "abc-1"}, timeout=10)
         odd = requests.get(f"{address}/", headers={"X-Request-Id": "a b"}, timeout=10)
-        asked = {"Origin": "https://a.test", "Access-Control-Request-Method": "POST"}
-        preflight = requests.options(f"{address}/v1/image/recognize", headers=asked, timeout=10)
     assert known.headers["x-request-id"] == "abc-1"
-    assert known.headers["access-control-allow-origin"] == "*"
     assert len(odd.headers["x-request-id"]) == 32
-    assert preflight.status_code == 200
 
 
 def test_the_schema_names_every_body() -> None:

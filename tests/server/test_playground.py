@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,6 @@ from worker.core.contract import Done, Media, Piece
 from worker.core.errors import QueueFull
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1000,800")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    for option in OPTIONS:
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 class Page:
@@ -88,7 +72,7 @@ class Waits(FakeEngine):
         super().__init__()
         self.go_on = threading.Event()
 
-    async def generate(self, request: Any, media: Any, deadline: Any) -> Any:
+    async def generate(self, request: Any, media: Any, deadline: Any, *_: Any) -> Any:
         self.asked.append(request)
         try:
             yield Piece(text="A")

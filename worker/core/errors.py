@@ -3,9 +3,22 @@
 WorkerError
 ├── InputError                  400  the body is at fault
 │   ├── InputNotObject               `input` is missing or is not an object
-│   ├── KeyInvalid              401  the HTTP server has a key and this is not it
-│   ├── BodyTooLarge            413  more bytes than the HTTP server takes
-│   ├── BodyTimeout             408  the body came too slowly to the HTTP server
+│   ├── HttpRefusal                  the HTTP server does not take the request: the classes are in http_errors.py
+│   │   ├── HttpMalformed            not HTTP/1.1, or not in one way alone
+│   │   ├── HeadTooLarge        431  headers that are too long or too many
+│   │   ├── HeadTimeout         408  headers that came too slowly
+│   │   ├── TooManyConnections  503  all connections have requests on them
+│   │   ├── ServerStopping      503  the server was told to stop before the request was whole
+│   │   ├── MethodNotAllowed    405  the route takes another method
+│   │   ├── ExpectationFailed   417  `Expect` is not `100-continue`
+│   │   ├── KeyInvalid          401  the server has a key and this is not it
+│   │   ├── TooManyWrongKeys    429  this address has sent too many of them
+│   │   ├── HostForbidden       403  a name that the server is not known by
+│   │   ├── OriginForbidden     403  a page of another origin, and no key
+│   │   ├── ContentTypeUnsupported 415 not the route's `Content-Type`
+│   │   ├── BodyTooLarge        413  more bytes or values than the server takes
+│   │   ├── BodyTimeout         408  the body came too slowly
+│   │   └── RateLimited         429  the key has used its tokens of the minute
 │   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
 │   ├── RouteUnknown            404  no such route
 │   ├── ModelNotFound           404  another model is served
@@ -44,7 +57,6 @@ it is the exception's own text and is never sent to a caller.
 """
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -106,30 +118,6 @@ class InputNotObject(InputError):
 
     code = "INPUT_NOT_OBJECT"
     text = "the input must be a JSON object"
-
-
-class KeyInvalid(InputError):
-    """The HTTP server has a key, and the request's is missing or another."""
-
-    code = "KEY_INVALID"
-    status = 401
-    text = "the key is missing or wrong"
-
-
-class BodyTooLarge(InputError):
-    """More bytes than the HTTP server takes."""
-
-    code = "BODY_TOO_LARGE"
-    status = 413
-    text = "the body is too large"
-
-
-class BodyTimeout(InputError):
-    """The body came too slowly to the HTTP server."""
-
-    code = "BODY_TIMEOUT"
-    status = 408
-    text = "the body came too slowly"
 
 
 class InputInvalid(InputError):
@@ -372,29 +360,3 @@ class ModelError(StartError):
     """The checkpoint cannot be served."""
 
     code = "MODEL_UNUSABLE"
-
-
-def request_errors() -> Iterator[type[WorkerError]]:
-    """The errors that can end a request, in the order above."""
-    for branch in (InputError, MediaError, ServerError):
-        yield from _leaves(branch)
-
-
-def _leaves(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
-    if "code" in vars(error):
-        yield error
-    for child in error.__subclasses__():
-        yield from _leaves(child)
-
-
-def table() -> str:
-    """All errors as the Markdown table of docs/errors.md."""
-    rows = ["| code | status | retry | when |", "|---|---|---|---|"]
-    for error in request_errors():
-        meaning = (error.__doc__ or "").strip().splitlines()[0]
-        rows.append(f"| `{error.code}` | {error.status} | {'yes' if error.retryable else 'no'} | {meaning} |")
-    return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    print(table(), end="")

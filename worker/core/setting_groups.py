@@ -270,15 +270,68 @@ class ServerSettings(Group):
     )
     qpikey: str = Field("", repr=False, description="The same, under the name that an older service had")
     auth: Literal["on", "off"] = Field("on", description="`off` lets the HTTP server listen anywhere without a key")
-    cors_origins: str = Field("*", description="Comma-separated origins whose pages may call the HTTP server")
-    max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a request's body at the HTTP server")
-    body_timeout_s: Seconds = Field(30.0, description="Seconds without a byte of a body at the HTTP server")
-    body_whole_s: Seconds = Field(300.0, description="Seconds for a whole body at the HTTP server")
+    api_key_file: Path | None = Field(
+        None,
+        description="File with more keys, one a line, which is read again when it changes. Behind a key may stand the "
+        "name of who has it: keys of one name are one caller",
+    )
+    max_wrong_keys: Positive = Field(
+        30,
+        description="Failed authentications a minute of an address; beyond them only keys that the address has used "
+        "before are accepted. An address inside of a network may be a proxy's, so valid keys are accepted from it "
+        "unless `TRUSTED_PROXIES` is set",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` says where a request "
+        "comes from; empty: nobody's",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Comma-separated names by which the HTTP server is called, `*` for any. Empty: any with a key; "
+        "without one `localhost`, `HOST` and addresses in numbers",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Comma-separated origins whose pages may call the HTTP server, `*` for any. Empty: any with a key, "
+        "without one its own alone",
+    )
+    max_connections: Positive = Field(
+        2048,
+        description="Connections of the HTTP server, at most what the limit of descriptors leaves; a newcomer takes "
+        "the place of the one that has waited longest without a request",
+    )
+    head_timeout_s: Seconds = Field(10.0, description="Seconds for a request's line and headers at the HTTP server")
+    idle_timeout_s: Seconds = Field(75.0, description="Seconds that a connection is kept between two requests")
+    max_body_bytes: Positive = Field(256 * MIB, description="Bytes of a form with a file at the HTTP server")
+    max_json_bytes: Positive = Field(64 * MIB, description="Bytes of a body in JSON at the HTTP server")
+    max_bodies_bytes: Positive = Field(
+        1024 * MIB,
+        description="Bytes received of all requests that the HTTP server works on; what is made of them may take "
+        "several times as much. Half of them for one of several keys",
+    )
+    body_timeout_s: Seconds = Field(
+        30.0,
+        description="Seconds to receive a body at the HTTP server, plus one for each 16 KiB received",
+    )
+    body_whole_s: Seconds = Field(300.0, description="Seconds for a whole body at the HTTP server, at any rate")
     send_timeout_s: Seconds = Field(
-        60.0, description="Seconds that a client of the HTTP server may leave a part of its stream unread"
+        60.0, description="Seconds that a client of the HTTP server may leave a part of its answer unread"
     )
     max_requests: Positive = Field(
-        512, description="Requests that the HTTP server works on at once; more are refused with QUEUE_FULL"
+        512,
+        description="Concurrent requests of the HTTP server, and concurrent uploads; more are refused with QUEUE_FULL. "
+        "At most 3/8 of the connections, so that there is always one to evict",
+    )
+    max_requests_per_key: Positive | None = Field(
+        None,
+        description="Concurrent requests, and concurrent uploads, of one key; unset: all of `MAX_REQUESTS`, or half of "
+        "them where there are several keys",
+    )
+    tokens_per_minute: Positive | None = Field(
+        None,
+        description="Tokens a minute of one key, of prompts and answers. They are known when an answer ends, so a key "
+        "may exceed them; then it gets RATE_LIMITED until the deficit is refilled. Unset: any number",
     )
     playground: bool = Field(True, description="Serves a page to try the worker, `/playground`, at the HTTP server")
 

@@ -6,23 +6,20 @@ python -m worker.server --host 127.0.0.1 --port 8000 --model-path /models/… --
 import argparse
 import contextlib
 import ipaddress
-import math
 import sys
-
-import uvicorn
 
 from worker.core import logs
 from worker.core import settings as worker_settings
 from worker.core.errors import SettingError
 from worker.core.settings import Settings
-from worker.server.app import create
+from worker.server.server import server_of
 from worker.startup.boot import leave
 from worker.startup.build import Serving, start
 
 
 def refuse_open_server(settings: Settings) -> None:
     """Without a key the server listens on this machine alone, unless AUTH=off says otherwise. Raises SettingError."""
-    if settings.keys or settings.auth == "off":
+    if settings.keys or settings.api_key_file or settings.auth == "off":
         return
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(settings.host).is_loopback:
@@ -58,14 +55,11 @@ def main() -> None:
         served.append(start(settings))
         return served[-1]
 
-    uvicorn.run(
-        create(settings, load),
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=math.ceil(settings.drain_s),
-    )
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has stopped
+            server_of(settings, load).run()
+    except (SettingError, OSError) as error:
+        sys.exit(f"worker-qwen-vl cannot start: {error}")
     states = [serving.engine.state for serving in served]
     if any(state in ("dead", "stuck") for state in states):
         leave(1, at_once="stuck" in states)

@@ -11,17 +11,23 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from worker.core.errors import InternalError, RouteUnknown, WorkerError
+from worker.core.http_errors import MethodNotAllowed
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.dialects.base import Dialect
 from worker.dialects.table import DIALECTS, DialectTable, envelope_at
+from worker.metrics import ServerMetrics
 from worker.server.bodies import read_body
-from worker.server.middleware import PLAYGROUND, RequestMiddleware, retry_after
+from worker.server.browsers import FORM_TYPES, JSON_TYPES, BrowserRules, cors_origins
+from worker.server.keys import Keys
+from worker.server.middleware import PING, PLAYGROUND, Admission, RequestMiddleware, headers_of
 from worker.server.openapi import describe
+from worker.server.slots import Slots
 from worker.server.streaming import Outputs, Streamed, until_gone
 from worker.startup.build import ModelHandle, Serving
 
@@ -37,7 +43,18 @@ _PAGE_HEADERS = {
 }
 
 
-def create(settings: Settings, load: Callable[[], Serving], dialects: DialectTable = DIALECTS) -> FastAPI:
+def admission_of(settings: Settings, num_connections: int) -> Admission:
+    """Which requests come in, by the settings. Raises SettingError."""
+    keys = Keys(settings)
+    rules = BrowserRules(settings, has_keys=keys.are_required)
+    return Admission(
+        keys, rules, Slots(settings, num_connections, num_callers=lambda: keys.num_callers), ServerMetrics()
+    )
+
+
+def create(
+    settings: Settings, load: Callable[[], Serving], admission: Admission, dialects: DialectTable = DIALECTS
+) -> FastAPI:
     """The application. `load` gives what serves; it is called on a thread of its own."""
     handle = ModelHandle(load)
 
@@ -49,37 +66,43 @@ def create(settings: Settings, load: Callable[[], Serving], dialects: DialectTab
         await handle.close()
 
     app = FastAPI(title="worker-qwen-vl", lifespan=lifespan)
-    _add_middleware(app, settings, dialects)
-    _add_errors(app, dialects)
+    _add_middleware(app, settings, admission, dialects)
+    _add_errors(app, dialects, admission.metrics)
     for dialect in dialects:
         if dialect.route is not None:
-            endpoint = _endpoint(dialect, handle, settings)
+            endpoint = _endpoint(dialect, handle, admission.rules)
             for path in (dialect.route, *([f"{dialect.route}/{{name:path}}"] if dialect.has_tail else [])):
                 app.add_api_route(path, endpoint, methods=[dialect.method], name=path)
-    _add_health(app, handle)
+    _add_health(app, handle, admission.metrics)
     _add_pages(app, settings, dialects)
-    app.openapi = lambda: _openapi(app, dialects, has_keys=bool(settings.keys))  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, dialects, has_keys=admission.keys.are_required)  # type: ignore[method-assign]
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, dialects: DialectTable) -> None:
-    app.add_middleware(RequestMiddleware, settings=settings, shape=lambda path, error: dialects.error_at(path, error))
+def _add_middleware(app: FastAPI, settings: Settings, admission: Admission, dialects: DialectTable) -> None:
+    app.add_middleware(RequestMiddleware, admission=admission, settings=settings, dialects=dialects)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+        allow_origins=cors_origins(settings, has_keys=admission.keys.are_required),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
     )
 
 
-def _endpoint(dialect: Dialect, handle: ModelHandle, settings: Settings) -> Endpoint:
+def _endpoint(dialect: Dialect, handle: ModelHandle, rules: BrowserRules) -> Endpoint:
     async def answer(request: Request) -> Response:
         """A dialect's request: the body, through the service, in the shape that this client knows."""
-        body = await read_body(request, dialect)
+        if dialect.method == "POST":
+            rules.check_type(request.headers, JSON_TYPES if dialect.upload is None else FORM_TYPES)
+        try:
+            body = await read_body(request, dialect)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_LEFT)
         serving = await handle.serving()
         job_input = envelope_at(dialect, request.url.path, body.fields)
-        outputs = Outputs(serving.service, job_input, request.state.request_id, request.state.caller)
+        state = request.state
+        outputs = Outputs(serving.service, job_input, state.request_id, state.caller, state.slot.spend)
         first = asyncio.create_task(outputs.next())
         if not await until_gone(request.receive, first):
             first.cancel()
@@ -90,7 +113,7 @@ def _endpoint(dialect: Dialect, handle: ModelHandle, settings: Settings) -> Endp
             outputs.stop()
             return _refusal(dialect, outputs.failure, body.declared_type)
         if isinstance(output, str) and dialect.stream_type is not None:
-            return Streamed(output, outputs, dialect.stream_type, settings.send_timeout_s)
+            return Streamed(output, outputs, dialect.stream_type)
         return JSONResponse({} if output is None else output)
 
     return answer
@@ -98,13 +121,14 @@ def _endpoint(dialect: Dialect, handle: ModelHandle, settings: Settings) -> Endp
 
 def _refusal(dialect: Dialect, error: WorkerError, declared_type: str | None) -> JSONResponse:
     shown = dialect.http_error(error, declared_type)
-    return JSONResponse(shown.body, shown.status, retry_after(error))
+    return JSONResponse(shown.body, shown.status, headers_of(error))
 
 
-def _add_errors(app: FastAPI, dialects: DialectTable) -> None:
+def _add_errors(app: FastAPI, dialects: DialectTable, server_metrics: ServerMetrics) -> None:
     def refusal(request: Request, error: WorkerError) -> Response:
+        server_metrics.refused(error.code)
         shown = dialects.error_at(request.url.path, error)
-        return JSONResponse(shown.body, shown.status, retry_after(error))
+        return JSONResponse(shown.body, shown.status, headers_of(error))
 
     async def show_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, WorkerError)
@@ -114,6 +138,10 @@ def _add_errors(app: FastAPI, dialects: DialectTable) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return refusal(request, RouteUnknown())
+        if error.status_code == 405:
+            response = refusal(request, MethodNotAllowed())
+            response.headers["allow"] = (error.headers or {}).get("Allow", "")
+            return response
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
 
     async def show_fault(request: Request, _: Exception) -> Response:
@@ -124,7 +152,7 @@ def _add_errors(app: FastAPI, dialects: DialectTable) -> None:
     app.add_exception_handler(Exception, show_fault)
 
 
-def _add_health(app: FastAPI, handle: ModelHandle) -> None:
+def _add_health(app: FastAPI, handle: ModelHandle, server_metrics: ServerMetrics) -> None:
     @app.get("/health")
     async def health() -> Response:
         state = handle.state
@@ -138,19 +166,20 @@ def _add_health(app: FastAPI, handle: ModelHandle) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         text = (await handle.serving()).service.metrics.text() if handle.state == "ready" else b""
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(server_metrics.text() + text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/ping")
+    @app.get(PING)
     async def ping() -> Response:
         return Response(status_code={"loading": 204, "ready": 200, "dead": 503}[handle.state])
 
 
 def _add_pages(app: FastAPI, settings: Settings, dialects: DialectTable) -> None:
     if settings.playground:
+        page = _PAGE.read_bytes()
 
         @app.get(PLAYGROUND, include_in_schema=False)
         async def playground() -> Response:
-            return FileResponse(_PAGE, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+            return Response(page, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     @app.get("/")
     async def about() -> JsonObject:

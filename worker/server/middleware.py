@@ -1,139 +1,175 @@
-"""What every HTTP request passes on its way in: its id, the key, the size and pace of its body; and one line in the log
-on its way out."""
+"""What every HTTP request passes on its way in: its id, the browser's rules, the key, a slot, the size and pace of its
+body; and one line in the log on its way out."""
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worker.core.errors import BodyTimeout, BodyTooLarge, KeyInvalid, QueueFull, WorkerError
+from worker.core.errors import WorkerError
+from worker.core.http_errors import BodyTimeout, BodyTooLarge, HttpRefusal, KeyInvalid
 from worker.core.settings import Settings
 from worker.dialects.base import HttpError
+from worker.dialects.table import DialectTable
+from worker.metrics import ServerMetrics
+from worker.server.browsers import BrowserRules
+from worker.server.keys import Keys
+from worker.server.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
-PLAYGROUND = "/playground"
-OPEN_PATHS = frozenset({"/", "/ping", PLAYGROUND})  # answered without a key
+PING, PLAYGROUND = "/ping", "/playground"
+OPEN_PATHS = frozenset({"/", PING, PLAYGROUND})  # answered without a key
 UNCOUNTED_PATHS = OPEN_PATHS | {"/health", "/metrics"}
+BODY_RATE = 16 * 1024  # bytes a second that any client can send: time beyond them is the settings'
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
-def callers(keys: Sequence[str]) -> dict[bytes, str]:
-    """Each key with a name for who has it, which tells nothing of the key; nameless where there is but one."""
-    kept = {key.encode() for key in keys}
-    return {key: hashlib.blake2b(key, digest_size=16).hexdigest() if len(kept) > 1 else "" for key in kept}
+@dataclass(frozen=True)
+class Admission:
+    """What decides which requests come in; all requests of a server share it."""
+
+    keys: Keys
+    rules: BrowserRules
+    slots: Slots
+    metrics: ServerMetrics
 
 
 class RequestMiddleware:
-    """Middleware around the routes. `shape` gives an error as a path says it."""
+    """Middleware around the routes."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, shape: Callable[[str, WorkerError], HttpError]) -> None:
-        self._app = app
-        self._callers = callers(settings.keys)
-        self._max_bytes = settings.max_body_bytes
-        self._max_running, self._num_running = settings.max_requests, 0
+    def __init__(self, app: ASGIApp, admission: Admission, settings: Settings, dialects: DialectTable) -> None:
+        self._app, self._admission, self._dialects = app, admission, dialects
+        self._max_form_bytes = settings.max_body_bytes
+        self._max_json_bytes = min(settings.max_json_bytes, settings.max_body_bytes)
         self._timeout_s, self._whole_s = settings.body_timeout_s, settings.body_whole_s
-        self._shape = shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
-        if not _PLAIN_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        began, status, is_counted = time.monotonic(), 0, scope["path"] not in UNCOUNTED_PATHS
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        self._num_running += is_counted
+        passing = _Passing(scope, send)
+        method, path = scope["method"], scope["path"]
+        if method == "HEAD":  # the answer of GET; the connection leaves its body out
+            scope["method"] = "GET"
         try:
-            state["caller"] = self._check(scope["path"], headers)
-            if self._num_running > self._max_running and is_counted:
-                raise QueueFull(detail=f"{self._max_running} requests are unfinished")
-            await self._app(scope, self._counted(receive), sending)
+            self._enter(passing)
+            await self._app(scope, self._counted(receive, passing), passing.send)
         except WorkerError as error:
-            if status:
+            if passing.status:
                 raise
-            await refuse(error, self._shape(scope["path"], error), sending)
+            self._admission.metrics.refused(error.code)
+            await refuse(error, self._dialects.error_at(path, error), passing.send)
         finally:
-            self._num_running -= is_counted
-            facts = {"status": status, "seconds": round(time.monotonic() - began, 3)}
-            path = scope["path"][:100].encode("unicode_escape").decode("ascii")
-            log.info("%s %s", scope["method"], path, extra={"request": request_id, **facts})
+            if passing.slot is not None:
+                passing.slot.leave()
+            passing.tell(method)
 
-    def _check(self, path: str, headers: Headers) -> str:
-        """Whose key it is, as `callers` has it. Raises KeyInvalid, BodyTooLarge."""
-        caller = ""
-        if self._callers and path not in OPEN_PATHS:
-            caller = self._caller(headers)
+    def _enter(self, passing: "_Passing") -> None:
+        """Raises HttpRefusal, QueueFull."""
+        headers, path, state = passing.headers, passing.path, passing.scope["state"]
+        if path != PING:
+            self._admission.rules.check(headers, is_open=path in OPEN_PATHS)
+        state["caller"] = ""
+        if self._admission.keys.are_required and path not in OPEN_PATHS:
+            state["caller"] = self._admission.keys.caller(headers, (passing.scope.get("client") or ("",))[0])
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._max_bytes:
-            raise BodyTooLarge(detail=f"at most {self._max_bytes} bytes")
-        return caller
+        if not length.isdigit() or int(length) > self._max_bytes(path):
+            raise BodyTooLarge(detail=f"at most {self._max_bytes(path)} bytes")
+        if path not in UNCOUNTED_PATHS:
+            is_post = passing.scope["method"] == "POST"
+            state["slot"] = passing.slot = self._admission.slots.enter(state["caller"], uses_tokens=is_post)
 
-    def _caller(self, headers: Headers) -> str:
-        """Whose key is given; it takes as long for a wrong one as for a right one. Raises KeyInvalid."""
-        given = headers.get("x-api-key")
-        if given is None:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
-                raise KeyInvalid()
-        data = given.encode("utf-8", "surrogateescape")
-        found = [caller for key, caller in self._callers.items() if hmac.compare_digest(data, key)]
-        if not found:
-            raise KeyInvalid()
-        return found[0]
+    def _max_bytes(self, path: str) -> int:
+        """Most bytes of a body at a path."""
+        dialect = self._dialects.at(path)
+        return self._max_json_bytes if dialect is None or dialect.upload is None else self._max_form_bytes
 
-    def _counted(self, receive: Receive) -> Receive:
-        """`receive` that raises BodyTooLarge and BodyTimeout while the body comes."""
-        left, is_whole = self._max_bytes, False
-        whole_by = time.monotonic() + self._whole_s
+    def _counted(self, receive: Receive, passing: "_Passing") -> Receive:
+        """`receive` that raises BodyTooLarge, BodyTimeout and QueueFull while the body comes, and makes a running
+        request of it when it is whole."""
+        limit, num_bytes = self._max_bytes(passing.path), 0
+        began = time.monotonic()
 
         async def counted() -> Message:
-            nonlocal left, is_whole
-            if is_whole:
+            nonlocal num_bytes
+            if passing.is_whole:
                 return await receive()
+            until = began + min(self._whole_s, self._timeout_s + num_bytes / BODY_RATE)
             try:
-                async with asyncio.timeout(min(self._timeout_s, max(0.0, whole_by - time.monotonic()))):
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
                     message = await receive()
             except TimeoutError:
                 raise BodyTimeout() from None
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                is_whole = not message.get("more_body", False)
-            if left < 0:
-                raise BodyTooLarge(detail=f"at most {self._max_bytes} bytes")
+            if message["type"] != "http.request":
+                passing.has_left = True
+                return message
+            size = len(message.get("body", b""))
+            num_bytes += size
+            if num_bytes > limit:
+                raise BodyTooLarge(detail=f"at most {limit} bytes")
+            passing.is_whole = not message.get("more_body", False)
+            if passing.slot is not None:
+                passing.slot.hold(size)
+                if passing.is_whole and passing.scope["method"] == "POST":
+                    passing.slot.run()
             return message
 
         return counted
 
 
-def retry_after(error: WorkerError) -> dict[str, str]:
-    """The header that says when to come again, where that makes sense."""
-    return {"retry-after": str(RETRY_AFTER_S)} if error.is_retryable and error.status in (429, 503) else {}
+class _Passing:
+    """One request on its way through. is_whole: its body has come; has_left: its client went before."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope, self.path, self.headers = scope, scope["path"], Headers(scope=scope)
+        self.slot: Slot | None = None
+        self.status, self.is_whole, self.has_left = 0, False, False
+        self._send, self._began = send, time.monotonic()
+        self._id = self.headers.get("x-request-id", "")
+        if not _PLAIN_ID.fullmatch(self._id):
+            self._id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self._id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._id
+        await self._send(message)
+
+    def tell(self, method: str) -> None:
+        """One line of the log."""
+        facts = {"status": self.status, "seconds": round(time.monotonic() - self._began, 3)}
+        path = self.path[:100].encode("unicode_escape").decode("ascii")
+        log.log(
+            logging.DEBUG if self.has_left else logging.INFO,
+            "%s %s",
+            method,
+            path,
+            extra={"request": self._id, **facts},
+        )
+
+
+def headers_of(error: WorkerError) -> dict[str, str]:
+    """The headers that an error has: when to come again, how to say who one is."""
+    if isinstance(error, KeyInvalid):
+        return {"www-authenticate": "Bearer"}
+    wait_s = error.wait_s if isinstance(error, HttpRefusal) else None
+    if wait_s is None and error.is_retryable and error.status in (429, 503):
+        wait_s = RETRY_AFTER_S
+    return {} if wait_s is None else {"retry-after": str(wait_s)}
 
 
 async def refuse(error: WorkerError, shown: HttpError, send: Send) -> None:
     """A response of its own, before any route was asked."""
     body = json.dumps(shown.body).encode()
-    fields = {"content-type": "application/json", "content-length": str(len(body)), **retry_after(error)}
+    fields = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
     headers = [(name.encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": shown.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

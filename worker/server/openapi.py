@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from worker.core.errors import request_errors
+from worker.core.error_table import request_errors
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import JSON_TYPE, Dialect, Fault
 from worker.dialects.table import DialectTable

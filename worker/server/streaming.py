@@ -1,7 +1,8 @@
 """Answers of the HTTP server: made in a task of their own, sent as they come, stopped when the client hangs up."""
 
 import asyncio
-import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response
@@ -11,22 +12,29 @@ from worker.core.errors import WorkerError
 from worker.core.safe_json import Json, JsonObject
 from worker.service import Service
 
-log = logging.getLogger(__name__)
-
 
 class Outputs:
     """A request's outputs: they go on while the client is slow, and end when it goes. failure: why there are no more,
     told before the last words."""
 
-    def __init__(self, service: Service, job_input: JsonObject, request_id: str, caller: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        job_input: JsonObject,
+        request_id: str,
+        caller: str,
+        on_tokens: Callable[[int], None],
+    ) -> None:
         self.failure: WorkerError | None = None
         self._queue: asyncio.Queue[Json] = asyncio.Queue()  # None is the end
-        self._task = asyncio.create_task(self._make(service, job_input, request_id, caller))
+        answers = service.answer(job_input, request_id, on_failure=self._fail, caller=caller, on_tokens=on_tokens)
+        self._task = asyncio.create_task(self._make(answers))
 
-    async def _make(self, service: Service, job_input: JsonObject, request_id: str, caller: str) -> None:
+    async def _make(self, answers: AsyncGenerator[Json, None]) -> None:
         try:
-            async for output in service.answer(job_input, request_id, on_failure=self._fail, caller=caller):
-                self._queue.put_nowait(output)
+            async with aclosing(answers):
+                async for output in answers:
+                    self._queue.put_nowait(output)
         finally:
             self._queue.put_nowait(None)
 
@@ -42,21 +50,19 @@ class Outputs:
 
 
 class Streamed(Response):
-    """Outputs as they come; a client that hangs up stops them, and so does one that does not read."""
+    """Outputs as they come; a client that hangs up stops them. One that does not read is hung up by the connection."""
 
-    def __init__(self, first: str, outputs: Outputs, media_type: str, send_timeout_s: float) -> None:
+    def __init__(self, first: str, outputs: Outputs, media_type: str) -> None:
         self.status_code = 200
         self.media_type = media_type
         self.background = None
-        self._first, self._outputs, self._send_timeout_s = first, outputs, send_timeout_s
+        self._first, self._outputs = first, outputs
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
         try:
             await until_gone(receive, sending)
-        except TimeoutError:
-            log.info("a client does not read its stream")
         finally:
             sending.cancel()
             self._outputs.stop()
@@ -66,8 +72,7 @@ class Streamed(Response):
         output: Json = self._first
         while output is not None:
             if isinstance(output, str):
-                async with asyncio.timeout(self._send_timeout_s):
-                    await send({"type": "http.response.body", "body": output.encode(), "more_body": True})
+                await send({"type": "http.response.body", "body": output.encode(), "more_body": True})
             output = await self._outputs.next()
         await send({"type": "http.response.body", "body": b""})
 
@@ -77,8 +82,9 @@ async def until_gone(receive: Receive, working: asyncio.Task[Any]) -> bool:
     gone = asyncio.create_task(_hang_up(receive))
     try:
         done, _ = await asyncio.wait({gone, working}, return_when=asyncio.FIRST_COMPLETED)
-        if working in done and not working.cancelled():
-            working.result()
+        for task in done:
+            if not task.cancelled():
+                task.result()
         return working in done
     finally:
         gone.cancel()
