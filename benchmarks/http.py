@@ -1,10 +1,13 @@
-"""The HTTP server under load: many clients, some of which hang up, beside one client at a time and the engine alone.
+"""The HTTP server under load: many clients, some of which hang up, beside one client at a time, the engine alone, and
+the same application on uvicorn's own connections.
 
-python -m benchmarks.http [--clients 64] [--seconds 60] [--save]
+python -m benchmarks.http [--clients 64] [--seconds 60] [--other FOLDER] [--save]
 
 The tiny model behind the server as a process, on one thread of torch; the clients are another process, on the same
 machine. Every client asks about a picture again and again, half of the times for a stream, and leaves a tenth of its
-answers before they end. The engine alone answers the same questions, as many at once, without HTTP.
+answers before they end. The engine alone answers the same questions, as many at once, without HTTP. Both servers run
+all the time and are asked in turns, a quarter of the seconds each. `--other` takes the server of another checkout, as
+`git worktree add FOLDER COMMIT` makes one, in the place of uvicorn's connections.
 """
 
 import argparse
@@ -21,26 +24,29 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import torch
+import uvicorn
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
 from worker.core.contract import ChatRequest, with_opened
 from worker.core.safe_json import JsonObject
-from worker.core.settings import load as settings
+from worker.core.settings import load as load_settings
 from worker.dialects import openai_chat
 from worker.engine.engine import continuous_engine
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener
 from worker.models.loading import load
 from worker.prompt.size_policy import SmartResizePolicy
+from worker.server.app import admission_of, create
+from worker.startup.build import start
 
 ROUTE = "/v1/chat/completions"
 ROOT = Path(__file__).parents[1]
@@ -48,6 +54,7 @@ ENVIRONMENT = {"DEVICE": "cpu", "MAX_NUM_SEQS": "16"}
 NUM_PICTURES = 32
 LEAVING = 0.1  # of the answers
 LEAVES_AFTER_S = 0.05
+TURNS = ("ours", "uvicorn", "uvicorn", "ours")  # whatever the machine does meanwhile, it does to both
 
 
 @dataclass
@@ -61,6 +68,12 @@ class Load:
     @property
     def rate(self) -> float:
         return len(self.seconds) / self.wall
+
+    def add(self, other: "Load") -> None:
+        """Another turn of the same."""
+        self.seconds += other.seconds
+        self.outcomes += other.outcomes
+        self.wall += other.wall
 
     def row(self, name: str) -> str:
         p50, p95, p99 = (statistics.quantiles(self.seconds, n=100)[at - 1] for at in (50, 95, 99))
@@ -114,7 +127,7 @@ def parsed(body: JsonObject) -> ChatRequest:
 
 async def by_engine(num_clients: int, seconds: float) -> Load:
     """The same questions without HTTP."""
-    chosen = settings(ENVIRONMENT)
+    chosen = load_settings(ENVIRONMENT)
     model = load(chosen)
     engine, size_policy = (
         continuous_engine(model, chosen),
@@ -184,60 +197,92 @@ def metric(address: str, name: str) -> float:
     return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
 
 
+@contextmanager
+def serving(front: str, folder: Path = ROOT) -> Iterator[str]:
+    """The address of the worker of a checkout behind its own connections (`ours`) or uvicorn's."""
+    port = free_port()
+    variables = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1", "PORT": str(port)}
+    module = ["worker.server"] if front == "ours" else ["benchmarks.http", "--on-uvicorn"]
+    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", *module]
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, cwd=folder) as server:
+        try:
+            while not _is_ready(address):
+                time.sleep(0.1)
+            yield address
+        finally:
+            server.terminate()
+
+
+def serve_on_uvicorn() -> None:
+    """The same application without our connections: uvicorn reads and bounds what comes."""
+    chosen = load_settings().model_copy(update={"media_isolate": "process"})  # as the command has it
+    app = create(chosen, lambda: start(chosen), admission_of(chosen, chosen.max_connections))
+    uvicorn.run(app, port=chosen.port, access_log=False, log_config=None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--other", type=Path, help="a checkout whose server takes the place of uvicorn's connections")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--on-uvicorn", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.on_uvicorn:
+        serve_on_uvicorn()
+        return
     torch.set_num_threads(1)
     short = arguments.seconds / 4
     engine = asyncio.run(by_engine(arguments.clients, short))
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    variables = {**ENVIRONMENT, "LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "worker.server"]
-    with subprocess.Popen([*command, "--port", str(port)], cwd=ROOT) as server:
-        try:
-            while not _is_ready(address):
-                time.sleep(0.1)
-            single = asyncio.run(through_server(address, 1, short, leaving=0.0))
-            before = metric(address, "process_resident_memory_bytes")
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-                pinging = apart.submit(pinged, address, arguments.seconds)
-                many = asyncio.run(through_server(address, arguments.clients, arguments.seconds, LEAVING))
-                ping50, ping99 = (statistics.quantiles(pinging.result(), n=100)[at - 1] for at in (50, 99))
-            time.sleep(1)
-            left_over = metric(address, "worker_requests_unfinished")
-            grown = metric(address, "process_resident_memory_bytes") - before
-        finally:
-            server.terminate()
-    rows = [
-        "| | answers a second | p50 s | p95 s | p99 s | ended |",
-        "|---|---|---|---|---|---|",
-        single.row("one client, through the HTTP server"),
-        many.row(f"{arguments.clients} clients, through the HTTP server"),
-        engine.row(f"{arguments.clients} at once, engine alone"),
-    ]
-    share = many.rate / engine.rate
+    singles, loads = {front: Load() for front in TURNS}, {front: Load() for front in TURNS}
+    pings: dict[str, list[float]] = {front: [] for front in TURNS}
+    beside = serving("uvicorn") if arguments.other is None else serving("ours", arguments.other)
+    theirs = "uvicorn's own connections" if arguments.other is None else "the other checkout"
+    with serving("ours") as address, beside as other:
+        places = {"ours": address, "uvicorn": other}
+        before = 0.0  # of memory, once it has answered a client
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            for front in TURNS:
+                singles[front].add(asyncio.run(through_server(places[front], 1, short / 4, leaving=0.0)))
+                before = before or metric(address, "process_resident_memory_bytes")
+                pinging = apart.submit(pinged, places[front], short)
+                loads[front].add(asyncio.run(through_server(places[front], arguments.clients, short, LEAVING)))
+                pings[front] += pinging.result()
+        time.sleep(1)
+        left_over = metric(address, "worker_requests_unfinished")
+        grown = metric(address, "process_resident_memory_bytes") - before
+    rows = ["| | answers a second | p50 s | p95 s | p99 s | ended |", "|---|---|---|---|---|---|"]
+    for front, name in (("ours", "through the HTTP server"), ("uvicorn", f"the same on {theirs}")):
+        rows += [singles[front].row(f"one client, {name}"), loads[front].row(f"{arguments.clients} clients, {name}")]
+    rows.append(engine.row(f"{arguments.clients} at once, engine alone"))
+    share = loads["ours"].rate / engine.rate
+    waits = [statistics.quantiles(pings[front], n=100)[at - 1] for front in ("ours", "uvicorn") for at in (50, 99)]
     table = "\n".join(rows) + (
-        f"\n\n{arguments.clients} clients get {many.rate / single.rate:.2f}x the answers a second of one. The engine's "
-        f"share is {share:.0%}: answers a second through the HTTP server, over those of the engine alone. Unfinished a "
-        f"second after the last client left: {left_over:.0f}. Memory of the worker grew by {grown / 2**20:.0f} MiB. "
-        f"`/ping` meanwhile took {ping50:.1f} ms (p50) and {ping99:.1f} ms (p99).\n"
+        f"\n\n{arguments.clients} clients get {loads['ours'].rate / singles['ours'].rate:.2f}x the answers a second of "
+        f"one, and {loads['ours'].rate / loads['uvicorn'].rate:.2f}x those on {theirs}. The "
+        f"engine's share is {share:.0%}: answers a second through the HTTP server, over those of the engine alone. "
+        f"Unfinished a second after the last client left: {left_over:.0f}. Memory of the worker grew by "
+        f"{grown / 2**20:.0f} MiB. `/ping` meanwhile took {waits[0]:.1f} ms (p50) and {waits[1]:.1f} ms (p99), on "
+        f"{theirs} {waits[2]:.1f} and {waits[3]:.1f} ms.\n"
     )
     print(table)
     if arguments.save:
         flags = f"--clients {arguments.clients} --seconds {arguments.seconds:g}"
         facts = environment(f"python -m benchmarks.http {flags}", threads=1, engine_share=share)
-        loads = {"one": single, "many": many, "engine": engine}
+        measured = {
+            "one": singles["ours"],
+            "many": loads["ours"],
+            "many_on_uvicorn": loads["uvicorn"],
+            "engine": engine,
+        }
         facts["loads"] = {
             name: {
                 "rate": load.rate,
                 "outcomes": dict(load.outcomes),
                 "seconds": sorted(load.seconds)[:: 1 + len(load.seconds) // 200],
             }
-            for name, load in loads.items()
+            for name, load in measured.items()
         }
         save("http-cpu", facts, table)
 
