@@ -393,20 +393,38 @@ def test_more_requests_than_the_door_takes_are_sent_away() -> None:
         assert health.status_code == 200
 
 
-def test_a_keys_bodies_and_requests_have_places_of_their_own() -> None:
-    """Bodies that drip take none of the places in which requests run, and none of another key's."""
+def test_bodies_that_drip_keep_no_request_from_running() -> None:
+    """Also of the same key: an upload has no slot of a request, and the oldest makes room for the next."""
     body = {"messages": [{"role": "user", "content": "x"}]}
-    with served(FakeEngine(), API_KEY="k1,k2", MAX_REQUESTS="8", MAX_REQUESTS_PER_KEY="2") as address:
+    with served(FakeEngine(), API_KEY="k1", MAX_REQUESTS="2", MAX_CONNECTIONS="64") as address:
         port = int(address.rpartition(":")[2])
 
-        def post(key: str) -> requests.Response:
-            return requests.post(f"{address}/generate", json=body, headers={"X-API-Key": key}, timeout=10)
+        def post() -> requests.Response:
+            return requests.post(f"{address}/generate", json=body, headers={"X-API-Key": "k1"}, timeout=10)
 
-        with strangers.held(port, 2, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{"):
-            assert strangers.seconds_until(lambda: post("k1").status_code == 429, 10) is not None
-            assert "2 bodies are being received for this key" in post("k1").json()["detail"]
-            assert post("k2").status_code == 200
-        assert strangers.seconds_until(lambda: post("k1").status_code == 200, 10) is not None
+        with strangers.held(port, 10, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{"):
+            assert post().status_code == 200
+        with strangers.held(port, 24, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{") as dripping:
+            assert strangers.seconds_until(lambda: post().status_code == 429, 10) is not None
+            assert "24 bodies are being received" in post().json()["detail"]
+            assert strangers.seconds_until(lambda: post().status_code == 200, 10) is not None
+            assert strangers.seconds_until(lambda: strangers.num_open(dripping) < 24, 10) is not None
+
+
+def test_a_key_has_its_share_of_running_requests() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    url = "/v1/chat/completions"
+    with served(Endless(), API_KEY="k1,k2", MAX_REQUESTS="8", MAX_REQUESTS_PER_KEY="1") as address:
+
+        def post(key: str) -> Any:
+            return httpx.stream("POST", f"{address}{url}", json=body, headers={"X-API-Key": key}, timeout=10)
+
+        with post("k1") as running:
+            heard = running.iter_text()
+            assert next(heard)
+            with post("k1") as refused, post("k2") as other:
+                assert (refused.status_code, other.status_code) == (429, 200)
+                assert "1 requests are unfinished for this key" in refused.read().decode()
 
 
 def test_the_bytes_of_all_bodies_are_bounded() -> None:

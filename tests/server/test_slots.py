@@ -24,34 +24,67 @@ def slots(num_callers: int = 1, clock: Clock | None = None, num_connections: int
     return Slots(load(values), num_connections, num_callers=lambda: num_callers, clock=clock or Clock())
 
 
-def test_a_place_is_one_of_a_body_and_then_one_of_a_request() -> None:
+def test_a_slot_is_one_of_an_upload_and_then_one_of_a_request() -> None:
     of_all = slots(MAX_REQUESTS="2")
-    first, second = of_all.enter("", uses_tokens=True), of_all.enter("", uses_tokens=True)
-    with pytest.raises(QueueFull, match="2 bodies are being received"):
-        of_all.enter("", uses_tokens=True)
-    first.run()
-    third = of_all.enter("", uses_tokens=True)
-    second.run()
+    uploads = [of_all.enter("", uses_tokens=True) for _ in range(4)]  # more than may run
+    uploads[0].run()
+    uploads[1].run()
     with pytest.raises(QueueFull, match="2 requests are unfinished"):
-        third.run()
-    third.leave()
-    first.leave()
-    first.leave()
-    fourth = of_all.enter("", uses_tokens=True)
-    fourth.run()
-    for slot in (second, fourth):
+        uploads[2].run()
+    uploads[0].leave()
+    uploads[0].leave()
+    uploads[2].run()
+    for slot in uploads:
         slot.leave()
+
+
+def test_the_oldest_upload_makes_room_unless_it_has_just_begun() -> None:
+    clock = Clock()
+    of_all = slots(clock=clock, num_connections=8)
+    assert of_all.max_uploads == 3
+    uploads = [of_all.enter("", uses_tokens=True) for _ in range(3)]
+    with pytest.raises(QueueFull, match="3 bodies are being received"):
+        of_all.enter("", uses_tokens=True)
+    clock.now += 2
+    evicted: list[int] = []
+    for number, upload in enumerate(uploads):
+        upload.on_evict = lambda number=number: evicted.append(number)  # type: ignore[misc]
+    uploads[0].run()  # no upload any more
+    of_all.enter("", uses_tokens=True)
+    assert evicted == []
+    of_all.enter("", uses_tokens=True)
+    assert (evicted, uploads[1].is_evicted) == ([1], True)
+    uploads[1].leave()
+    of_all.enter("", uses_tokens=True)
+    assert evicted == [1, 2]
+
+
+def test_who_uploads_most_loses_one() -> None:
+    clock = Clock()
+    of_all = slots(num_callers=3, clock=clock, num_connections=16)  # 6, and 3 of one
+    crowd = [of_all.enter("a", uses_tokens=True) for _ in range(3)]
+    others = [
+        of_all.enter("b", uses_tokens=True),
+        of_all.enter("b", uses_tokens=True),
+        of_all.enter("c", uses_tokens=True),
+    ]
+    clock.now += 2
+    of_all.enter("c", uses_tokens=True)
+    assert [slot.is_evicted for slot in crowd] == [True, False, False]
+    of_all.enter("a", uses_tokens=True)
+    assert [slot.is_evicted for slot in crowd] == [True, True, False]
+    assert not any(slot.is_evicted for slot in others)
 
 
 def test_one_of_several_keys_has_half() -> None:
     alone, among = slots(MAX_REQUESTS="4"), slots(num_callers=2, MAX_REQUESTS="4")
     for _ in range(4):
-        alone.enter("", uses_tokens=True)
+        alone.enter("", uses_tokens=True).run()
     for _ in range(2):
-        among.enter("a", uses_tokens=True)
+        among.enter("a", uses_tokens=True).run()
     with pytest.raises(QueueFull, match="for this key"):
-        among.enter("a", uses_tokens=True)
-    among.enter("b", uses_tokens=True)
+        among.enter("a", uses_tokens=True).run()
+    among.enter("b", uses_tokens=True).run()
 
 
 def test_bytes_of_bodies_come_back() -> None:

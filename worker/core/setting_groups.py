@@ -320,13 +320,13 @@ class ServerSettings(Group):
     )
     max_requests: Positive = Field(
         512,
-        description="Concurrent requests of the HTTP server, and concurrent uploads; more are refused with QUEUE_FULL. "
-        "At most 3/8 of the connections, so that there is always one to evict",
+        description="Concurrent requests of the HTTP server; more are refused with QUEUE_FULL. At most 3/8 of the "
+        "connections; as many may be uploads, so that there is always a connection to evict",
     )
     max_requests_per_key: Positive | None = Field(
         None,
-        description="Concurrent requests, and concurrent uploads, of one key; unset: all of `MAX_REQUESTS`, or half of "
-        "them where there are several keys",
+        description="Concurrent requests of one key; unset: all of `MAX_REQUESTS`, or half of them where there are "
+        "several keys",
     )
     tokens_per_minute: Positive | None = Field(
         None,

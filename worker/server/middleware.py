@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worker.core.errors import WorkerError
+from worker.core.errors import QueueFull, WorkerError
 from worker.core.http_errors import BodyTimeout, BodyTooLarge, HttpRefusal, KeyInvalid
 from worker.core.settings import Settings
 from worker.dialects.base import HttpError
@@ -103,9 +103,13 @@ class RequestMiddleware:
                 return await receive()
             until = began + min(self._whole_s, self._timeout_s + num_bytes / BODY_RATE)
             try:
-                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                async with asyncio.timeout(max(0.0, until - time.monotonic())) as timer:
+                    if passing.slot is not None:
+                        passing.slot.on_evict = lambda: timer.reschedule(0)
                     message = await receive()
             except TimeoutError:
+                if passing.slot is not None and passing.slot.is_evicted:
+                    raise QueueFull(detail="the slowest of too many uploads") from None
                 raise BodyTimeout() from None
             if message["type"] != "http.request":
                 passing.has_left = True

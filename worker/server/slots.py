@@ -1,5 +1,5 @@
-"""Who may be served now: slots of requests and of bodies that come, the memory of bodies, and tokens a minute, each
-with a caller's share."""
+"""Who may be served now: slots of uploads and of requests, the bytes of bodies, and tokens a minute, each with a
+caller's share."""
 
 import logging
 import math
@@ -13,12 +13,14 @@ from worker.core.settings import Settings
 
 log = logging.getLogger(__name__)
 MINUTE_S = 60.0
-# Of all connections, so that some never have a request on them, and can give way to a newcomer: a health check.
+# Of all connections: of those with uploads and of those with requests, so that some always have neither and can be
+# evicted, for a health check.
 SHARE_OF_CONNECTIONS = 3 / 8
+EVICTABLE_S = 1.0  # that an upload has taken; most take milliseconds
 
 
 class Slots:
-    """All slots of one server. limit: requests at once; as many bodies may come at the same time."""
+    """All slots of one server. limit: concurrent requests; max_uploads: concurrent uploads."""
 
     def __init__(
         self,
@@ -28,37 +30,56 @@ class Slots:
         num_callers: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit = max(1, min(settings.max_requests, int(num_connections * SHARE_OF_CONNECTIONS)))
+        self.max_uploads = max(1, int(num_connections * SHARE_OF_CONNECTIONS))
+        self.limit = min(settings.max_requests, self.max_uploads)
         if self.limit < settings.max_requests:
             log.warning("%d connections leave room for %d requests at once", num_connections, self.limit)
         self._of_one, self._num_callers = settings.max_requests_per_key, num_callers
         self._max_bytes, self._rate = settings.max_bodies_bytes, settings.tokens_per_minute
         self._clock = clock
-        self._coming, self._running, self._bytes = Counter[str](), Counter[str](), Counter[str]()
+        self._uploads: dict[str, dict[Slot, float]] = {}  # by caller, with when they began; the oldest is first
+        self._running, self._bytes = Counter[str](), Counter[str]()
         self._tokens: dict[str, tuple[float, float]] = {}  # by caller: what is left, and when it was
 
     def enter(self, caller: str, *, uses_tokens: bool) -> "Slot":
-        """A request whose head has come. Raises QueueFull, RateLimited."""
+        """A request whose head has come. Where there is no slot for another upload, the oldest one is evicted, of the
+        caller that has too many or most, unless it has just begun. Raises QueueFull, RateLimited."""
         if uses_tokens:
             self._check_tokens(caller)
-        self._check(self._coming, caller, "bodies are being received")
-        self._coming[caller] += 1
-        return Slot(self, caller)
+        own = self._uploads.get(caller, {})
+        if len(own) >= self._share(self.max_uploads):
+            self._evict_one(own)
+        elif sum(map(len, self._uploads.values())) >= self.max_uploads:
+            self._evict_one(max(self._uploads.values(), key=len))
+        slot = Slot(self, caller)
+        self._uploads.setdefault(caller, {})[slot] = self._clock()
+        return slot
+
+    def _evict_one(self, uploads: "dict[Slot, float]") -> None:
+        """Raises QueueFull."""
+        oldest, began = next(iter(uploads.items()))
+        if self._clock() - began < EVICTABLE_S:
+            raise QueueFull(detail=f"{len(uploads)} bodies are being received")
+        self._end_upload(oldest)
+        oldest.evict()
+
+    def _end_upload(self, slot: "Slot") -> None:
+        uploads = self._uploads.get(slot.caller, {})
+        uploads.pop(slot, None)
+        if not uploads:
+            self._uploads.pop(slot.caller, None)
 
     def _share(self, whole: int) -> int:
         return whole if self._num_callers() < 2 else max(1, whole // 2)
 
-    def _check(self, taken: "Counter[str]", caller: str, what: str) -> None:
+    def _run(self, slot: "Slot") -> None:
         of_one = self._share(self.limit) if self._of_one is None else min(self._of_one, self.limit)
-        if taken.total() >= self.limit:
-            raise QueueFull(detail=f"{self.limit} {what}")
-        if taken[caller] >= of_one:
-            raise QueueFull(detail=f"{of_one} {what} for this key")
-
-    def _run(self, caller: str) -> None:
-        self._check(self._running, caller, "requests are unfinished")
-        _less(self._coming, caller, 1)
-        self._running[caller] += 1
+        if self._running.total() >= self.limit:
+            raise QueueFull(detail=f"{self.limit} requests are unfinished")
+        if self._running[slot.caller] >= of_one:
+            raise QueueFull(detail=f"{of_one} requests are unfinished for this key")
+        self._end_upload(slot)
+        self._running[slot.caller] += 1
 
     def _hold(self, caller: str, num_bytes: int) -> None:
         if self._bytes.total() + num_bytes > self._max_bytes:
@@ -67,9 +88,11 @@ class Slots:
             raise QueueFull(detail=f"bodies of {self._share(self._max_bytes)} bytes are held for this key")
         self._bytes[caller] += num_bytes
 
-    def _leave(self, caller: str, num_bytes: int, *, has_run: bool) -> None:
-        _less(self._running if has_run else self._coming, caller, 1)
-        _less(self._bytes, caller, num_bytes)
+    def _leave(self, slot: "Slot", num_bytes: int, *, has_run: bool) -> None:
+        if has_run:
+            _less(self._running, slot.caller, 1)
+        self._end_upload(slot)
+        _less(self._bytes, slot.caller, num_bytes)
 
     # What a request uses is known when it ends: a caller may be in debt, and waits until it is paid.
 
@@ -92,30 +115,37 @@ class Slots:
 
 
 class Slot:
-    """One request's slot: of a body that comes, then of a request that runs. Leave it when done."""
+    """One request's slot: of an upload, then of a running request. Leave it when done. on_evict: called when it must
+    make room for another upload."""
 
     def __init__(self, slots: Slots, caller: str) -> None:
-        self._slots, self._caller = slots, caller
+        self.caller, self.is_evicted = caller, False
+        self.on_evict: Callable[[], None] = lambda: None
+        self._slots = slots
         self._num_bytes, self._has_run, self._has_left = 0, False, False
+
+    def evict(self) -> None:
+        self.is_evicted = True
+        self.on_evict()
 
     def hold(self, num_bytes: int) -> None:
         """More bytes of its body have come. Raises QueueFull."""
-        self._slots._hold(self._caller, num_bytes)
+        self._slots._hold(self.caller, num_bytes)
         self._num_bytes += num_bytes
 
     def run(self) -> None:
-        """Its body is whole. Raises QueueFull."""
-        self._slots._run(self._caller)
+        """Its body is complete. Raises QueueFull."""
+        self._slots._run(self)
         self._has_run = True
 
     def spend(self, num_tokens: int) -> None:
-        self._slots.spend(self._caller, num_tokens)
+        self._slots.spend(self.caller, num_tokens)
 
     def leave(self) -> None:
         """Again does nothing."""
         if not self._has_left:
             self._has_left = True
-            self._slots._leave(self._caller, self._num_bytes, has_run=self._has_run)
+            self._slots._leave(self, self._num_bytes, has_run=self._has_run)
 
 
 def _less(counts: "Counter[str]", name: str, number: int) -> None:
