@@ -22,7 +22,7 @@ from worker.core.contract import Clip, Controls, Media, Picture, Upload
 from worker.core.errors import MediaCorrupt, MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media.handing_over import Arena, InParent, Order
-from worker.media.isolate import Children
+from worker.media.isolate import Children, Use
 from worker.media.opener import Opener
 from worker.media.workers import Workers
 from worker.prompt.size_policy import SmartResizePolicy
@@ -80,6 +80,20 @@ def test_a_crash_is_one_files_own(children: Children) -> None:
     assert failure.value.is_retryable
     for _ in range(4):
         assert run(children, max, 1, 2) == 2
+
+
+def test_who_leaves_when_its_work_is_done_does_not_end_anothers(children: Children) -> None:
+    """Its child may be doing another's by then."""
+    uses: list[Use] = []
+    assert children.run(max, (1, 2), 2**24, 20.0, uses.append) == 2
+    before = set(children._all)
+
+    def leaving(_: Any) -> int:
+        uses[0].kill()
+        return 7
+
+    assert run(children, shows_a_pixel, InParent(leaving)) == 5
+    assert children._all == before
 
 
 def test_what_crashed_once_is_tried_once_more(children: Children) -> None:

@@ -102,6 +102,22 @@ class Child:
         return given
 
 
+class Use:
+    """A child while it does one piece of work. To kill it afterwards does nothing: it may be doing another's."""
+
+    def __init__(self, child: Child) -> None:
+        self._child, self._lock, self._is_over = child, threading.Lock(), False
+
+    def kill(self) -> None:
+        with self._lock:
+            if not self._is_over:
+                self._child.kill()
+
+    def end(self) -> None:
+        with self._lock:
+            self._is_over = True
+
+
 def _unpacked(order: Order, data: bytes) -> Any:
     """What a child sent. Raises _Gone: a child that sends anything else is not used again."""
     try:
@@ -140,24 +156,26 @@ class Children:
         arguments: tuple[Any, ...],
         num_bytes: int,
         timeout_s: float,
-        on_child: Callable[[Child], None] = lambda _: None,
+        on_use: Callable[[Use], None] = lambda _: None,
         *,
         is_small: bool = True,
     ) -> T:
-        """What `work` returns or raises; `on_child` hears of the child that does it, which may be killed. Blocks.
+        """What `work` returns or raises; `on_use` is given the child that does it, which may be killed. Blocks.
         is_small: large work has a child of lower priority. Raises MediaDecodeTimeout, MediaTooLarge, and
         MediaDecoderCrashed where two children crashed over it.
         """
         kind = FOR_SMALL if is_small else FOR_LARGE
         for _ in range(TRIES):
             child = self._take(kind)
+            use = Use(child)
             try:
-                on_child(child)
+                on_use(use)
                 return child.run(work, arguments, num_bytes, timeout_s)
             except _Gone:
                 if child.is_unwanted:
                     break
             finally:
+                use.end()
                 self._give(child, kind)
         raise MediaDecoderCrashed()
 

@@ -19,7 +19,7 @@ from worker.core.settings import MIB, Settings
 from worker.core.threads import tellable
 from worker.media.budget import Budget, Share
 from worker.media.handing_over import NICE
-from worker.media.isolate import Child, Children
+from worker.media.isolate import Children, Use
 
 T = TypeVar("T")
 SMALL_BYTES = 24 * MIB  # of a decoder at work on what is no more than a picture of two million pixels
@@ -69,25 +69,25 @@ class Workers:
         children = self._children
         if children is None:
             return await self.run(num_bytes, work, *arguments, owner=owner, timeout_s=timeout_s)
-        used: list[Child] = []
+        uses: list[Use] = []
         has_left = threading.Event()
 
-        def on_child(child: Child) -> None:
-            used.append(child)
+        def on_use(use: Use) -> None:
+            uses.append(use)
             if has_left.is_set():
-                child.kill()
+                use.kill()
 
         seconds = timeout_s or self._timeout_s
         is_small = num_bytes <= SMALL_BYTES
         async with self.memory.held(num_bytes, owner), self._places.held(1, owner, is_small=is_small):
-            order = partial(children.run, work, arguments, num_bytes, seconds, on_child, is_small=is_small)
+            order = partial(children.run, work, arguments, num_bytes, seconds, on_use, is_small=is_small)
             running = self._pool(is_small).submit(tellable, order)
             try:
                 return await asyncio.wrap_future(running)
             except asyncio.CancelledError:
                 has_left.set()
-                for child in used:
-                    child.kill()
+                for use in uses:
+                    use.kill()
                 raise
 
     async def run(
