@@ -1,5 +1,6 @@
 """Servers for tests: one in this process with any engine behind it, and one as a process with the tiny model."""
 
+import asyncio
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import requests
 from PIL import Image, ImageDraw
@@ -50,8 +52,14 @@ def served(
 
 @contextmanager
 def listening(server: Server) -> Iterator[str]:
-    """The address of a server in this process."""
-    with socket.create_server(("127.0.0.1", 0)) as at:
+    """The address of a server in this process. It hears at once that it is to stop, not at its next tick."""
+
+    async def until_stopped() -> None:
+        await server.on_tick(0)
+        while not server.should_exit:
+            await asyncio.sleep(0.005)
+
+    with socket.create_server(("127.0.0.1", 0)) as at, mock.patch.object(server, "main_loop", until_stopped):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
         thread.start()
         try:
