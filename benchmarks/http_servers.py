@@ -14,15 +14,12 @@ import http.client
 import resource
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import psutil
 import uvicorn
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
@@ -33,7 +30,7 @@ from hypercorn.config import Config as HypercornConfig
 from benchmarks.http import free_port
 from benchmarks.report import environment, save
 from tests.server import strangers
-from tests.server.strangers import HEAD, MIB
+from tests.server.strangers import HEAD, MIB, Cost, Target
 from worker.core.settings import Settings
 from worker.dialects.table import DIALECTS
 from worker.server.app import admission_of
@@ -137,57 +134,13 @@ SERVERS: dict[str, Callable[[int], None]] = {
 }
 
 
-@dataclass
-class Cost:
-    """Of an attack: seconds of the processor, MiB at the peak, and the seconds of each `/ping`, None for none."""
-
-    cpu_s: float = 0.0
-    mib: float = 0.0
-    pings: list[float | None] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        waits = [
-            "none" if None in self.pings else f"{max((wait or 0 for wait in self.pings), default=0) * 1000:.0f} ms"
-        ]
-        return f"{self.cpu_s:.1f} s, {self.mib:.0f} MiB, {waits[0]}"
-
-
-class Running:
-    """A server as a process."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
-        self.port = port
-        self._process = psutil.Process(process.pid)
-
-    def processes(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
-
-    def cpu_s(self) -> float:
-        return float(sum(sum(each.cpu_times()[:2]) for each in self.processes()))
-
-    def mib(self) -> float:
-        return float(sum(each.memory_info().rss for each in self.processes())) / MIB
-
-    @contextmanager
-    def measured(self) -> Iterator[Cost]:
-        cost, cpu_s, mib, is_over = Cost(), self.cpu_s(), self.mib(), threading.Event()
-
-        def watch() -> None:
-            while not (is_over.is_set() and cost.pings):
-                cost.pings.append(strangers.pinged(self.port, 10))
-                cost.mib = max(cost.mib, self.mib() - mib)
-                is_over.wait(0.02)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        yield cost
-        is_over.set()
-        watching.join()
-        cost.cpu_s = self.cpu_s() - cpu_s
+def shown(cost: Cost) -> str:
+    waited = "none" if cost.longest_s is None else f"{cost.longest_s * 1000:.0f} ms"
+    return f"{cost.cpu_s:.1f} s, {cost.mib:.0f} MiB, {waited}"
 
 
 @contextmanager
-def running(name: str) -> Iterator[Running]:
+def running(name: str) -> Iterator[Target]:
     port = free_port()
 
     def limit() -> None:
@@ -196,20 +149,14 @@ def running(name: str) -> Iterator[Running]:
     command = [sys.executable, "-m", "benchmarks.http_servers", "--serve", name, "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=limit) as process:
         try:
-            if strangers.seconds_until(lambda: _is_up(port), 20) is None:
+            if strangers.seconds_until(lambda: strangers.pinged(port, 1) is not None, 20) is None:
                 raise RuntimeError(f"{name} does not start")
-            yield Running(process, port)
+            target = Target(f"http://127.0.0.1:{port}", process.pid)
+            yield target
+            for each in target.processes():
+                each.kill()
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
             process.kill()
-
-
-def _is_up(port: int) -> bool:
-    try:
-        return strangers.pinged(port, 1) is not None
-    except OSError:
-        return False
 
 
 def endless(name: str) -> dict[str, str]:
@@ -218,7 +165,7 @@ def endless(name: str) -> dict[str, str]:
     for what, (beginning, repeated) in strangers.ENDLESS.items():
         with running(name) as server, server.measured() as cost:
             taken, _ = strangers.poured(server.port, beginning, repeated, 64 * MIB, 10)
-        told[f"{what} without an end"] = f"{taken / MIB:.0f} MiB taken, {cost}"
+        told[f"{what} without an end"] = f"{taken / MIB:.0f} MiB taken, {shown(cost)}"
     return told
 
 
@@ -241,7 +188,7 @@ def crowds(name: str) -> dict[str, str]:
         with running(name) as server, server.measured() as cost, strangers.held(server.port, AT_ONCE, sent) as clients:
             time.sleep(2 * HEAD_TIMEOUT_S)
             told[f"1,000 connections {what}"] = (
-                f"{strangers.num_open(clients)} open {2 * HEAD_TIMEOUT_S} s later, {cost}"
+                f"{strangers.num_open(clients)} open {2 * HEAD_TIMEOUT_S} s later, {shown(cost)}"
             )
     return told
 

@@ -5,8 +5,12 @@ Every attack is bounded in bytes and seconds, and says what the server did about
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import psutil
 
 MIB = 2**20
 HEAD = b"HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -159,3 +163,55 @@ def pinged(port: int, timeout_s: float = 5.0) -> float | None:
     except OSError:
         return None
     return time.monotonic() - began if status_of(reply) in (200, 204) else None
+
+
+@dataclass
+class Cost:
+    """What an attack cost: processor time, memory at its peak, and the seconds of each `/ping`, None for no answer."""
+
+    cpu_s: float = 0.0
+    mib: float = 0.0
+    pings: list[float | None] = field(default_factory=list)
+
+    @property
+    def longest_s(self) -> float | None:
+        """Of the pings; None where one got no answer."""
+        waits = [wait for wait in self.pings if wait is not None]
+        return max(waits) if len(waits) == len(self.pings) else None
+
+
+class Target:
+    """A server that is attacked: a process with its children."""
+
+    def __init__(self, address: str, pid: int) -> None:
+        self.address, self.port = address, int(address.rpartition(":")[2])
+        self.process = psutil.Process(pid)
+
+    def processes(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        return float(sum(sum(each.cpu_times()[:2]) for each in self.processes()))
+
+    def mib(self) -> float:
+        return float(sum(each.memory_info().rss for each in self.processes())) / MIB
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[Cost]:
+        """The cost of what is done meanwhile, with an honest client that pings again and again."""
+        cost, cpu_s, mib, is_over = Cost(), self.cpu_s(), self.mib(), threading.Event()
+
+        def watch() -> None:
+            while not (is_over.is_set() and cost.pings):
+                cost.pings.append(pinged(self.port, 10))
+                cost.mib = max(cost.mib, self.mib() - mib)
+                is_over.wait(0.02)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            yield cost
+        finally:
+            is_over.set()
+            watching.join()
+            cost.cpu_s = self.cpu_s() - cpu_s

@@ -3,51 +3,18 @@
 import json
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-import psutil
 import pytest
 import requests
 
 from tests.server import strangers
 from tests.server.servers import server_process
-from tests.server.strangers import CHUNKED, MIB, TAKEN
+from tests.server.strangers import CHUNKED, MIB, TAKEN, Cost, Target
 
 pytestmark = pytest.mark.network
 NUM_DESCRIPTORS = 256
 AT_ONCE = 1000
-
-
-@dataclass
-class Target:
-    """A server that is attacked."""
-
-    address: str
-    process: psutil.Process
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def cpu_s(self) -> float:
-        return sum(self.process.cpu_times()[:2])
-
-    @property
-    def mib(self) -> float:
-        return float(self.process.memory_info().rss) / MIB
-
-
-@dataclass
-class Cost:
-    """What an attack cost: processor time, memory at its peak, and the seconds of each `/ping` meanwhile."""
-
-    cpu_s: float = 0.0
-    mib: float = 0.0
-    pings: list[float | None] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -58,38 +25,17 @@ def target() -> Iterator[Target]:
         tempfile.TemporaryFile() as log,
         server_process(values, log.fileno(), NUM_DESCRIPTORS) as (address, process),
     ):
-        yield Target(address, psutil.Process(process.pid))
+        yield Target(address, process.pid)
         log.seek(0)
         written = log.read().decode()
         assert "Traceback" not in written
-        assert "no descriptor" not in written
-
-
-@contextmanager
-def measured(target: Target) -> Iterator[Cost]:
-    """The cost of what is done meanwhile, with an honest client that pings again and again."""
-    cost, is_over = Cost(), threading.Event()
-    cpu_s, mib = target.cpu_s, target.mib
-
-    def watch() -> None:
-        while not is_over.is_set():
-            cost.pings.append(strangers.pinged(target.port, 10))
-            cost.mib = max(cost.mib, target.mib - mib)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
-    try:
-        yield cost
-    finally:
-        is_over.set()
-        watching.join()
-        cost.cpu_s = target.cpu_s - cpu_s
+        assert "no connection can be taken" not in written
 
 
 def check(cost: Cost, *, cpu_s: float, mib: float) -> None:
     """Bounds; the clock's are wide, since they are of the machine too."""
-    assert None not in cost.pings
-    assert max(seconds for seconds in cost.pings if seconds is not None) < 2
+    assert cost.longest_s is not None
+    assert cost.longest_s < 2
     assert cost.cpu_s - 0.002 * len(cost.pings) < cpu_s
     assert cost.mib < mib
 
@@ -97,11 +43,12 @@ def check(cost: Cost, *, cpu_s: float, mib: float) -> None:
 @pytest.mark.parametrize("what", strangers.ENDLESS)
 def test_what_has_no_end_costs_little(target: Target, what: str) -> None:
     beginning, endless = strangers.ENDLESS[what]
-    with measured(target) as cost:
+    with target.measured() as cost:
         taken, status = strangers.poured(target.port, beginning, endless, 64 * MIB, 10)
     assert taken < 32 * MIB
     assert status in (204, 400, 401, 431)
-    check(cost, cpu_s=0.5, mib=32)
+    # Requests are answered as long as the kernel has room for the answers: tens of thousands.
+    check(cost, cpu_s=8.5 if what == "requests, answers unread" else 0.5, mib=32)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +63,14 @@ def test_what_has_no_end_costs_little(target: Target, what: str) -> None:
     ],
 )
 def test_a_thousand_at_once_keep_nobody_out_and_are_gone_in_time(target: Target, what: str, sent: bytes) -> None:
-    with measured(target) as cost, strangers.held(target.port, AT_ONCE, sent) as clients:
+    with target.measured() as cost, strangers.held(target.port, AT_ONCE, sent) as clients:
         assert len(clients) == AT_ONCE
         assert target.process.num_fds() < NUM_DESCRIPTORS
         other = {"X-API-Key": "k2"}
         assert requests.get(f"{target.address}/openapi.json", headers=other, timeout=10).status_code == 200
         assert strangers.seconds_until(lambda: strangers.num_open(clients) == 0, 20) is not None
-    check(cost, cpu_s=2.0, mib=64)
+    num_answered = AT_ONCE * sent.count(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    check(cost, cpu_s=2.0 + 0.0005 * num_answered, mib=64)
     assert strangers.seconds_until(lambda: target.process.num_fds() < 40, 10) is not None
 
 
@@ -144,7 +92,7 @@ JSON = {
 @pytest.mark.parametrize("what", JSON)
 def test_json_of_megabytes_keeps_nobody_waiting(target: Target, what: str) -> None:
     headers = {"X-API-Key": "k1", "Content-Type": "application/json"}
-    with measured(target) as cost:
+    with target.measured() as cost:
         answer = requests.post(f"{target.address}/generate", data=JSON[what], headers=headers, timeout=20)
     assert answer.json()["code"] in ("BODY_TOO_LARGE", "INPUT_NOT_OBJECT")
     check(cost, cpu_s=2.0, mib=200)
@@ -153,7 +101,7 @@ def test_json_of_megabytes_keeps_nobody_waiting(target: Target, what: str) -> No
 def test_many_fields_of_a_form_keep_nobody_waiting(target: Target) -> None:
     headers = {"X-API-Key": "k1", "Content-Type": "application/x-www-form-urlencoded"}
     for body in (b"&" * 8 * MIB, b"a=1&" * MIB, b"prompt=" + b"%41" * 600_000, b"a" * 20 * MIB):
-        with measured(target) as cost:
+        with target.measured() as cost:
             answer = requests.post(f"{target.address}/v1/image/recognize", data=body, headers=headers, timeout=30)
         assert answer.json()["code"] == "INPUT_INVALID"
         check(cost, cpu_s=1.0, mib=200)
@@ -165,7 +113,7 @@ def test_a_form_of_megabytes_keeps_nobody_waiting(target: Target) -> None:
     part = b'--boundary\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     for repeated in (b"\r\n--boundarx", b"\r", b"\r\n--"):
         body = part + repeated * (8 * MIB // len(repeated))
-        with measured(target) as cost:
+        with target.measured() as cost:
             answer = requests.post(f"{target.address}/chat-vl", data=body, headers=headers, timeout=30)
         assert answer.json()["code"] == "INPUT_INVALID"
         check(cost, cpu_s=8.0, mib=200)
@@ -180,7 +128,7 @@ def test_an_interrupt_from_the_keyboard_ends_it_in_peace() -> None:
 
 
 def test_wrong_keys_by_the_thousand(target: Target) -> None:
-    with measured(target) as cost, requests.Session() as session:
+    with target.measured() as cost, requests.Session() as session:
         codes = [
             session.get(f"{target.address}/v1/models", headers={"X-API-Key": f"guess{number}"}, timeout=10).json()
             for number in range(1000)
