@@ -9,36 +9,39 @@ from worker.core.contract import Usage
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class ServerMetrics:
-    """Counts of one HTTP server, also of requests that never reach the service."""
+class _Registry:
+    """Counts with a registry of their own, so that several can live in a process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._refusals = Counter(
-            "worker_http_refusals",
-            "Requests and connections that the server refused",
-            ["code"],
-            registry=self._registry,
-        )
-
-    def refused(self, code: str) -> None:
-        """One was refused, with an error's code."""
-        self._refusals.labels(code).inc()
 
     def gauge(self, name: str, about: str, read: Callable[[], float]) -> None:
         """A number that is read whenever somebody asks."""
-        Gauge(f"worker_http_{name}", about, registry=self._registry).set_function(read)
+        Gauge(f"worker_{name}", about, registry=self._registry).set_function(read)
 
     def text(self) -> bytes:
         """All of it in Prometheus's text format."""
         return bytes(generate_latest(self._registry))
 
 
-class Metrics:
-    """Counts of one worker; each has a registry of its own, so that several can live in a process."""
+class ServerMetrics(_Registry):
+    """Counts of one HTTP server, also of requests that never reach the service."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        super().__init__()
+        about = "Requests and connections that the server refused"
+        self._refusals = Counter("worker_http_refusals", about, ["code"], registry=self._registry)
+
+    def refused(self, code: str) -> None:
+        """One was refused, with an error's code."""
+        self._refusals.labels(code).inc()
+
+
+class Metrics(_Registry):
+    """Counts of one worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
         ProcessCollector(registry=self._registry)  # memory and processor time of the process
 
         def counter(name: str, about: str, *labels: str) -> Counter:
@@ -49,10 +52,6 @@ class Metrics:
         self._seconds = Histogram(
             "worker_phase_seconds", "Seconds of a request's phases", ["phase"], buckets=SECONDS, registry=self._registry
         )
-
-    def gauge(self, name: str, about: str, read: Callable[[], float]) -> None:
-        """A number that is read whenever somebody asks."""
-        Gauge(f"worker_{name}", about, registry=self._registry).set_function(read)
 
     def answered(self, seconds: Mapping[str, float]) -> None:
         """An answer is complete: the seconds of its phases."""
@@ -67,7 +66,3 @@ class Metrics:
     def ended(self, dialect: str, code: str) -> None:
         """A request has ended: `ok`, an error's code, or `left`."""
         self._requests.labels(dialect, code).inc()
-
-    def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
-        return bytes(generate_latest(self._registry))

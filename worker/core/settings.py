@@ -25,7 +25,7 @@ from worker.core.setting_groups import (
     ServerSettings,
 )
 
-__all__ = ["EMBEDDED_MODEL", "MIB", "Settings", "current", "load", "load_with_file", "stay_offline", "table"]
+__all__ = ["EMBEDDED_MODEL", "MIB", "Settings", "current", "listed", "load", "load_with_file", "stay_offline", "table"]
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "tiny_model"
 
@@ -53,7 +53,7 @@ class Settings(
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key.strip() for key in f"{self.api_key},{self.qpikey}".split(",") if key.strip())
+        return listed(f"{self.api_key},{self.qpikey}")
 
     @property
     def media_roots(self) -> tuple[Path, ...]:
@@ -62,7 +62,12 @@ class Settings(
 
     @property
     def allowed_domains(self) -> tuple[str, ...]:
-        return tuple(domain.strip().lower() for domain in self.media_allowed_domains.split(",") if domain.strip())
+        return listed(self.media_allowed_domains.lower())
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:

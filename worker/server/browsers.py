@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 
 from worker.core.http_errors import ContentTypeUnsupported, HostForbidden, OriginForbidden
-from worker.core.settings import Settings
+from worker.core.settings import Settings, listed
 
 JSON_TYPES = ("application/json",)
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
@@ -23,13 +23,9 @@ log = logging.getLogger(__name__)
 _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:@/]+))(?::\d*)?")
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    return tuple(item.strip().lower().rstrip("/") for item in text.split(",") if item.strip())
-
-
 def cors_origins(settings: Settings, *, has_keys: bool) -> tuple[str, ...]:
     """The origins whose pages may read answers, `*` for any."""
-    return _listed(settings.cors_origins) or ((ANY,) if has_keys else ())
+    return tuple(origin.rstrip("/") for origin in listed(settings.cors_origins.lower())) or ((ANY,) if has_keys else ())
 
 
 class BrowserRules:
@@ -39,7 +35,7 @@ class BrowserRules:
     def __init__(self, settings: Settings, *, has_keys: bool) -> None:
         self._has_keys = has_keys
         self._origins = cors_origins(settings, has_keys=has_keys)
-        named = _listed(settings.allowed_hosts)
+        named = tuple(name.rstrip("/") for name in listed(settings.allowed_hosts.lower()))
         self._hosts = named or ((ANY,) if has_keys else ())
         self._refused = set[str]()
         self._own = frozenset({"localhost", settings.host.lower()} | set(named))

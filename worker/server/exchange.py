@@ -153,9 +153,8 @@ class Exchange:
         if any(b"\r" in line[:-2] or b"\n" in line[:-2] for line in lines):
             raise ValueError("a line break in a header of the response")
         if self._length is None and status not in BODILESS and not self._is_head:
-            self._is_chunked = (
-                not self._is_http_1_0
-            )  # HTTP/1.0 knows no chunks: its body ends where the connection does
+            # HTTP/1.0 knows no chunks: its body ends where the connection does.
+            self._is_chunked = not self._is_http_1_0
         if self._is_chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.is_whole or self._is_http_1_0:

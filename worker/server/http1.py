@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from worker.core.errors import WorkerError
 from worker.core.http_errors import HeadTimeout, ServerStopping, TooManyConnections
+from worker.dialects.base import plain_error
 from worker.server.connections import Connections, Limits
 from worker.server.disconnects import DisconnectDetector
 from worker.server.exchange import Exchange, status_line
@@ -293,7 +294,7 @@ def _scope(head: RequestHead, transport: asyncio.Transport) -> Scope:
 
 
 def _response(error: WorkerError) -> bytes:
-    body = json.dumps({"detail": error.message, "code": error.code}).encode()
+    body = json.dumps(plain_error(error).body).encode()
     head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     return status_line(error.status) + head.encode() + body
 

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from worker.core.errors import SettingError
-from worker.core.settings import Settings
+from worker.core.settings import Settings, listed
 from worker.dialects.table import DIALECTS, DialectTable
 from worker.server.app import admission_of, create
 from worker.server.connections import Connections, Limits, room_for_connections
@@ -103,20 +103,20 @@ def server_of(settings: Settings, load: Callable[[], Serving], dialects: Dialect
     num_connections = room_for_connections(settings.max_connections)
     admission = admission_of(settings, num_connections)
     connections = Connections(num_connections)
-    admission.metrics.gauge("connections", "Connections that are open", lambda: len(connections))
+    admission.metrics.gauge("http_connections", "Connections that are open", lambda: len(connections))
     app = create(settings, load, admission, dialects)
     return Server(app, settings, connections, admission.metrics.refused)
 
 
 def _networks(text: str) -> list[str]:
     """Comma-separated addresses and networks. Raises SettingError."""
-    found = [address.strip() for address in text.split(",") if address.strip()]
+    found = listed(text)
     for address in found:
         try:
             ipaddress.ip_network(address)
         except ValueError:
             raise SettingError(f"TRUSTED_PROXIES: {address} is neither an address nor a network") from None
-    return found
+    return list(found)
 
 
 def _listening_at(host: str, port: int) -> list[socket.socket]:
