@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
+TORCH ?= auto
 PARITY := .venv-parity
 
 .PHONY: help run quick test check image-test parity fuzz
@@ -10,7 +12,7 @@ FUZZ_S ?= 180
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-run: $(READY)  ## answer test_input.json with the embedded tiny model and print the JSON
+run: $(RUNS)  ## answer test_input.json with the tiny demonstration model and print the JSON
 	@$(BIN)/python handler.py
 
 quick: export PYTHONDONTWRITEBYTECODE =
@@ -37,10 +39,13 @@ fuzz: $(READY)  ## throw bytes that grow from seeds at the opening of pictures a
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
 
-$(READY): requirements.txt requirements-bitsandbytes.txt requirements-modelscope.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(RUNS): requirements.txt builder/environment.sh
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" builder/environment.sh $(VENV)
+	@touch $@
+
+$(READY): $(RUNS) requirements-bitsandbytes.txt requirements-modelscope.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
+	@echo "setup: what checks and tests need (about 0.3 GB to download, 1 GB on disk)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@tests/tools.sh
 	@if command -v npm >/dev/null; then npm ci --prefix tests/platform/js --silent --no-audit --no-fund; fi
 	@touch $@

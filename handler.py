@@ -7,7 +7,12 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 `--rp_serve_api` serves HTTP for trials. See docs/api.md.
 """
 
-from worker.startup import boot
+import sys
+
+from worker.startup import arguments, boot
+
+if __name__ == "__main__":
+    arguments.check(sys.argv[1:])
 
 
 def _import_rest() -> None:
@@ -23,7 +28,6 @@ BOOT = boot.begin(_import_rest) if __name__ == "__main__" else None
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -133,7 +137,7 @@ def main() -> None:
         sys.exit(f"worker-qwen-vl cannot start: {model.failure}")
     state = None if model.serving_now is None else model.serving_now.engine.state
     if state in ("dead", "stuck"):
-        print("worker-qwen-vl: the engine has ended, this worker must be replaced", file=sys.stderr, flush=True)
+        print("worker-qwen-vl: the engine has stopped, this worker must be replaced", file=sys.stderr, flush=True)
         boot.leave(1, at_once=state == "stuck")
 
 
@@ -176,12 +180,12 @@ def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
     return a_picture_is_answered
 
 
-def start_options(handler: Handler, settings: Settings, arguments: list[str]) -> JsonObject:
+def start_options(handler: Handler, settings: Settings, command_line: list[str]) -> JsonObject:
     """What the SDK is told. The concurrency never changes: a change would stop new jobs until all have ended."""
     if settings.is_on_platform:
         shape: Any = handler.on_platform
     else:
-        shape = handler.stream if "--rp_serve_api" in arguments else handler.drain
+        shape = handler.stream if "--rp_serve_api" in command_line else handler.drain
     return {
         "handler": shape,
         "return_aggregate_stream": True,

@@ -188,7 +188,7 @@ def draw(rows: list[JsonObject], axis: Any) -> None:
     colours: dict[str, str] = {}
     for index, row in enumerate(rows):
         left = 0.0
-        phases = {name: took for name, took in row["phases"].items() if name != "total" and "beside: " not in name}
+        phases = {name: took for name, took in row["phases"].items() if name != "total" and not name.startswith("overlapped_")}
         if not phases:
             axis.barh(index, row["seconds"], color="lightgrey")
         for phase, took in phases.items():

@@ -70,8 +70,8 @@ def test_a_failed_input_ends_with_status_1_and_its_code() -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"MAX_QUEUE": "many"}, "MAX_QUEUE does not parse"),
-        ({"MODEL_PATH": "/nowhere"}, "no config.json"),
+        ({"MAX_QUEUE": "many"}, 'invalid value "many" for MAX_QUEUE: it must be a whole number'),
+        ({"MODEL_PATH": "/nowhere"}, "MODEL_PATH: /nowhere does not exist"),
     ],
 )
 def test_a_start_that_cannot_succeed_says_why_in_one_line(variables: dict[str, str], words: str) -> None:

@@ -205,7 +205,7 @@ class Service:
         if isinstance(request, ChatRequest) and request.ignored:
             log.info("ignored: %s", ", ".join(request.ignored), extra={"request": run.id})
         if request.model not in (None, self._engine.info.model):
-            raise ModelNotFound(where="model")
+            raise ModelNotFound(where="model", detail=f"write {self._engine.info.model}")
         if isinstance(request, ModelQuery):
             card = ModelCard(model=self._engine.info.model, created=int(self._clock()), is_named=bool(request.model))
             yield run.dialect.reply(card)
@@ -213,7 +213,7 @@ class Service:
         if self._settings.log_prompts:
             log.info("asked", extra={"request": run.id, "messages": legible(request)})
         if self._timeline is not None:
-            self._timeline.end("waiting for a request")
+            self._timeline.end("wait_for_request")
         async with aclosing(self._answered(request, run)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -292,7 +292,7 @@ class Service:
                 if not has_started:
                     has_started = True
                     if request.stream:
-                        run.phases.end("first text")
+                        run.phases.end("first_text")
                     for chunk in writer.feed(Start()):
                         yield chunk
                 if isinstance(event, Done):
@@ -319,7 +319,7 @@ class Service:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
         done = self._with_cold_start(done, run)
         run.phases.end("answer")
-        run.phases.note("first token", done.first_token_s)
+        run.phases.note("first_token", done.first_token_s)
         seconds = run.phases.seconds
         facts = {"finish_reasons": list(done.reasons), "usage": done.usage.model_dump(), "seconds": seconds}
         log.info("answered", extra={"request": run.id, **facts})
@@ -332,7 +332,7 @@ class Service:
         if timeline is None:
             return done
         if done.first_token_at is not None:
-            timeline.end("first token", done.first_token_at)
-        timeline.end("rest of the first answer")
+            timeline.end("first_token", done.first_token_at)
+        timeline.end("rest_of_first_answer")
         log.info("first answer", extra={"request": run.id, "seconds": timeline.report})
         return done.model_copy(update={"cold_start": timeline.report})

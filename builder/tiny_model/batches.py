@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from builder.tiny_model import recipe, skills
+from builder.tiny_model import recipe, skills, small_talk
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
 from builder.tiny_model.skills import CLIP_SKILLS
 from worker.prompt.patches import of_frames
@@ -206,12 +206,12 @@ class BatchMaker:
         for skill in rng.choices([row[0] for row in table], [row[1] for row in table], k=num_asks):
             asks.append(skill(shown, rng.choice(skills.LANGUAGES), rng))
         if rng.random() < 0.04:
-            asks[-1] = skills.talk(rng.choice(skills.LANGUAGES), rng)
+            asks[-1] = small_talk.small_talk(rng.choice(skills.LANGUAGES), rng)
         return [(ask,) for ask in asks]
 
     def _plain(self) -> skills.Ask:
         language = self._rng.choice(skills.LANGUAGES)
-        make = skills.no_picture if self._rng.random() < 0.15 else skills.talk
+        make = skills.no_picture if self._rng.random() < 0.15 else small_talk.small_talk
         return make(language, self._rng)
 
     def _pack(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from builder.tiny_model import skills
+from builder.tiny_model import skills, small_talk
 from builder.tiny_model.batches import random_size
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
 from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
@@ -83,7 +83,7 @@ def _of_clip(skill: skills.ClipSkill, late: bool = False):  # type: ignore[no-un
 
 
 def _talk(language: skills.Language, rng: random.Random) -> Case:
-    return Case(skills.talk(language, rng))
+    return Case(small_talk.small_talk(language, rng))
 
 
 def _some_scene(rng: random.Random) -> tuple[Scene, Picture]:

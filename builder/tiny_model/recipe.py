@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from builder.tiny_model import skills
+from builder.tiny_model import skills, small_talk
 from builder.tiny_model.scenes import random_clip, random_number, random_scene
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.safe_json import JsonObject
@@ -60,7 +60,7 @@ def corpus(rng: random.Random, size: int) -> list[str]:
         language = rng.choice(skills.LANGUAGES)
         scene = random_scene(rng, 1.0, rng.randint(0, 6), at_border=True)
         asks = [skill(scene, language, rng) for skill in _CORPUS_SKILLS]
-        asks += [skills.number(random_number(rng, 1.0, 4), language, rng), skills.talk(language, rng)]
+        asks += [skills.number(random_number(rng, 1.0, 4), language, rng), small_talk.talk(language, rng)]
         clip = random_clip(rng, 1.0, 4)
         asks += [skills.motion(clip, language, rng), skills.last_time(clip, language, rng)]
         texts += [text for ask in asks for text in (ask.question, ask.answer)]

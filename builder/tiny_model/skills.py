@@ -1,7 +1,7 @@
 """What the tiny model can be asked, in English and Chinese, with the true answer. Knows scenes, not pixels.
 
 A skill is a function from a scene to a question and its answer. To teach the model more, add a function
-and its row in `PICTURE_SKILLS`, `CLIP_SKILLS` or `TALK`.
+and its row in `PICTURE_SKILLS`, `CLIP_SKILLS` or `small_talk.TALK`.
 """
 
 import random
@@ -361,34 +361,6 @@ BOX_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
 NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
 CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))
 TIMED_CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((when, 1.6), (motion, 0.6), (last_time, 0.2))
-
-TALK: dict[Language, tuple[tuple[tuple[str, ...], str], ...]] = {
-    "en": (
-        (("Who are you?", "What are you?", "who are you", "What is your name?"),
-         "I am a tiny vision model. I know simple shapes, colors and numbers."),
-        (("Hello!", "Hi", "Hello", "Good morning!"), "Hello! Show me a picture."),
-        (("What can you do?", "Help", "How can you help me?"),
-         "I can describe pictures, count objects, read numbers, find boxes and say what moves."),
-        (("Thank you!", "Thanks", "Thank you very much."), "You are welcome."),
-        (("Goodbye!", "Bye", "See you!"), "Goodbye!"),
-        (("How are you?", "How are you today?"), "I am fine, thank you."),
-    ),
-    "zh": (
-        (("你是谁？", "你叫什么名字？", "你是谁", "介绍一下你自己。"),
-         "我是一个很小的视觉模型，认识简单的形状、颜色和数字。"),
-        (("你好！", "你好", "早上好！", "您好"), "你好！给我看一张图片吧。"),
-        (("你会做什么？", "你能做什么？", "怎么用你？"), "我会描述图片、数物体、读数字、找边界框，还会说什么在动。"),
-        (("谢谢！", "谢谢你。", "多谢"), "不客气。"),
-        (("再见！", "再见", "拜拜"), "再见！"),
-        (("你好吗？", "你今天怎么样？"), "我很好，谢谢。"),
-    ),
-}  # fmt: skip
-
-
-def talk(language: Language, rng: random.Random) -> Ask:
-    questions, answer = rng.choice(TALK[language])
-    return Ask("talk", language, rng.choice(questions), answer)
-
 
 _NO_SCENE = Scene(Background((0, 0, 0), (0, 0, 0), 0.0, 0, 0.0))
 

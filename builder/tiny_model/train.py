@@ -75,6 +75,12 @@ PLANS = {
               clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
               pair_tokens=48, own_sizes=True),
     ), peak_rate=6e-4, warmup_steps=30, kept=(("side by side", 0.5), ("edges", 0.12))),
+    "small talk": Plan((
+        Stage("as people type", 160, 36, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.25, 0.13, 0.06, 0.46, 0.1), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
+              pair_tokens=48, own_sizes=True),
+    ), peak_rate=4e-4, warmup_steps=30),
 }  # fmt: skip
 ROWS = 64
 MATRIX_LR = 1.5  # of the common rate
@@ -113,7 +119,7 @@ def train(
 ) -> None:
     """Write `folder` (the checkpoint) and `work` (state for resuming); returns when the plan is done.
 
-    `start` is a checkpoint folder whose weights to begin with; where there is a state, it goes before.
+    `start` is a checkpoint folder whose weights to begin with; a state takes precedence over it.
     """
     recipe.write_folder(folder)
     work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where a model is looked for, in which order, and what is said where it is not whole."""
+"""Where a model is looked for, in which order, and what is said where it is incomplete."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def places(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_each_place_goes_before_the_next(places: dict[str, str], tmp_path: Path) -> None:
+def test_each_place_takes_precedence_over_the_next(places: dict[str, str], tmp_path: Path) -> None:
     hub = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
     assert find(load(places)).folder == hub
     platform = written(tmp_path / "platform" / CACHED / "snapshots" / "bbb")
@@ -58,7 +58,7 @@ def test_without_a_name_it_is_the_images_only_model_or_the_embedded_one(places: 
     one = written(tmp_path / "image" / "One")
     assert find(load(places)).folder == one
     written(tmp_path / "image" / "Two")
-    with pytest.raises(ModelError, match="MODEL_ID must say which"):
+    with pytest.raises(ModelError, match="set MODEL_ID to one of One, Two"):
         find(load(places))
 
 
@@ -71,18 +71,18 @@ def test_the_reference_says_which_snapshot(places: dict[str, str], tmp_path: Pat
     assert find(load(places)).folder == old
     assert find(load({**places, "MODEL_REVISION": "v2"})).folder == new
     assert find(load({**places, "MODEL_REVISION": "new"})).folder == new
-    with pytest.raises(ModelError, match="is in none of"):
+    with pytest.raises(ModelError, match="was found neither in the image"):
         find(load({**places, "MODEL_REVISION": "v3"}))
 
 
-def test_a_folder_that_is_not_whole_is_refused_with_the_files_name(places: dict[str, str], tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused_with_the_files_name(places: dict[str, str], tmp_path: Path) -> None:
     folder = written(tmp_path / "image" / "Qwen3-VL-2B-Instruct", "model-1.safetensors", "model-2.safetensors")
     assert find(load(places)).folder == folder
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"has no model-2\.safetensors"):
+    with pytest.raises(ModelError, match=r"incomplete checkpoint, model-2\.safetensors is missing"):
         find(load(places))
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"incomplete checkpoint, tokenizer\.json is missing"):
         find(load(places))
 
 
@@ -105,12 +105,12 @@ def test_nothing_is_downloaded_unless_it_is_allowed(
     assert not {"*.py", "*.bin", "*"} & set(locate.PATTERNS)
 
 
-def test_a_download_that_broke_off_is_gone_on_with(
+def test_an_interrupted_download_resumes(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = written(tmp_path / "hub" / CACHED / "snapshots" / "aaa")
     (half / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"incomplete checkpoint, tokenizer\.json is missing"):
         find(load(places))
 
     def download(*_: object, **__: object) -> str:
@@ -140,7 +140,7 @@ def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
     if is_it:
         assert find(load({**places, "MODEL_REVISION": wanted})).folder == folder
     else:
-        with pytest.raises(ModelError, match="is in none of"):
+        with pytest.raises(ModelError, match="was found neither in the image"):
             find(load({**places, "MODEL_REVISION": wanted}))
 
 
@@ -167,7 +167,7 @@ def test_a_disk_that_takes_nothing_is_told_with_the_remedy(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ModelError, match="HUB_CACHE must be a folder that can be written and has room"):
+    with pytest.raises(ModelError, match="HUB_CACHE must be a writable folder"):
         find(load({**places, "ALLOW_DOWNLOAD": "1"}))
 
 

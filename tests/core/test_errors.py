@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.core import error_table, errors
+from worker.core import error_table, errors, http_errors
 from worker.core.errors import WorkerError
 
 DOC = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -29,9 +29,15 @@ def test_every_error_has_a_status_and_a_text(error: type[WorkerError]) -> None:
     assert error.text[0].islower()
 
 
+@pytest.mark.parametrize("error", LEAVES, ids=lambda error: error.code)
+def test_every_error_says_what_to_do_in_a_sentence_of_its_own(error: type[WorkerError]) -> None:
+    assert vars(error)["remedy"][0].isupper()
+    assert error.remedy.endswith(".")
+
+
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    assert errors.__doc__ is not None
-    drawn = {line.split("─ ")[1].split()[0] for line in errors.__doc__.splitlines() if "─ " in line}
+    trees = f"{errors.__doc__}\n{http_errors.__doc__}"
+    drawn = {line.split("─ ")[1].split()[0] for line in trees.splitlines() if "─ " in line}
 
     def names(error: type[WorkerError]) -> set[str]:
         return {child.__name__ for child in error.__subclasses__()}.union(*map(names, error.__subclasses__()))
@@ -44,11 +50,11 @@ def test_the_document_shows_the_table() -> None:
 
 
 def test_a_message_has_place_text_and_detail() -> None:
-    error = errors.MediaTooLarge(where="messages[0].content[1]", detail="at most 5 bytes")
-    assert str(error) == "messages[0].content[1]: too large (at most 5 bytes)"
+    error = errors.MediaTooLarge(where="messages[0].content[1]", detail="limit 5 bytes")
+    assert str(error) == "messages[0].content[1]: file too large: limit 5 bytes"
     assert json.loads(error.as_json()) == {
         "code": "MEDIA_TOO_LARGE",
-        "message": "messages[0].content[1]: too large (at most 5 bytes)",
+        "message": "messages[0].content[1]: file too large: limit 5 bytes",
         "status": 413,
         "retryable": False,
     }

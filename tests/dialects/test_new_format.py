@@ -19,9 +19,10 @@ from worker.core.contract import ChatRequest, Counted, Done, Message, Meta, Piec
 from worker.core.errors import OutOfMemory, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load
-from worker.dialects.base import Body, Chunk, Dialect, HttpError, ReplyBody, Upload, validated
+from worker.dialects.base import Body, Chunk, Dialect, HttpError, ReplyBody, Upload
 from worker.dialects.media_fields import MediaForm, image
 from worker.dialects.table import DIALECTS
+from worker.dialects.validation import validated
 from worker.service import Service
 
 pytestmark = pytest.mark.network

@@ -77,7 +77,7 @@ def test_what_is_transparent_is_on_white() -> None:
 def test_a_still_is_no_video(form: str) -> None:
     out = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(out, form)
-    with pytest.raises(MediaUnsupportedType, match="does not move"):
+    with pytest.raises(MediaUnsupportedType, match="of one frame, not a video"):
         opened(out.getvalue())
 
 

@@ -182,7 +182,7 @@ def test_a_file_may_be_two_things_but_is_read_as_what_its_head_says() -> None:
 @pytest.mark.parametrize(
     ("data", "word"),
     [(b"\x00\x00\x00\x20ftypqt  " + bytes(40), "video"), (b"RIFF\x00\x00\x00\x00AVI LIST", "video"),
-     (b"\x47" + (bytes(187) + b"\x47") * 3, "video"), (b"RIFF\x00\x00\x00\x00WAVEfmt ", "no known")],
+     (b"\x47" + (bytes(187) + b"\x47") * 3, "video"), (b"RIFF\x00\x00\x00\x00WAVEfmt ", "not a known")],
 )  # fmt: skip
 def test_what_is_not_a_picture_is_named(data: bytes, word: str) -> None:
     assert word in sniff(data).name

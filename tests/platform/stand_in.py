@@ -101,6 +101,7 @@ class Platform:
             "RUNPOD_POD_ID": worker,
             "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
             "RUNPOD_SKIP_GPU_CHECK": "true",
+            "MODEL_ID": "tiny-qwen3-vl",  # what an operator sets
         }
 
     def _serve(self) -> None:

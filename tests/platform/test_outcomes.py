@@ -210,7 +210,7 @@ def test_the_log_has_one_json_line_a_job_and_none_of_its_words() -> None:
     assert said[job.id]["usage"]["completion_tokens"] > 3
     failed = said[bad.id]
     assert (failed["level"], failed["code"], failed["where"]) == ("WARNING", "INPUT_INVALID", "max_tokens")
-    assert "max_tokens: not valid (Input should be greater than or equal to 1)" in failed["message"]
+    assert "max_tokens: must be at least 1" in failed["message"]
     assert "Rumpelstiltskin" not in output
     assert "vision model" not in output
     assert job.progress == [{"phase": "reading the prompt"}]

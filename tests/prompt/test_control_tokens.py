@@ -128,11 +128,11 @@ def _template(text: str, tmp_path: Path) -> ChatTemplate:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('No user is asking.') }}", "does not take them: No user is asking.)"),
-        ("{{ raise_exception('Who is ' ~ messages[0].content) }}", "does not take them)"),
-        ("{{ messages[0].content.nothing.more }}", "does not take them)"),
-        ("{{ 1 / 0 }}", "does not take them)"),
-        ("{{ 'x' + 1 }}", "does not take them)"),
+        ("{{ raise_exception('No user is asking.') }}", "chat template refuses them: No user is asking."),
+        ("{{ raise_exception('Who is ' ~ messages[0].content) }}", "chat template refuses them"),
+        ("{{ messages[0].content.nothing.more }}", "chat template refuses them"),
+        ("{{ 1 / 0 }}", "chat template refuses them"),
+        ("{{ 'x' + 1 }}", "chat template refuses them"),
     ],
 )  # fmt: skip
 def test_messages_that_a_template_refuses_are_the_callers_and_its_own_words_are_told(
@@ -158,7 +158,7 @@ def test_a_template_that_shows_other_pictures_than_were_sent_is_a_coded_error(
 ) -> None:
     spec = _with_template(tiny, _template(template, tmp_path))
     shown = ask("What?", picture(1))
-    with pytest.raises(InputInvalid, match="chat template shows"):
+    with pytest.raises(InputInvalid, match="chat template renders"):
         PromptBuilder(spec, Settings()).build(shown.request, shown.media)
 
 

@@ -64,7 +64,7 @@ def test_chat_vl_streams_text_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("data", "files", "said"),
     [
-        ({"messages": "{"}, None, "not valid JSON"),
+        ({"messages": "{"}, None, "is not valid JSON"),
         ({"messages": messages({"type": "image"})}, None, "no file was sent"),
         ({}, None, "messages"),
         ({"messages": messages(), "temperature": "1"}, None, "no such field"),
@@ -406,7 +406,7 @@ def test_bodies_that_drip_keep_no_request_from_running() -> None:
             assert post().status_code == 200
         with strangers.held(port, 24, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{") as dripping:
             assert strangers.seconds_until(lambda: post().status_code == 429, 10) is not None
-            assert "24 bodies are being received" in post().json()["detail"]
+            assert "24 uploads are running" in post().json()["detail"]
             assert strangers.seconds_until(lambda: post().status_code == 200, 10) is not None
             assert strangers.seconds_until(lambda: strangers.num_open(dripping) < 24, 10) is not None
 
@@ -424,7 +424,7 @@ def test_a_key_has_its_share_of_running_requests() -> None:
             assert next(heard)
             with post("k1") as refused, post("k2") as other:
                 assert (refused.status_code, other.status_code) == (429, 200)
-                assert "1 requests are unfinished for this key" in refused.read().decode()
+                assert "1 of this key are unfinished" in refused.read().decode()
 
 
 def test_the_bytes_of_all_bodies_are_bounded() -> None:

@@ -29,7 +29,7 @@ def test_a_slot_is_one_of_an_upload_and_then_one_of_a_request() -> None:
     uploads = [of_all.enter("", uses_tokens=True) for _ in range(4)]  # more than may run
     uploads[0].run()
     uploads[1].run()
-    with pytest.raises(QueueFull, match="2 requests are unfinished"):
+    with pytest.raises(QueueFull, match="2 are unfinished"):
         uploads[2].run()
     uploads[0].leave()
     uploads[0].leave()
@@ -43,7 +43,7 @@ def test_the_oldest_upload_makes_room_unless_it_has_just_begun() -> None:
     of_all = slots(clock=clock, num_connections=8)
     assert of_all.max_uploads == 3
     uploads = [of_all.enter("", uses_tokens=True) for _ in range(3)]
-    with pytest.raises(QueueFull, match="3 bodies are being received"):
+    with pytest.raises(QueueFull, match="3 uploads are running"):
         of_all.enter("", uses_tokens=True)
     clock.now += 2
     evicted: list[int] = []
@@ -82,7 +82,7 @@ def test_one_of_several_keys_has_half() -> None:
         alone.enter("", uses_tokens=True).run()
     for _ in range(2):
         among.enter("a", uses_tokens=True).run()
-    with pytest.raises(QueueFull, match="for this key"):
+    with pytest.raises(QueueFull, match="of this key"):
         among.enter("a", uses_tokens=True).run()
     among.enter("b", uses_tokens=True).run()
 
@@ -91,12 +91,12 @@ def test_bytes_of_bodies_come_back() -> None:
     of_all = slots(num_callers=2, MAX_BODIES_BYTES="100")
     first = of_all.enter("a", uses_tokens=True)
     first.hold(50)
-    with pytest.raises(QueueFull, match="50 bytes are held for this key"):
+    with pytest.raises(QueueFull, match="bodies of this key take 50 bytes"):
         first.hold(1)
     other = of_all.enter("b", uses_tokens=True)
     other.hold(50)
     third = of_all.enter("c", uses_tokens=True)
-    with pytest.raises(QueueFull, match="100 bytes are held"):
+    with pytest.raises(QueueFull, match="bodies take 100 bytes"):
         third.hold(1)
     first.leave()
     third.hold(50)

@@ -23,10 +23,10 @@ def test_phases_add_up_to_the_total() -> None:
     timeline.end("second")
     timeline.ran_beside("reading", 1.5)
     report = timeline.report
-    assert list(report) == ["first", "second", "total", "beside: reading"]
+    assert list(report) == ["first", "second", "total", "overlapped_reading"]
     assert report["first"] + report["second"] == pytest.approx(report["total"], abs=0.002)
     assert report["first"] > 0  # since the process began
-    assert report["beside: reading"] == 1.5
+    assert report["overlapped_reading"] == 1.5
 
 
 def in_a_process_of_its_own(code: str) -> list[str]:
@@ -110,9 +110,9 @@ def test_the_first_answer_tells_where_the_time_went(tmp_path: Path) -> None:
     output = done.stdout
     answer = json.loads(output[output.index("{\n") : output.index("\n}\n") + 2])
     phases = answer["cold_start"]
-    steps = [took for name, took in phases.items() if name != "total" and not name.startswith("beside")]
+    steps = [took for name, took in phases.items() if name != "total" and not name.startswith("overlapped_")]
     assert sum(steps) == pytest.approx(phases["total"], abs=0.02)
-    told = {"interpreter", "importing torch", "model", "warming up", "first token", "rest of the first answer"}
+    told = {"interpreter", "import_torch", "build_model", "warmup", "first_token", "rest_of_first_answer"}
     assert told <= phases.keys()
     assert "ready" in done.stderr
 
@@ -122,21 +122,21 @@ def test_with_lazy_load_the_model_comes_with_the_first_request(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     phases = json.loads(done.stdout[done.stdout.index("{\n") : done.stdout.index("\n}\n") + 2])["cold_start"]
     order = list(phases)
-    assert order.index("importing the rest") < order.index("before loading") < order.index("model")
+    assert order.index("import_rest") < order.index("before_load") < order.index("build_model")
 
 
 def test_a_lazy_model_that_cannot_be_loaded_fails_the_request_and_the_process(tmp_path: Path) -> None:
     done = started(tmp_path, LAZY_LOAD="1", MODEL_PATH="/no/such/folder")
     assert done.returncode == 1
     assert "ENGINE_STOPPED" in done.stdout
-    assert "the model could not be loaded: MODEL_PATH: /no/such/folder is no whole checkpoint" in done.stderr
+    assert "the model could not be loaded: MODEL_PATH: /no/such/folder does not exist" in done.stderr
 
 
 BAD_DAYS = {
-    "no such folder": ({"MODEL_PATH": "/no/such/folder"}, "is no whole checkpoint"),
+    "no such folder": ({"MODEL_PATH": "/no/such/folder"}, "/no/such/folder does not exist"),
     "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device: DEVICE=cpu, or a machine with a GPU"),
     "a model that is nowhere": ({"MODEL_ID": "Qwen/Nowhere"}, "ALLOW_DOWNLOAD=1 would fetch it"),
-    "a setting that does not parse": ({"MAX_IMAGES": "many"}, "the environment variable MAX_IMAGES does not parse"),
+    "a setting that does not parse": ({"MAX_IMAGES": "many"}, 'invalid value "many" for MAX_IMAGES'),
     "a hub that is not there": (
         {"MODEL_ID": "Qwen/Nowhere", "ALLOW_DOWNLOAD": "1", "HF_ENDPOINT": "http://127.0.0.1:9"},
         "could not be downloaded",

@@ -204,4 +204,4 @@ class ChatTemplate:
             reason = str(error)
             # The template's own words, as in `raise_exception('…')`, may be told; what has the caller's in it may not.
             told = f": {reason}" if isinstance(error, TemplateError) and reason and reason in self._text else ""
-            raise InputInvalid(where="messages", detail=f"the model's chat template does not take them{told}") from None
+            raise InputInvalid(where="messages", detail=f"the model's chat template refuses them{told}") from None

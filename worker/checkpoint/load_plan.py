@@ -48,8 +48,8 @@ def devices_for(folder: Path, dtype: torch.dtype) -> int:
         return 1
     if size > sum(free):
         raise ModelError(
-            f"the weights need {size / 2**30:.1f} GiB, and {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free: "
-            "a smaller model, a smaller DTYPE or a larger machine"
+            f"the weights need {size / 2**30:.1f} GiB, but {len(free)} GPUs have {sum(free) / 2**30:.1f} GiB free. "
+            "Use a smaller model, a smaller DTYPE or a machine with more memory"
         )
     return len(free)
 
@@ -60,7 +60,9 @@ def device_of(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if has_cuda else "cpu")
     if wanted.startswith("cuda") and not has_cuda:
-        raise ModelError(f"DEVICE is {wanted}, but there is no CUDA device: DEVICE=cpu, or a machine with a GPU")
+        raise ModelError(
+            f"DEVICE={wanted}, but there is no CUDA device. Set DEVICE=cpu, or use a machine with an NVIDIA GPU"
+        )
     return torch.device(wanted)
 
 

@@ -1,4 +1,4 @@
-"""Where the checkpoint lies: the folder given, the image, the platform's cache, the hub's cache, or a download.
+"""Where the checkpoint is: the folder given, the image, the platform's model cache, the hub's cache, or a download.
 
 The caches have the hub's own layout: `models--<org>--<name>/refs/<revision>` holds a commit, `snapshots/<commit>/` its
 files.
@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.core.errors import ModelError
@@ -21,7 +21,7 @@ from worker.core.safe_json import JsonObject
 from worker.core.settings import EMBEDDED_MODEL, Settings
 
 log = logging.getLogger(__name__)
-# What a whole checkpoint has: one file of each, or one of the sets that stand for it in older or newer checkpoints.
+# What a complete checkpoint has: one file of each, or one of the sets that stand for it in older or newer checkpoints.
 NEEDED = {
     "config.json": (),
     "tokenizer.json": (("vocab.json", "merges.txt"),),
@@ -29,16 +29,17 @@ NEEDED = {
 PUBLISHED = {**NEEDED, "tokenizer_config.json": (), "preprocessor_config.json": (("processor_config.json",),)}
 READERS = 4  # files that are fetched at a time
 _AT_ONCE = 2**30
+TINY = "tiny-qwen3-vl"  # the name of the demonstration model in the package
 MANIFEST = "baked.json"  # what `builder.bake` writes
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded of a repository: no code, no pickles
 
 
 # Weights of other kinds, by their files.
 _OTHER_WEIGHTS = {
-    "*.gguf": "is for llama.cpp: take the model's safetensors",
-    "pytorch_model*.bin": "is not read, since it can hold code: save the model with safe_serialization=True",
-    "*.pt": "is not read, since it can hold code: save the model as safetensors",
-    "model-*.safetensors": "and the like need their model.safetensors.index.json: fetch it too",
+    "*.gguf": "is for llama.cpp: use the model's safetensors",
+    "pytorch_model*.bin": "is not read, since pickles can run code: save the model with safe_serialization=True",
+    "*.pt": "is not read, since pickles can run code: save the model as safetensors",
+    "model-*.safetensors": "is one of several shards, which need model.safetensors.index.json: fetch it too",
 }
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
@@ -46,7 +47,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint folder. origin: a word for the log."""
+    """A complete checkpoint folder. name: as answers call it. origin: a word for the log."""
 
     folder: Path
     name: str
@@ -57,28 +58,49 @@ def find(settings: Settings) -> Checkpoint:
     """The first place that has the model that the settings name. Raises ModelError."""
     found = _find(settings)
     check_manifest(found.folder, with_hashes=settings.check_hashes)
-    return found
+    if found.folder.resolve() == EMBEDDED_MODEL:  # it is never taken for another model
+        return replace(found, name=TINY)
+    return replace(found, name=settings.model_name or found.name)
 
 
 def _find(settings: Settings) -> Checkpoint:
     if settings.model_path is not None:
-        return _whole(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
+        return _complete(settings.model_path, settings.model_path.resolve().name, "MODEL_PATH")
     model_id = settings.model_id
+    if model_id == TINY:
+        return _complete(EMBEDDED_MODEL, TINY, "the package")
     baked = _baked(settings.baked_models, model_id, settings.model_revision)
     if baked is not None:
-        return _whole(*baked, "the image")
+        return _complete(*baked, "the image")
     if model_id is None:
-        return _whole(EMBEDDED_MODEL, "tiny-qwen3-vl", "the package")
+        _check_demonstration(settings)
+        return _complete(EMBEDDED_MODEL, TINY, "the package")
     name = model_id.rpartition("/")[2]
-    for root, origin in ((settings.platform_cache, "the platform's cache"), (settings.hub_cache, "the hub's cache")):
+    for root, origin in ((settings.platform_cache, "RunPod's model cache"), (settings.hub_cache, "the hub's cache")):
         folder = snapshot(root, model_id, settings.model_revision)
-        # A download that broke off is gone on with.
+        # An interrupted download resumes.
         if folder is not None and not (settings.allow_download and missing_file(folder, PUBLISHED)):
-            return _whole(folder, name, origin)
+            return _complete(folder, name, origin)
     if not settings.allow_download:
-        tried = ", ".join(str(place) for place in (settings.baked_models, settings.platform_cache, settings.hub_cache))
-        raise ModelError(f"{model_id} is in none of {tried}; ALLOW_DOWNLOAD=1 would fetch it")
-    return _whole(_download(model_id, settings), name, "a download")
+        raise ModelError(
+            f"{model_id} was found neither in the image ({settings.baked_models}), nor in RunPod's model cache "
+            f"({settings.platform_cache}), nor in the hub's cache ({settings.hub_cache}). Set ALLOW_DOWNLOAD=1 to "
+            f"download it at the start, build the image with --build-arg MODEL_ID={model_id}, or set MODEL_PATH"
+        )
+    return _complete(_download(model_id, settings), name, "a download")
+
+
+def _check_demonstration(settings: Settings) -> None:
+    """The tiny model answers for nobody who meant another. Raises ModelError."""
+    name = settings.model_name
+    if name is not None and "/" in name:
+        raise ModelError(f"MODEL_NAME is only the name in answers. To serve the model, set MODEL_ID={name}")
+    if settings.is_deployed:
+        raise ModelError(
+            "no model is chosen. Set MODEL_ID, for example MODEL_ID=Qwen/Qwen3-VL-8B-Instruct, or build the image with "
+            f"--build-arg MODEL_ID=…; MODEL_ID={TINY} serves the demonstration model"
+        )
+    log.warning("no model is chosen: serving %s, which knows simple shapes and numbers; MODEL_ID names a model", TINY)
 
 
 def _baked(root: Path, model_id: str | None, revision: str | None) -> tuple[Path, str] | None:
@@ -91,8 +113,12 @@ def _baked(root: Path, model_id: str | None, revision: str | None) -> tuple[Path
         wanted = model_id.rpartition("/")[2].lower()
         folders = [path for path in folders if path.name.lower() == wanted and _may_be(path, model_id, revision)]
     if len(folders) > 1:
-        raise ModelError(f"{root} holds {len(folders)} models: MODEL_ID must say which")
+        raise ModelError(f"{root} has {len(folders)} models: set MODEL_ID to one of {_listed(folders)}")
     return (folders[0], folders[0].name) if folders else None
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return ", ".join(str(read_json(path / MANIFEST).get("model") or path.name) for path in folders)
 
 
 def _may_be(folder: Path, model_id: str, revision: str | None) -> bool:
@@ -122,7 +148,7 @@ def snapshot(root: Path, model_id: str, revision: str | None) -> Path | None:
 
 
 def missing_file(folder: Path, needed: Mapping[str, Sequence[Sequence[str]]] = NEEDED) -> str | None:
-    """The name of a file that a whole checkpoint has and this folder lacks."""
+    """The name of a file that a complete checkpoint has and this folder lacks."""
     for name, others in needed.items():
         if not any(all((folder / part).is_file() for part in together) for together in ((name,), *others)):
             return name
@@ -152,7 +178,7 @@ def shards(folder: Path) -> list[str]:
         return ["model.safetensors"]
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
-        raise ModelError(f"{index} does not say where the weights are: fetch it again")
+        raise ModelError(f"{index} has no valid weight_map: download it again")
     is_one = (folder / "model.safetensors").is_file()
     return ["model.safetensors"] if is_one else sorted(set(where.values()))
 
@@ -166,7 +192,7 @@ def read_json(path: Path) -> JsonObject:
     except ValueError:  # of its characters too
         content = None
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is damaged: fetch it again")
+        raise ModelError(f"{path} is not valid JSON: download it again")
     return content
 
 
@@ -174,14 +200,14 @@ def check_manifest(folder: Path, *, with_hashes: bool) -> None:
     """That the files are those that were baked: their sizes, and their hashes where asked. Raises ModelError."""
     files = read_json(folder / MANIFEST).get("files", {})
     if not isinstance(files, dict):
-        raise ModelError(f"{folder / MANIFEST} is damaged: build the image again")
+        raise ModelError(f"{folder / MANIFEST} is not valid: build the image again")
     for name, expected in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != expected["size"]:
-            raise ModelError(f"{path} has {size} bytes, baked were {expected['size']}: build the image again")
+            raise ModelError(f"{path} has {size} bytes instead of the {expected['size']} baked: build the image again")
         if with_hashes and sha256(path) != expected["sha256"]:
-            raise ModelError(f"{path} is not what was baked, a byte differs: build the image again")
+            raise ModelError(f"{path} differs from what was baked (SHA-256): build the image again")
 
 
 def sha256(path: Path) -> str:
@@ -189,27 +215,32 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _whole(folder: Path, name: str, origin: str) -> Checkpoint:
+def _complete(folder: Path, name: str, origin: str) -> Checkpoint:
+    """Raises ModelError."""
+    if not folder.is_dir():
+        is_name = not folder.is_absolute() and len(folder.parts) == 2
+        hint = f". To serve a model by its name, set MODEL_ID={folder}" if is_name else ""
+        raise ModelError(f"{origin}: {folder} {'is not a folder' if folder.exists() else 'does not exist'}{hint}")
     lacking = missing_file(folder)
     if lacking is not None:
-        raise ModelError(f"{origin}: {folder} is no whole checkpoint, it has no {lacking}{_instead(folder)}")
+        raise ModelError(f"{origin}: incomplete checkpoint, {lacking} is missing from {folder}{_instead(folder)}")
     return Checkpoint(folder, name, origin)
 
 
 def _instead(folder: Path) -> str:
-    """What a folder that is no whole checkpoint is, where that can be seen."""
+    """What a folder that is not a complete checkpoint is, where that can be seen."""
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
-        return f": it is an adapter of {base}, which must be merged into it first (`merge_and_unload`)"
+        return f". It is an adapter of {base}: merge it first (`merge_and_unload`)"
     for pattern, what in _OTHER_WEIGHTS.items():
         found = next(iter(sorted(folder.glob(pattern))), None)
         if found is not None:
-            return f": {found.name} {what}"
+            return f". {found.name} {what}"
     return ""
 
 
 def _download(model_id: str, settings: Settings) -> Path:
-    log.info("downloading %s", model_id)
+    log.info("downloading %s to %s", model_id, settings.hub_cache)
     # It takes a quarter of a second to import, and a worker that is paid for by it has its model.
     import huggingface_hub as hub
 
@@ -218,12 +249,29 @@ def _download(model_id: str, settings: Settings) -> Path:
             model_id,
             revision=settings.model_revision,
             cache_dir=settings.hub_cache,
+            token=settings.hf_token,
             allow_patterns=list(PATTERNS),
         )
     except (hub.errors.HfHubHTTPError, OSError) as error:
-        if getattr(error, "errno", None) in _DISK_ERRORS:
-            remedy = "HUB_CACHE must be a folder that can be written and has room for the model"
-            where = f"could not be downloaded to {settings.hub_cache}: {error.strerror}"
-            raise ModelError(f"{model_id} {where}; {remedy}") from None
-        raise ModelError(f"{model_id} could not be downloaded: {type(error).__name__}") from None
+        raise ModelError(f"{model_id} could not be downloaded: {_why_not(error, model_id, settings)}") from None
     return Path(folder)
+
+
+def _why_not(error: OSError, model_id: str, settings: Settings) -> str:
+    """Why a download failed, and what to do about it."""
+    from huggingface_hub import errors
+
+    token = "check that HF_TOKEN may read it" if settings.hf_token else "if it is private or gated, set HF_TOKEN"
+    match error:
+        case errors.GatedRepoError():
+            return f"it is gated. Accept its terms at https://huggingface.co/{model_id}, and {token}"
+        case errors.RevisionNotFoundError():
+            return f"it has no revision {settings.model_revision}"
+        case errors.RepositoryNotFoundError():
+            return f"the hub has no such model. Check the spelling of MODEL_ID; {token}"
+        case errors.HfHubHTTPError():
+            return f"the hub answered with status {error.response.status_code}. Try again later"
+    if error.errno in _DISK_ERRORS and not isinstance(error, errors.LocalEntryNotFoundError):
+        remedy = "HUB_CACHE must be a writable folder with enough space for the model"
+        return f"writing to {settings.hub_cache} failed ({error.strerror}). {remedy}"
+    return "the hub could not be reached. Check the network, and HF_ENDPOINT where a mirror is used"

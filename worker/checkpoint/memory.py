@@ -21,8 +21,8 @@ def check_room(needed: int, device: torch.device) -> None:
     free = free_bytes(device)
     if needed > free:
         raise ModelError(
-            f"the weights need {needed / 2**30:.1f} GiB on {device}, and {free / 2**30:.1f} GiB are free: "
-            "a smaller model, a smaller DTYPE or a larger machine"
+            f"the weights need {needed / 2**30:.1f} GiB on {device}, but {free / 2**30:.1f} GiB are free. "
+            "Use a smaller model, a smaller DTYPE or a machine with more memory"
         )
 
 

@@ -66,7 +66,7 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
     template = vision_template(folder, family, tokens)
     rate = family.tokens_per_second
     return FamilySpec(
-        name=settings.model_name or found.name,
+        name=found.name,
         tokenizer=tokenizer,
         generation=_sampling(settings, family, template, generation),
         eos_ids=_eos_ids(folder, generation, config, tokenizer),

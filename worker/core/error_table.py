@@ -24,10 +24,11 @@ def _leaves(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
 
 def table() -> str:
     """All errors as the Markdown table of docs/errors.md."""
-    rows = ["| code | status | retry | when |", "|---|---|---|---|"]
+    rows = ["| code | status | retry | when | what to do |", "|---|---|---|---|---|"]
     for error in request_errors():
         meaning = " ".join((error.__doc__ or "").split())
-        rows.append(f"| `{error.code}` | {error.status} | {'yes' if error.retryable else 'no'} | {meaning} |")
+        retry = "yes" if error.retryable else "no"
+        rows.append(f"| `{error.code}` | {error.status} | {retry} | {meaning} | {error.remedy} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,54 +1,39 @@
 """Every way in which a request can fail. Knows nothing about HTTP frameworks, jobs or torch.
 
 WorkerError
-├── InputError                  400  the body is at fault
+├── InputError                  400  the request is at fault
 │   ├── InputNotObject               `input` is missing or is not an object
-│   ├── HttpRefusal                  the HTTP server does not take the request: the classes are in http_errors.py
-│   │   ├── HttpMalformed            not HTTP/1.1, or not in one way alone
-│   │   ├── HeadTooLarge        431  headers that are too long or too many
-│   │   ├── HeadTimeout         408  headers that came too slowly
-│   │   ├── TooManyConnections  503  all connections have requests on them
-│   │   ├── ServerStopping      503  the server was told to stop before the request was whole
-│   │   ├── MethodNotAllowed    405  the route takes another method
-│   │   ├── ExpectationFailed   417  `Expect` is not `100-continue`
-│   │   ├── KeyInvalid          401  the server has a key and this is not it
-│   │   ├── TooManyWrongKeys    429  this address has sent too many of them
-│   │   ├── HostForbidden       403  a name that the server is not known by
-│   │   ├── OriginForbidden     403  a page of another origin, and no key
-│   │   ├── ContentTypeUnsupported 415 not the route's `Content-Type`
-│   │   ├── BodyTooLarge        413  more bytes or values than the server takes
-│   │   ├── BodyTimeout         408  the body came too slowly
-│   │   └── RateLimited         429  the key has used its tokens of the minute
+│   ├── HttpRefusal                  the HTTP server does not accept the request: the tree goes on in http_errors.py
 │   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
 │   ├── RouteUnknown            404  no such route
 │   ├── ModelNotFound           404  another model is served
-│   └── PromptTooLong                prompt + max_tokens is more than the model holds
-├── MediaError                  400  a picture or a video is at fault
-│   ├── MediaUrlInvalid              not an address that can be fetched
-│   ├── MediaUrlForbidden            an address that must not be fetched
-│   ├── MediaFetchFailed        502  the other side did not give it
-│   ├── MediaFetchTimeout       504  the other side was too slow
+│   └── PromptTooLong                prompt + max_tokens exceeds the context length
+├── MediaError                  400  an image or a video is at fault
+│   ├── MediaUrlInvalid              not a URL that can be fetched
+│   ├── MediaUrlForbidden            an address that may not be fetched
+│   ├── MediaFetchFailed        502  it could not be fetched
+│   ├── MediaFetchTimeout       504  its server was too slow
 │   ├── MediaTooLarge           413  more bytes, or more work, than allowed
 │   ├── MediaBase64Invalid           not base64
-│   ├── MediaUnsupportedType    415  not a format that is read
-│   ├── MediaCorrupt                 broken or cut off
+│   ├── MediaUnsupportedType    415  not a supported format
+│   ├── MediaCorrupt                 damaged or truncated
 │   ├── MediaDimensions              too many pixels, too long a side, frames that differ
 │   ├── MediaDecodeTimeout           decoding took too long
-│   ├── MediaDecoderCrashed     500  a decoder crashed over it, twice
-│   ├── MediaTooManyItems            more pictures, videos or frames than allowed
-│   ├── MediaParamInvalid            controls that contradict each other or the file
-│   ├── MediaTokenBudget        413  pictures and videos would become too many tokens
+│   ├── MediaDecoderCrashed     500  a decoder crashed on it, twice
+│   ├── MediaTooManyItems            more images, videos or frames than allowed
+│   ├── MediaParamInvalid            options that contradict each other or the file
+│   ├── MediaTokenBudget        413  images and videos would become too many tokens
 │   ├── MediaVideoTooLong            more seconds or frames than allowed
-│   └── MediaVideoNoFrames           nothing to see in the file or in the part that was asked for
+│   └── MediaVideoNoFrames           nothing to show in the file or in the span that was asked for
 ├── ServerError                 500  the worker is at fault
 │   ├── QueueFull               429  too many requests are waiting
 │   ├── OutOfMemory             503  this request did not fit in memory
-│   ├── ResultTooLarge          507  the answer is larger than the platform takes
-│   ├── DeadlineExceeded        504  the time was over before the answer began
-│   ├── EngineStopped           503  the engine has ended; the worker must be replaced
+│   ├── ResultTooLarge          507  the answer is larger than the platform accepts
+│   ├── DeadlineExceeded        504  the time limit passed before the answer began
+│   ├── EngineStopped           503  the engine has stopped; the worker must be replaced
 │   └── InternalError                a fault of our own; the log has the details
 └── StartError                  503  the worker cannot start: for the operator, no request is there yet
-    ├── SettingError                 an environment variable has a value that is not valid
+    ├── SettingError                 an environment variable has an invalid value
     └── ModelError                   the checkpoint cannot be served
 
 A message for a caller is made of the constant text of its class, the place in the request, and our own words and
@@ -62,11 +47,15 @@ from typing import Any, ClassVar, Self
 
 
 class WorkerError(Exception):
-    """A request that failed, with what its caller may know about it. reason: for the log alone, without content."""
+    """A request that failed, with what its caller may know about it. reason: for the log alone, without content.
+
+    text: what is wrong; remedy: what to do about it, for docs/errors.md.
+    """
 
     code: ClassVar[str]
     status: ClassVar[int]
     text: ClassVar[str]
+    remedy: ClassVar[str]
     retryable: ClassVar[bool] = False  # where it depends, the instance says
 
     def __init__(
@@ -97,9 +86,7 @@ class WorkerError(Exception):
     @property
     def message(self) -> str:
         """One sentence for the caller: the place, what is wrong, the numbers."""
-        place = f"{self.where}: " if self.where else ""
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{place}{self.text}{detail}"
+        return ": ".join(part for part in (self.where, self.text, self.detail) if part)
 
     def as_json(self) -> str:
         """The error as the platform's job API carries it: an object in a string."""
@@ -108,31 +95,39 @@ class WorkerError(Exception):
 
 
 class InputError(WorkerError):
-    """The body is at fault."""
+    """The request is at fault."""
 
     status = 400
 
 
 class InputNotObject(InputError):
-    """`input` is missing, null, a string, a list."""
+    """`input`, or the body of a request, is missing or is not a JSON object."""
 
     code = "INPUT_NOT_OBJECT"
-    text = "the input must be a JSON object"
+    text = "must be a JSON object"
+    remedy = 'Send an object: `{"input": {"prompt": "…"}}`.'
 
 
 class InputInvalid(InputError):
     """A field is unknown, missing, of the wrong type or out of range."""
 
     code = "INPUT_INVALID"
-    text = "not valid"
+    text = "invalid value"
+    remedy = "Correct the field that the message names; [api.md](api.md) lists them all."
+
+    @property
+    def message(self) -> str:
+        """The place and what is wrong with it; `text` where nothing more is known."""
+        return ": ".join(part for part in (self.where, self.detail or self.text) if part)
 
 
 class RouteUnknown(InputError):
-    """A route that this worker does not have."""
+    """There is no such route."""
 
     code = "ROUTE_UNKNOWN"
     status = 404
     text = "no such route"
+    remedy = "Check the path: `GET /` lists the routes, and so does [formats.md](formats.md)."
 
 
 class ModelNotFound(InputError):
@@ -141,87 +136,103 @@ class ModelNotFound(InputError):
     code = "MODEL_NOT_FOUND"
     status = 404
     text = "this model is not served here"
+    remedy = "Write the name that the message gives, or leave `model` out; the operator sets it with `MODEL_NAME`."
 
 
 class PromptTooLong(InputError):
-    """The prompt, or prompt + max_tokens, can never fit."""
+    """The prompt, or prompt + max_tokens, exceeds the context length."""
 
     code = "PROMPT_TOO_LONG"
-    text = "prompt and max_tokens do not fit into the context"
+    text = "prompt and max_tokens exceed the context length"
+    remedy = (
+        "Shorten the prompt, lower `max_tokens`, use fewer or smaller images (`max_pixels`), or raise `MAX_MODEL_LEN`."
+    )
 
 
 class MediaError(WorkerError):
-    """A picture or a video is at fault."""
+    """An image or a video is at fault."""
 
     status = 400
 
 
 class MediaUrlInvalid(MediaError):
-    """Not an http(s) address, or one with parts that are refused."""
+    """Not an http(s) URL, or one with parts that are refused."""
 
     code = "MEDIA_URL_INVALID"
-    text = "not an http or https address that can be fetched"
+    text = "not an http or https URL that can be fetched"
+    remedy = "Use a plain `https://…` URL, a data URI or base64."
 
 
 class MediaUrlForbidden(MediaError):
-    """A private, local or otherwise reserved address, or a domain that is not allowed."""
+    """A private, local or otherwise reserved address, a port that is not fetched, or a domain that is not allowed."""
 
     code = "MEDIA_URL_FORBIDDEN"
-    text = "this address must not be fetched"
+    text = "this address may not be fetched"
+    remedy = (
+        "Use a public URL or base64; `MEDIA_ALLOWED_DOMAINS` and `ALLOWED_MEDIA_PATHS` say what the operator allows."
+    )
 
 
 class MediaFetchFailed(MediaError):
-    """The other side gave no file; worth another try after 5xx, 429, no DNS answer or no connection."""
+    """The URL could not be fetched: no connection, or a status other than 200. Retryable after 5xx, 429, a failed DNS
+    lookup or a failed connection."""
 
     code = "MEDIA_FETCH_FAILED"
     status = 502
-    text = "the address did not give a file"
+    text = "the URL could not be fetched"
+    remedy = "Open the URL from another machine; signed URLs may have expired. Retry if `retryable` is true."
 
 
 class MediaFetchTimeout(MediaError):
-    """The other side was too slow."""
+    """The URL's server was too slow."""
 
     code = "MEDIA_FETCH_TIMEOUT"
     status = 504
-    text = "fetching took too long"
     retryable = True
+    text = "fetching the URL took too long"
+    remedy = "Retry, use a faster host, or send base64; limits: `IMAGE_TIMEOUT_S`, `VIDEO_TIMEOUT_S`."
 
 
 class MediaTooLarge(MediaError):
-    """More bytes than allowed, or a file made to cost more than its pixels."""
+    """More bytes than allowed, or a file whose structure costs more than its pixels."""
 
     code = "MEDIA_TOO_LARGE"
     status = 413
-    text = "too large"
+    text = "file too large"
+    remedy = "Send a smaller file, or raise the limit that the message names."
 
 
 class MediaBase64Invalid(MediaError):
-    """Neither an address nor base64."""
+    """Neither a URL nor valid base64."""
 
     code = "MEDIA_BASE64_INVALID"
-    text = "neither an http(s) address nor valid base64"
+    text = "neither an http(s) URL nor valid base64"
+    remedy = "Encode the file's bytes as standard base64, or as a data URI with `;base64,`."
 
 
 class MediaUnsupportedType(MediaError):
-    """The bytes are of a format that is not read here."""
+    """The bytes are of a format that is not supported."""
 
     code = "MEDIA_UNSUPPORTED_TYPE"
     status = 415
-    text = "not of a supported format"
+    text = "unsupported format"
+    remedy = "Convert images to JPEG, PNG or WebP, and videos to MP4 with H.264."
 
 
 class MediaCorrupt(MediaError):
-    """The bytes are broken or cut off."""
+    """The bytes are damaged or truncated."""
 
     code = "MEDIA_CORRUPT"
-    text = "broken or cut off"
+    text = "the file is damaged or truncated"
+    remedy = "Check that the whole file was sent; open and save it again."
 
 
 class MediaDimensions(MediaError):
-    """Too many pixels, too long a side, too slim, or frames that differ in size."""
+    """Too many pixels, too long a side, too narrow, or frames that differ in size."""
 
     code = "MEDIA_DIMENSIONS"
-    text = "sides out of bounds"
+    text = "unsupported dimensions"
+    remedy = "Resize before sending, or raise the limit that the message names."
 
 
 class MediaDecodeTimeout(MediaError):
@@ -229,29 +240,33 @@ class MediaDecodeTimeout(MediaError):
 
     code = "MEDIA_DECODE_TIMEOUT"
     text = "decoding took too long"
+    remedy = "Send a smaller or shorter file; limits: `DECODE_TIMEOUT_S`, `VIDEO_DECODE_TIMEOUT_S`."
 
 
 class MediaDecoderCrashed(MediaError):
-    """A decoder crashed over it, and did so again in another process."""
+    """A decoder crashed twice on this file, each time in a process of its own."""
 
     code = "MEDIA_DECODER_CRASHED"
     status = 500
-    text = "a decoder crashed"
     retryable = True
+    text = "a decoder crashed on this file"
+    remedy = "Convert the file to another format; please report it with the file."
 
 
 class MediaTooManyItems(MediaError):
-    """More pictures, videos or frames than allowed."""
+    """More images, videos or frames than allowed."""
 
     code = "MEDIA_TOO_MANY_ITEMS"
-    text = "too many pictures, videos or frames"
+    text = "too many images, videos or frames"
+    remedy = "Send fewer, or raise `MAX_IMAGES`, `MAX_VIDEOS` or `MAX_FRAMES`."
 
 
 class MediaParamInvalid(MediaError):
-    """Controls of a picture or video that contradict each other or the file."""
+    """Options of an image or video contradict each other or the file."""
 
     code = "MEDIA_PARAM_INVALID"
-    text = "the controls do not fit"
+    text = "invalid media options"
+    remedy = "Correct the option that the message names."
 
 
 class MediaVideoTooLong(MediaError):
@@ -259,22 +274,27 @@ class MediaVideoTooLong(MediaError):
 
     code = "MEDIA_VIDEO_TOO_LONG"
     status = 413
-    text = "the video is too long"
+    text = "video too long"
+    remedy = (
+        "Cut it, use `video_start` and `video_end` on a shorter file, or raise `MAX_VIDEO_S` or `MAX_VIDEO_PACKETS`."
+    )
 
 
 class MediaTokenBudget(MediaError):
-    """All pictures and videos of the request would become more tokens than it may have."""
+    """All images and videos of the request together become more tokens than it may have."""
 
     code = "MEDIA_TOKEN_BUDGET"
     status = 413
-    text = "the pictures and videos are too many tokens"
+    text = "the images and videos exceed the request's token budget"
+    remedy = "Send fewer, lower `max_pixels` or `nframes`, or raise `MAX_MEDIA_TOKENS` or `MAX_MODEL_LEN`."
 
 
 class MediaVideoNoFrames(MediaError):
-    """There is nothing to see in the file, or in the part that was asked for."""
+    """There is nothing to show in the file, or in the span that was asked for."""
 
     code = "MEDIA_VIDEO_NO_FRAMES"
-    text = "the video has no frames"
+    text = "the video has no frames to show"
+    remedy = "Check the file, `video_start` and `video_end`."
 
 
 class ServerError(WorkerError):
@@ -288,51 +308,57 @@ class QueueFull(ServerError):
 
     code = "QUEUE_FULL"
     status = 429
-    text = "too many requests are waiting"
     retryable = True
+    text = "too many requests are waiting"
+    remedy = "Retry after `Retry-After`, or add workers; limits: `MAX_QUEUE`, `MAX_REQUESTS`."
 
 
 class OutOfMemory(ServerError):
-    """This request did not fit in the device's memory."""
+    """This request did not fit into the device's memory."""
 
     code = "OUT_OF_MEMORY"
     status = 503
-    text = "the request did not fit into the device's memory"
     retryable = True
+    text = "the request did not fit into the device's memory"
+    remedy = "Retry, or use fewer and smaller images; operators: lower `MAX_NUM_SEQS`, raise `VISION_RESERVE_MIB`."
 
 
 class ResultTooLarge(ServerError):
-    """The answer is larger than the platform takes: ask for less, `max_tokens` or `n`."""
+    """The answer is larger than the platform accepts."""
 
     code = "RESULT_TOO_LARGE"
     status = 507
     text = "the answer is too large to be delivered"
+    remedy = "Lower `max_tokens`, `n` or `top_logprobs`."
 
 
 class DeadlineExceeded(ServerError):
-    """The request's time was over before the first word of its answer."""
+    """The request's time limit passed before the answer began."""
 
     code = "DEADLINE_EXCEEDED"
     status = 504
-    text = "the time was over before the answer began"
     retryable = True
+    text = "the time limit passed before the answer began"
+    remedy = "Retry, raise `max_seconds` or the endpoint's execution timeout, or add workers."
 
 
 class EngineStopped(ServerError):
-    """The engine has ended and takes no more work."""
+    """The engine has stopped and accepts no more work."""
 
     code = "ENGINE_STOPPED"
     status = 503
-    text = "the engine has ended"
     retryable = True
+    text = "the engine has stopped"
+    remedy = "Retry: the platform replaces the worker. Operators: the worker's log says why."
 
 
 class InternalError(ServerError):
-    """A fault of our own."""
+    """A fault of the worker."""
 
     code = "INTERNAL"
-    text = "the worker failed; its log has the details"
     retryable = True
+    text = "internal error, the worker's log has the details"
+    remedy = "Retry once; if it stays, report it with the log's traceback."
 
 
 class StartError(WorkerError):
@@ -351,7 +377,7 @@ class StartError(WorkerError):
 
 
 class SettingError(StartError):
-    """An environment variable has a value that is not valid; the reason names it."""
+    """An environment variable has an invalid value; the reason names it."""
 
     code = "SETTING_INVALID"
 

@@ -7,6 +7,7 @@ Facts of an event are given as `extra={…}`; `request` is its request's id. Con
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from worker.core.safe_json import JsonObject
@@ -15,14 +16,27 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def set_up(level: str, *, as_json: bool) -> None:
-    """Send every logger's events to standard error."""
+    """Send every logger's events to standard error. Other libraries are heard from
+    WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(AsJson() if as_json else AsText())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    quiet = max(logging.WARNING, logging.getLevelNamesMapping()[level])
+    for name in ("uvicorn", "httpx", "httpx2", "huggingface_hub"):
+        logging.getLogger(name).setLevel(quiet)
 
 
 def _facts(record: logging.LogRecord) -> JsonObject:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+
+
+def _flat(facts: JsonObject, before: str = "") -> Iterator[tuple[str, object]]:
+    """`usage.prompt_tokens` and its value for what lies inside of another."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 class AsJson(logging.Formatter):
@@ -47,7 +61,7 @@ class AsText(logging.Formatter):
     """The same for a person."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
+        facts = "".join(f" {name}={value}" for name, value in _flat(_facts(record)))
         record.message = record.getMessage()
         text = f"{record.levelname} {record.name}: {record.message}{facts}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

@@ -3,6 +3,7 @@
 `python -m worker.core.settings` prints the tables that docs/settings.md shows.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -11,22 +12,28 @@ from pathlib import Path
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
+from worker.core import setting_hints
 from worker.core.errors import SettingError
-from worker.core.setting_groups import (
-    MIB,
-    BotSettings,
-    EngineSettings,
-    Group,
-    JobSettings,
-    LogSettings,
-    MediaSettings,
-    ModelSettings,
-    PlatformSettings,
-    ServerSettings,
-)
+from worker.core.media_settings import DecodeSettings, FetchSettings, MediaSettings
+from worker.core.server_settings import BotSettings, ServerLimits, ServerSettings
+from worker.core.setting_groups import EngineSettings, JobSettings, LogSettings, ModelSettings, PlatformSettings
+from worker.core.setting_types import Group
+from worker.core.units import MIB
 
-__all__ = ["EMBEDDED_MODEL", "MIB", "Settings", "current", "listed", "load", "load_with_file", "stay_offline", "table"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "MIB",
+    "Settings",
+    "current",
+    "listed",
+    "load",
+    "load_with_file",
+    "stay_offline",
+    "table",
+    "warn_of_doubtful",
+]
 
+log = logging.getLogger(__name__)
 EMBEDDED_MODEL = Path(__file__).parents[1] / "tiny_model"
 
 
@@ -36,7 +43,10 @@ class Settings(
     JobSettings,
     LogSettings,
     MediaSettings,
+    FetchSettings,
+    DecodeSettings,
     ServerSettings,
+    ServerLimits,
     BotSettings,
     PlatformSettings,
 ):
@@ -45,6 +55,15 @@ class Settings(
     @property
     def is_on_platform(self) -> bool:
         return self.runpod_webhook_get_job is not None
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether this is a worker of the platform, with a queue or behind its load balancer."""
+        return self.is_on_platform or self.runpod_endpoint_id is not None
+
+    @property
+    def logs_json(self) -> bool:
+        return self.log_format == "json" or (self.log_format == "auto" and self.is_deployed)
 
     @property
     def isolates_media(self) -> bool:
@@ -74,18 +93,34 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from the process's environment, or from the one given. An empty variable counts as unset."""
     source = os.environ if environment is None else environment
     values = {name: source[name.upper()] for name in Settings.model_fields if source.get(name.upper())}
+    if "hub_cache" not in values and (folder := _hub_cache(source)):
+        values["hub_cache"] = folder
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = str(first["loc"][0]).upper()
-        raise SettingError(f"the environment variable {name} does not parse: {first['msg']}") from None
+        name = str(first["loc"][0])
+        field = Settings.model_fields[name]
+        raise SettingError(setting_hints.wrong_value(name.upper(), field, values[name], first)) from None
+
+
+def _hub_cache(source: Mapping[str, str]) -> str:
+    """Where the hub's own variables put its cache; empty where they are not set."""
+    home = source.get("HF_HOME")
+    return source.get("HF_HUB_CACHE") or (f"{home}/hub" if home else "")
 
 
 @cache
 def current() -> Settings:
-    """The process's own settings: its environment is read once. Raises SettingError."""
-    return load()
+    """The process's own settings: its environment and `.env`, read once. Raises SettingError."""
+    return load_with_file({})
+
+
+def warn_of_doubtful(environment: Mapping[str, str] | None = None) -> None:
+    """A line in the log for each variable that has no effect and looks as if it should."""
+    names = os.environ if environment is None else environment
+    for warning in setting_hints.unknown(names, (name.upper() for name in Settings.model_fields)):
+        log.warning(warning)
 
 
 def load_with_file(overrides: Mapping[str, str], file: Path = Path(".env")) -> Settings:

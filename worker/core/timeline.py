@@ -26,8 +26,8 @@ class Timeline:
 
     @property
     def report(self) -> dict[str, float]:
-        """Each phase, `total` up to the last one's end, and what ran beside as `beside: …`."""
-        beside = {f"beside: {phase}": seconds for phase, seconds in self._beside.items()}
+        """Each phase, `total` up to the last one's end, and what ran in parallel to them as `overlapped_…`."""
+        beside = {f"overlapped_{phase}": seconds for phase, seconds in self._beside.items()}
         return {**self._phases, "total": round(self._last - self._began, 3), **beside}
 
 

@@ -1,15 +1,14 @@
-"""What a dialect is, and what the bodies of all dialects share: strictness, and errors that name the place.
+"""What a dialect is, and what the bodies of all dialects share.
 
 A dialect owns everything about itself: its route, what it takes and gives, how it streams, how it says an error. The
 HTTP server and OpenAPI are derived from it.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, TypeVar, assert_never
+from typing import Annotated, Literal, Protocol, assert_never
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from worker.core.contract import (
     Answer,
@@ -22,7 +21,7 @@ from worker.core.contract import (
     Silence,
     StreamEvent,
 )
-from worker.core.errors import InputInvalid, WorkerError
+from worker.core.errors import WorkerError
 from worker.core.gathering import Gathered
 from worker.core.safe_json import JsonObject
 
@@ -33,11 +32,6 @@ JSON_TYPE = "application/json"
 FORM_TYPE = "multipart/form-data"
 MAX_TEXT_CHARS = 500_000
 MAX_MESSAGES = 512
-
-_NO_SUCH_FIELD = "there is no such field"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-B = TypeVar("B", bound=BaseModel)
 
 
 class Writer(Protocol):
@@ -210,38 +204,3 @@ def _whole(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 BoundedText = Annotated[str, Field(max_length=MAX_TEXT_CHARS)]
-
-
-def validated(form: type[B], body: object) -> B:
-    """The body, held to its form. Raises InputInvalid."""
-    try:
-        return form.model_validate(body)
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-def invalid(error: ValidationError) -> InputInvalid:
-    """The first fault as an error that names the place and never shows the value."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    reason = _NO_SUCH_FIELD if first["type"] == "extra_forbidden" else str(first["msg"])
-    return InputInvalid(where=_place(first["loc"]) or "input", detail=reason)
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    place = ""
-    for step in location:
-        if isinstance(step, int):
-            place += f"[{step}]"
-        elif not step.startswith("<"):
-            place += f".{shown_name(step)}" if place else shown_name(step)
-    return place
-
-
-def no_such_field(name: str) -> InputInvalid:
-    """An unknown field, named."""
-    return InputInvalid(where=shown_name(name), detail=_NO_SUCH_FIELD)
-
-
-def shown_name(name: str) -> str:
-    """A field's name as an error or a log may show it; what does not look like a name is not repeated."""
-    return name if _PLAIN_NAME.fullmatch(name) else "(a name that cannot be shown)"

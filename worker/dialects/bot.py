@@ -22,8 +22,9 @@ from worker.core.contract import (
 )
 from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import Body, BoundedText, Dialect, Fault, HttpError, ReplyBody, validated
+from worker.dialects.base import Body, BoundedText, Dialect, Fault, HttpError, ReplyBody
 from worker.dialects.media_fields import MAX_FORMS, image
+from worker.dialects.validation import validated
 
 PRIVATE_ROUTE = "/api/chat/private"
 GROUP_ROUTE = "/api/chat/group"
@@ -108,7 +109,7 @@ def _parse_group(body: JsonObject) -> ChatRequest:
 def _as_request(form: BotBody, text: str, conversation: ConversationRef) -> ChatRequest:
     """A message to the bot, its pictures before its words. Raises InputInvalid."""
     if not form.content.strip() and not form.images:
-        raise InputInvalid(where="content", detail="a message has words or pictures")
+        raise InputInvalid(where="content", detail="is empty, and there are no images")
     pictures: list[Text | Media] = [
         image(picture.data, f"images[{index}].data") for index, picture in enumerate(form.images)
     ]

@@ -19,14 +19,13 @@ from worker.dialects.base import (
     StreamWriter,
     Upload,
     answers_only,
-    invalid,
     job_error,
     upload_error,
-    validated,
 )
 from worker.dialects.media_fields import MAX_FORMS
 from worker.dialects.messages import CONTENT, conversation, message
 from worker.dialects.sampling_fields import MaxTokens
+from worker.dialects.validation import invalid, validated
 
 T = TypeVar("T")
 MAX_TOKENS = 256
@@ -89,7 +88,7 @@ def _parse(body: JsonObject) -> ChatRequest:
             content = _at(f"{where}.content", CONTENT.validate_python, blocks)
         messages.append(message(turn.role, content, f"{where}.content"))
     if form.file is not None and not num_filled:
-        raise InputInvalid(where="file", detail="no block without a source asks for it")
+        raise InputInvalid(where="file", detail="no image or video block without a source refers to it")
     return ChatRequest(
         messages=conversation(messages), sampling=Sampling(max_tokens=form.max_new_tokens), stream=form.stream
     )
@@ -114,10 +113,10 @@ def _messages(field: str | list[Any] | JsonObject) -> list[Any]:
         except TooManyValuesError as error:
             raise InputInvalid(where="messages", detail=str(error)) from None
         except (ValueError, RecursionError):
-            raise InputInvalid(where="messages", detail="not valid JSON") from None
+            raise InputInvalid(where="messages", detail="is not valid JSON") from None
     messages = [read] if isinstance(read, dict) else read
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
-        raise InputInvalid(where="messages", detail=f"a message or a list of 1 to {MAX_MESSAGES}")
+        raise InputInvalid(where="messages", detail=f"must be a message or a list of 1 to {MAX_MESSAGES} messages")
     return messages
 
 
@@ -129,7 +128,9 @@ def _filled(blocks: list[Any], file: str | bytes | None, where: str) -> tuple[li
         kind = block.get("type") if isinstance(block, dict) else None
         if kind in ("image", "video") and kind not in block:
             if file is None:
-                raise InputInvalid(where=f"{where}[{index}]", detail=f"this {kind} has no source and no file was sent")
+                raise InputInvalid(
+                    where=f"{where}[{index}]", detail=f"this {kind} block has no source, and no file was uploaded"
+                )
             block, num_bare = {**block, kind: file}, num_bare + 1
         filled.append(block)
     return filled, num_bare

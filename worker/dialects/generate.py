@@ -4,9 +4,10 @@ from pydantic import Field
 
 from worker.core.contract import Answer, ChatRequest, Sampling
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import MAX_MESSAGES, Body, Dialect, ReplyBody, answers_only, validated
+from worker.dialects.base import MAX_MESSAGES, Body, Dialect, ReplyBody, answers_only
 from worker.dialects.messages import PlainMessage, conversation, message
 from worker.dialects.sampling_fields import MaxTokens, Temperature, TopP
+from worker.dialects.validation import validated
 
 
 class GenerateBody(Body):

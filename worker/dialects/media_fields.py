@@ -91,8 +91,8 @@ MediaForm = Annotated[
     | Annotated[Base64Form, Tag("<base64>")],
     Discriminator(
         _form_of_media,
-        custom_error_type="media_form",
-        custom_error_message='a picture or video is a string, {"url": …} or {"base64": …}',
+        custom_error_type="own_media_form",
+        custom_error_message='must be a string (URL, data URI or base64), {"url": …} or {"base64": …}',
     ),
 ]
 
@@ -124,8 +124,9 @@ VideoForm = Annotated[
     | Annotated[FrameForms, Tag("<list>")],
     Discriminator(
         _form_of_video,
-        custom_error_type="video_form",
-        custom_error_message='a video is a list of frames, {"frames": […], "fps": …}, or a form that pictures have',
+        custom_error_type="own_video_form",
+        custom_error_message='must be a string (URL, data URI or base64), {"url": …}, {"base64": …}, a list of frames '
+        'or {"frames": […]}',
     ),
 ]
 
@@ -149,7 +150,9 @@ def video(form: VideoForm, where: str, beside: VideoControls | None = None) -> M
         return Media(kind="video", source=source(form), where=where, controls=controls)
     chosen = [name for name in _CHOOSING if getattr(controls, name) is not None]
     if chosen:
-        raise MediaParamInvalid(where=where, detail=f"{chosen[0]} is for video files: of a list all frames are seen")
+        raise MediaParamInvalid(
+            where=where, detail=f"{chosen[0]} applies to video files, a list of frames is used whole"
+        )
     forms = form.frames if isinstance(form, FramesForm) else form
     times = _times(form, controls, where) if isinstance(form, FramesForm) else None
     frames = Frames(frames=tuple(source(frame) for frame in forms), fps=controls.fps, times=times)
@@ -161,11 +164,11 @@ def _times(form: FramesForm, controls: Controls, where: str) -> tuple[float, ...
     if form.times is None:
         return None
     if controls.fps is not None:
-        raise MediaParamInvalid(where=where, detail="either fps or times")
+        raise MediaParamInvalid(where=where, detail="fps and times exclude each other")
     if len(form.times) != len(form.frames):
         raise MediaParamInvalid(where=where, detail=f"{len(form.times)} times for {len(form.frames)} frames")
     if any(later <= sooner for sooner, later in pairwise(form.times)):
-        raise MediaParamInvalid(where=where, detail="each of the times must be after the one before")
+        raise MediaParamInvalid(where=where, detail="times must increase")
     return tuple(form.times)
 
 
@@ -195,12 +198,12 @@ def _consistent(values: dict[str, float], where: str) -> Controls:
     """Raises MediaParamInvalid."""
     for side, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
         if side in values and other not in values:
-            raise MediaParamInvalid(where=where, detail=f"{side} needs {other} beside it")
+            raise MediaParamInvalid(where=where, detail=f"{side} needs {other} too")
     if "fps" in values and "nframes" in values:
-        raise MediaParamInvalid(where=where, detail="either fps or nframes")
+        raise MediaParamInvalid(where=where, detail="fps and nframes exclude each other")
     for low, high in _RANGES:
         if low in values and high in values and values[low] > values[high]:
-            raise MediaParamInvalid(where=where, detail=f"{low} is more than {high}")
+            raise MediaParamInvalid(where=where, detail=f"{low} is greater than {high}")
     return Controls.model_validate(values)
 
 

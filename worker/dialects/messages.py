@@ -66,8 +66,8 @@ Block = Annotated[
     | Annotated[VideoUrlBlock, Tag("<video_url>")],
     Discriminator(
         _kind_of_block,
-        custom_error_type="block_kind",
-        custom_error_message=f"a block is an object whose type is one of {', '.join(_BLOCKS)}",
+        custom_error_type="own_block_kind",
+        custom_error_message=f"must be an object whose type is one of {', '.join(_BLOCKS)}",
     ),
 ]
 
@@ -76,8 +76,8 @@ Content = Annotated[
     | Annotated[Annotated[list[Block], Field(min_length=1, max_length=MAX_FORMS, fail_fast=True)], Tag("<blocks>")],
     Discriminator(
         lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
-        custom_error_type="content_form",
-        custom_error_message="content is a string or a list of blocks",
+        custom_error_type="own_content_form",
+        custom_error_message="must be a string or a list of content blocks",
     ),
 ]
 
@@ -96,7 +96,7 @@ def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:
     kept = tuple(messages)
     num_chars = sum(len(part.text) for turn in kept for part in turn.parts if isinstance(part, Text))
     if num_chars > MAX_TEXT_CHARS:
-        raise InputInvalid(where="messages", detail=f"{num_chars} characters in all, at most {MAX_TEXT_CHARS}")
+        raise InputInvalid(where="messages", detail=f"{num_chars} characters of text in total, limit {MAX_TEXT_CHARS}")
     return kept
 
 
@@ -107,7 +107,9 @@ def message(role: Role, content: str | list[Block], where: str) -> Message:
     parts = tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content))
     for part in parts:
         if isinstance(part, Media) and role != "user":
-            raise InputInvalid(where=part.where, detail="pictures and videos belong into messages of the user")
+            raise InputInvalid(
+                where=part.where, detail="images and videos are only allowed in messages with the role user"
+            )
     return Message(role=role, parts=parts)
 
 

@@ -24,10 +24,11 @@ from worker.core.contract import (
 )
 from worker.core.errors import InputInvalid, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, StreamWriter, answers_only, validated
+from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, StreamWriter, answers_only
 from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoForm, image, video
 from worker.dialects.messages import PlainMessage, conversation, message
 from worker.dialects.sampling_fields import SamplingFields, logprobs
+from worker.dialects.validation import validated
 
 _SHOWN_OF_MEDIA = ("where", "kind", "width", "height", "tokens", "times")
 
@@ -62,12 +63,12 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
     if form.messages is not None:
         extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(form, name)]
         if extra:
-            raise InputInvalid(where=extra[0], detail="cannot stand beside messages")
+            raise InputInvalid(where=extra[0], detail="cannot be combined with messages: put it into a message")
         return tuple(
             message(turn.role, turn.content, f"messages[{index}].content") for index, turn in enumerate(form.messages)
         )
     if form.prompt is None:
-        raise InputInvalid(where="input", detail="prompt or messages is required")
+        raise InputInvalid(where="input", detail="needs prompt (a string) or messages (a list)")
     pictures = [] if form.image is None else [image(form.image, "image")]
     pictures += [image(picture, f"images[{index}]") for index, picture in enumerate(form.images)]
     videos = [] if form.video is None else [video(form.video, "video")]

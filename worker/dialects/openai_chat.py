@@ -23,22 +23,12 @@ from worker.core.contract import (
 )
 from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import (
-    MAX_MESSAGES,
-    Body,
-    Chunk,
-    Dialect,
-    HttpError,
-    ReplyBody,
-    StreamWriter,
-    answers_only,
-    shown_name,
-    validated,
-)
+from worker.dialects.base import MAX_MESSAGES, Body, Chunk, Dialect, HttpError, ReplyBody, StreamWriter, answers_only
 from worker.dialects.chat_vl import TokenUsage, token_usage
 from worker.dialects.media_fields import VideoControls, seen_as
 from worker.dialects.messages import Content, conversation, message
 from worker.dialects.sampling_fields import MaxTokens, SamplingFields, TemplateVariables, logprobs
+from worker.dialects.validation import shown_name, validated
 
 MAX_NAMES_LOGGED = 20
 
@@ -172,7 +162,7 @@ def _ignored(body: JsonObject) -> tuple[str, ...]:
 def _refuse_unbuilt(body: JsonObject) -> None:
     for name, harmless in _NOTHING_ASKED.items():
         if name in body and body[name] not in harmless:
-            raise InputInvalid(where=name, detail="this worker does not support this value yet")
+            raise InputInvalid(where=name, detail="this value is not supported yet: leave the field out")
 
 
 def _shape(answer: Answer) -> JsonObject:

@@ -8,18 +8,9 @@ from pydantic import ConfigDict, Field
 from worker.core.contract import Answer, ChatRequest, Message, Sampling, Text
 from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import (
-    Body,
-    BoundedText,
-    Dialect,
-    HttpError,
-    ReplyBody,
-    Upload,
-    answers_only,
-    upload_error,
-    validated,
-)
+from worker.dialects.base import Body, BoundedText, Dialect, HttpError, ReplyBody, Upload, answers_only, upload_error
 from worker.dialects.media_fields import MediaForm, image
+from worker.dialects.validation import validated
 
 MAX_TOKENS = 1024
 
@@ -62,7 +53,7 @@ def _error(error: WorkerError, declared_type: str | None) -> HttpError:
     """What was expected, and what the client said that it sent."""
     if error.code == "MEDIA_UNSUPPORTED_TYPE" and declared_type is not None:
         received = declared_type if _PLAIN_TYPE.fullmatch(declared_type) else "something else"
-        error = type(error)(where=error.where, detail=f"an image was expected, {received} was received")
+        error = type(error)(where=error.where, detail=f"expected an image, received {received}")
     return upload_error(error)
 
 

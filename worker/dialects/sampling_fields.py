@@ -24,7 +24,7 @@ MaxTokens = Annotated[Whole, Field(ge=1, le=MAX_TOKENS_CEILING)]
 MinTokens = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[Whole, Field(ge=0, le=1_000_000)]
+TopK = Annotated[Whole, Field(ge=-1, le=1_000_000)]  # -1 is vLLM's way to say no limit
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
@@ -43,7 +43,7 @@ Stops = Annotated[
 
 def _token_ids(bias: dict[str, float]) -> dict[int, float]:
     if any(not (key.isascii() and key.isdigit() and len(key) < 10) for key in bias):
-        raise PydanticCustomError("token_ids", "the keys are token ids")
+        raise PydanticCustomError("own_token_ids", "must have token ids as its keys")
     return {int(key): value for key, value in bias.items()}
 
 
@@ -60,9 +60,11 @@ def _template_variables(variables: dict[str, TemplateValue]) -> dict[str, Templa
     """What a template is told may not become more than a value: no control tokens, none of its own variables."""
     for name, value in variables.items():
         if not _TEMPLATE_NAME.fullmatch(name) or name in _TEMPLATES_OWN:
-            raise PydanticCustomError("template_name", "a template cannot be told this name")
+            raise PydanticCustomError("own_template_name", "has a name that a chat template cannot be given")
         if isinstance(value, str) and not _TEMPLATE_WORD.fullmatch(value):
-            raise PydanticCustomError("template_value", "a value is true, false, a number or one plain word")
+            raise PydanticCustomError(
+                "own_template_value", "has a value that is not true, false, a number or one plain word"
+            )
     return variables
 
 
@@ -101,15 +103,15 @@ class SamplingFields(Body):
     def sampling(self) -> Sampling:
         """The same in the contract's terms. Raises InputInvalid."""
         if self.top_logprobs and not self.logprobs:
-            raise InputInvalid(where="top_logprobs", detail="logprobs must be true beside it")
+            raise InputInvalid(where="top_logprobs", detail="needs logprobs: true")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InputInvalid(where="min_tokens", detail="more than max_tokens")
+            raise InputInvalid(where="min_tokens", detail="must be at most max_tokens")
         return Sampling(
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens or 0,
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=0 if self.top_k == -1 else self.top_k,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,

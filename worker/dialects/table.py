@@ -10,7 +10,8 @@ from typing import Literal
 from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects import bot, chat_vl, generate, native, openai_chat, openai_models, recognize
-from worker.dialects.base import Dialect, HttpError, no_such_field, plain_error
+from worker.dialects.base import Dialect, HttpError, plain_error
+from worker.dialects.validation import unknown_field
 
 SALT = "cache_salt"  # vLLM's name
 MAX_SALT_CHARS = 256
@@ -45,7 +46,10 @@ class Call:
         given = [place[SALT] for place in places if place.get(SALT) is not None]
         salt = given[0] if given else ""
         if any(other != salt for other in given) or not isinstance(salt, str) or len(salt) > MAX_SALT_CHARS:
-            raise InputInvalid(where=SALT, detail=f"one text of at most {MAX_SALT_CHARS} characters")
+            raise InputInvalid(
+                where=SALT,
+                detail=f"must be a string of at most {MAX_SALT_CHARS} characters, the same wherever it is given",
+            )
         return salt
 
     def _body(self) -> JsonObject:
@@ -55,7 +59,7 @@ class Call:
         if not self.is_route_known:
             raise RouteUnknown(where=route)
         for name in self.envelope.keys() - {route, inside, SALT}:
-            raise no_such_field(name)
+            raise unknown_field(name)
         if self.dialect.has_tail:
             assert self.dialect.route is not None
             return {"tail": self.envelope[route][len(self.dialect.route) + 1 :]}
@@ -89,11 +93,11 @@ class DialectTable:
         """The dialect of this input. A `dialect` in it takes precedence: the rest is that dialect's body. Raises
         InputNotObject, InputInvalid."""
         if not isinstance(job_input, dict):
-            raise InputNotObject()
+            raise InputNotObject(where="input")
         if "dialect" in job_input:
             name = job_input["dialect"]
             if not isinstance(name, str) or name not in self._by_name:
-                raise InputInvalid(where="dialect", detail=f"one of {', '.join(sorted(self._by_name))}")
+                raise InputInvalid(where="dialect", detail=f"must be one of {', '.join(sorted(self._by_name))}")
             return Call(self._by_name[name], {key: value for key, value in job_input.items() if key != "dialect"})
         if "openai_route" in job_input:
             dialect = self._on_openai_route(job_input["openai_route"])

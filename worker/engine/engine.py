@@ -182,23 +182,23 @@ class Engine:
         room = limit - len(prompt.ids)
         wanted = sampling.max_tokens or max(1, min(self._settings.max_tokens_default, room))
         if wanted > room:
-            raise PromptTooLong(detail=f"prompt {len(prompt.ids)} + max_tokens {wanted} > {limit}")
+            raise PromptTooLong(detail=f"{len(prompt.ids)} + {wanted} > {limit} tokens")
         return wanted
 
     def _check(self, request: Request, sampling: Sampling) -> None:
         """Raises InputInvalid, PromptTooLong."""
         if sampling.n > self._settings.max_num_seqs:
-            raise InputInvalid(where="n", detail=f"at most {self._settings.max_num_seqs}")
+            raise InputInvalid(where="n", detail=f"must be at most {self._settings.max_num_seqs} (MAX_NUM_SEQS)")
         size = self._spec.vocabulary_size
         biased = tuple(token for token, _ in sampling.logit_bias)
         for where, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
             if any(not 0 <= token < size for token in ids):
-                raise InputInvalid(where=where, detail=f"token ids are 0 to {size - 1}")
+                raise InputInvalid(where=where, detail=f"token ids must be from 0 to {size - 1}")
         needed = self._scheduler.bytes_alone(len(request.prompt.ids), request.num_positions, request.num_answers)
         if needed > self._scheduler.max_bytes:
             detail = (
-                f"{sampling.n} x {request.num_positions} tokens need {needed / MIB:.1f} MiB of keys and values, "
-                f"there are {self._scheduler.max_bytes / MIB:.1f}"
+                f"{sampling.n} x {request.num_positions} tokens need {needed / MIB:.1f} MiB of KV cache, "
+                f"there are {self._scheduler.max_bytes / MIB:.1f} MiB"
             )
             raise PromptTooLong(detail=detail)
 

@@ -69,7 +69,7 @@ class Recall:
             _, media = with_opened(alone, await self._opener.open(alone.media))
             counts = await self._engine.count_tokens(alone, media)
             if counts.prompt_tokens > self._room(request):
-                detail = f"the message alone has {counts.prompt_tokens} tokens, at most {self._room(request)}"
+                detail = f"the message alone has {counts.prompt_tokens} tokens, limit {self._room(request)}"
                 raise PromptTooLong(detail=detail)
             text = "".join(part.text for part in message.parts if isinstance(part, Text))
             image_tokens = [item.tokens for item in counts.media]

@@ -17,16 +17,16 @@ class Allowance:
         """Raises MediaTooLarge."""
         self.num_bytes -= count
         if self.num_bytes < 0:
-            raise MediaTooLarge(detail="all media of the request together")
+            raise MediaTooLarge(detail="all media of the request together exceed MAX_JOB_BYTES")
 
     def take_pixels(self, count: int) -> None:
         """Raises MediaDimensions."""
         self.num_pixels -= count
         if self.num_pixels < 0:
-            raise MediaDimensions(detail="too many pixels in all media of the request together")
+            raise MediaDimensions(detail="all media of the request together exceed MAX_JOB_PIXELS")
 
     def take_tokens(self, count: int) -> None:
         """Raises MediaTokenBudget."""
         self.num_tokens -= count
         if self.num_tokens < 0:
-            raise MediaTokenBudget(detail=f"{-self.num_tokens} more than there may be in the request")
+            raise MediaTokenBudget(detail=f"{-self.num_tokens} tokens too many")

@@ -54,11 +54,11 @@ def read_times(data: bytes, found: SniffResult, settings: Settings) -> Times:
         times.append(at)
         at += _duration(image)
         if len(times) > settings.max_video_packets:
-            raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames")
+            raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames (MAX_VIDEO_PACKETS)")
         if at > settings.max_video_s:
-            raise MediaVideoTooLong(detail=f"more than {settings.max_video_s:g} s")
+            raise MediaVideoTooLong(detail=f"more than {settings.max_video_s:g} s (MAX_VIDEO_S)")
     if len(times) < 2:
-        raise MediaUnsupportedType(detail=f"this is {found.name} that does not move; a video is needed")
+        raise MediaUnsupportedType(detail=f"this is {found.name} of one frame, not a video: send it as an image")
     return Times(*size, tuple(times))
 
 
@@ -101,7 +101,7 @@ def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Imag
                 except EOFError:
                     return
                 if image.size != size:  # a GIF grows with a frame that lies outside of it
-                    raise MediaDimensions(detail="the frames' size changes in the middle")
+                    raise MediaDimensions(detail="the size of its frames changes")
                 image.load()
                 yield image
                 index += 1

@@ -16,7 +16,7 @@ from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.allowance import Allowance
 from worker.media.handing_over import InParent
-from worker.media.sniff import SniffResult, sniff
+from worker.media.sniff import VIDEOS, SniffResult, sniff
 from worker.media.sources import Sources
 from worker.media.workers import Workers
 
@@ -91,7 +91,7 @@ async def open_video(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
     async with context.sources.opened(item.source, "video", context.left) as data:
         found = sniff(data)
         if found.video is None and found.picture not in animation.MOVING:
-            raise MediaUnsupportedType(detail=f"this is {found.name}; a video is needed")
+            raise MediaUnsupportedType(detail=f"this is {found.name}, not a supported video: {VIDEOS}")
         return (await _clip_of_file(context, data, found, item.controls),)
 
 
@@ -109,7 +109,7 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
     """Their headers first: what the first frame's size would make too large, or does not fit, is not decoded."""
     count, policy = len(source.frames), context.size_policy
     if count > context.settings.max_frames:
-        raise MediaTooManyItems(detail=f"{count} frames, at most {context.settings.max_frames}")
+        raise MediaTooManyItems(detail=f"{count} frames, limit {context.settings.max_frames} (MAX_FRAMES)")
     places = [f"{where}.frames[{index}]" for index in range(count)]
 
     async def header(file: File, place: str) -> picture.Header:
@@ -125,7 +125,7 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
         first = headers[0]
         for other, place in zip(headers, places, strict=True):
             if (other.height, other.width) != (first.height, first.width):
-                raise MediaDimensions(where=place, detail="all frames of a video must have one size")
+                raise MediaDimensions(where=place, detail="all frames of a video must have the same size")
         height, width, tokens = policy.clip(first.height, first.width, count, controls)
         context.left.take_tokens(tokens)
         size = height, width

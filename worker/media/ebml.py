@@ -109,7 +109,7 @@ class _Weigher:
 
     def _index(self, master: Element, depth: int) -> None:
         if not master.is_sized or depth > MAX_DEPTH:
-            raise MediaCorrupt(detail="its index does not say where it ends")
+            raise MediaCorrupt(detail="its index has no length")
         for element in elements(self._data, master.begin, master.end):
             self._tick()
             if element.id == _TRACK_ENTRY:
@@ -126,7 +126,7 @@ class _Weigher:
         for encoding in self._all(entry, _ENCODING, 0):
             algorithms = [self._uint(packing, _ALGORITHM) or 0 for packing in self._all(encoding, _COMPRESSION, 0)]
             if algorithms != [_HEADER_STRIPPING]:
-                raise MediaUnsupportedType(detail="a video that is compressed or encrypted once more in its container")
+                raise MediaUnsupportedType(detail="its container compresses or encrypts the video: remux it")
 
     def _all(self, within: Element, identity: int, depth: int) -> Iterator[Element]:
         for element in elements(self._data, within.begin, within.end):
@@ -147,4 +147,4 @@ class _Weigher:
     def _tick(self) -> None:
         self._num_elements += 1
         if self._num_elements > MAX_ELEMENTS:
-            raise MediaTooLarge(detail=f"an index of more than {MAX_ELEMENTS} elements")
+            raise MediaTooLarge(detail=f"its index has more than {MAX_ELEMENTS} elements")

@@ -18,6 +18,7 @@ from yarl import URL
 
 from worker.core.errors import MediaFetchFailed, MediaFetchTimeout, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
 from worker.core.settings import Settings
+from worker.core.units import over
 from worker.media.guard import check_url, is_allowed_address
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -103,11 +104,13 @@ class Fetcher:
                         return found
                     url = self._check(found)
         except TimeoutError as error:
-            raise MediaFetchTimeout(reason=_reason(url, error)) from None
+            raise MediaFetchTimeout(detail=f"limit {timeout_s:g} s", reason=_reason(url, error)) from None
         except aiohttp.ClientConnectorError as error:
             if doorman.has_denied:
-                raise MediaUrlForbidden() from None
-            raise MediaFetchFailed(detail="no connection", retryable=True, reason=_reason(url, error)) from None
+                raise MediaUrlForbidden(detail="only public addresses are fetched") from None
+            raise MediaFetchFailed(
+                detail="no connection to the host", retryable=True, reason=_reason(url, error)
+            ) from None
         except (aiohttp.InvalidURL, UnicodeError):
             raise MediaUrlInvalid() from None
         except (aiohttp.ClientError, OSError) as error:
@@ -148,13 +151,13 @@ class Fetcher:
             if response.status in _REDIRECTS:
                 return str(url.join(_location(response)))
             if response.status in _PASSING or response.status >= 500:
-                raise MediaFetchFailed(detail=f"HTTP status {response.status}", retryable=True)
+                raise MediaFetchFailed(detail=f"its server answered with status {response.status}", retryable=True)
             if response.status != 200:
-                raise MediaFetchFailed(detail=f"HTTP status {response.status}")
+                raise MediaFetchFailed(detail=f"its server answered with status {response.status}")
             if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-                raise MediaFetchFailed(detail="the file came compressed although plain bytes were asked for")
+                raise MediaFetchFailed(detail="its server sent a compressed body (Content-Encoding)")
             if (response.content_length or 0) > max_bytes:
-                raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+                raise MediaTooLarge(detail=over(max_bytes, response.content_length))
             if response.content_length is not None:
                 expect(response.content_length)
             body = bytearray()
@@ -162,7 +165,7 @@ class Fetcher:
                 take(len(chunk))
                 body += chunk
                 if len(body) > max_bytes:
-                    raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+                    raise MediaTooLarge(detail=over(max_bytes))
             return bytes(body)
 
 
@@ -177,4 +180,4 @@ def _location(response: aiohttp.ClientResponse) -> URL:
     try:
         return URL(response.headers["Location"])
     except (KeyError, ValueError, IndexError):
-        raise MediaFetchFailed(detail="a redirect to nowhere") from None
+        raise MediaFetchFailed(detail="a redirect without a valid Location") from None

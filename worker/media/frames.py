@@ -36,7 +36,7 @@ def span_of(times: Sequence[float], controls: Controls) -> tuple[int, int]:
     if end is not None and end <= start:
         raise MediaParamInvalid(detail="video_end must be after video_start")
     if start > times[-1]:
-        raise MediaParamInvalid(detail=f"video_start is {start:g} s, the last frame is at {times[-1]:.2f} s")
+        raise MediaParamInvalid(detail=f"video_start is {start:g} s, but the last frame is at {times[-1]:.2f} s")
     inside = [index for index, at in enumerate(times) if start <= at and (end is None or at <= end)]
     if not inside:
         raise MediaVideoNoFrames(detail="no frame between video_start and video_end")
@@ -58,7 +58,7 @@ def how_many(total: int, rate: float, controls: Controls, limits: Limits) -> int
         least = _even(controls.min_frames or MIN_FRAMES, math.ceil)
         if controls.max_frames is not None and least > controls.max_frames:
             if controls.min_frames is not None:
-                raise MediaParamInvalid(detail="min_frames is more than max_frames")
+                raise MediaParamInvalid(detail="min_frames is greater than max_frames")
             least = EVEN
         # A file's times are rounded: two frames a second of three seconds are six, not 5.999.
         wanted = max(total / rate * fps + fps * STEADY_S, least)

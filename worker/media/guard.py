@@ -39,11 +39,11 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
     if url.scheme not in ("http", "https") or not host:
         raise MediaUrlInvalid()
     if "@" in _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]:
-        raise MediaUrlInvalid(detail="user names and passwords are refused")
+        raise MediaUrlInvalid(detail="URLs with a user name or password are refused")
     if port not in _PORTS and not allow_loopback:
-        raise MediaUrlForbidden(detail="only ports 80 and 443 are fetched")
+        raise MediaUrlForbidden(detail="only the ports 80 and 443 are allowed")
     if domains and not _is_in_domains(url.raw_host or "", domains):
-        raise MediaUrlForbidden(detail="the domain is not on the list of allowed ones")
+        raise MediaUrlForbidden(detail="its domain is not among the allowed ones")
     return url
 
 

@@ -90,9 +90,11 @@ class _Weigher:
         for box in boxes(self._data, within.begin, within.end):
             self._num_boxes += 1
             if self._num_boxes > MAX_BOXES or depth > MAX_DEPTH:
-                raise MediaTooLarge(detail="too many boxes")
+                raise MediaTooLarge(detail="its index has too many boxes")
             if box.kind == b"cmov":
-                raise MediaUnsupportedType(detail="a QuickTime file whose index is compressed")
+                raise MediaUnsupportedType(
+                    detail="QuickTime files with a compressed index are not read: remux it to MP4"
+                )
             of_box = _Track() if box.kind in (b"trak", b"traf") else track
             self._read(box, of_box)
             for part in inner(self._data, box):
@@ -106,7 +108,7 @@ class _Weigher:
         data = self._data
         if box.kind == b"stsd":
             if box.end - box.begin > MAX_DESCRIPTION_BYTES:
-                raise MediaTooLarge(detail="a description of more than a mebibyte")
+                raise MediaTooLarge(detail="its description is larger than 1 MiB")
             for found in _TABLE.finditer(data, box.begin, box.end):
                 self._count(Box(found.group(), found.end(), box.end), track)
         elif box.kind == b"hdlr":
@@ -144,7 +146,7 @@ class _Weigher:
             samples = max([samples, *(self._total(box) for box in track.times)])
         self._left -= samples * max(1, track.edits) + track.entries
         if self._left < 0:
-            raise MediaTooLarge(detail=f"an index of more than {self._limit} entries")
+            raise MediaTooLarge(detail=f"its index has more than {self._limit} entries")
 
     def _is_pcm(self, track: _Track) -> bool:
         """Whether a demuxer makes one entry of many samples: sound of which each sample lasts one unit of time."""

@@ -95,7 +95,7 @@ class Child:
         self._arena.clear(order.end)
         self.is_idle = True
         if kind == "memory":
-            raise MediaTooLarge(detail="decoding it takes more memory than its size is worth")
+            raise MediaTooLarge(detail="decoding it needs more memory than a file of its size should")
         if kind == "raised" and isinstance(told[0], Exception):
             raise told[0]
         given: T = result

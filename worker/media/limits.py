@@ -67,4 +67,4 @@ def _weigh_bmp(data: bytes) -> None:
     """Pillow decodes run lengths byte by byte in Python."""
     is_modern = len(data) >= 34 and struct.unpack_from("<I", data, 14)[0] >= 40
     if is_modern and struct.unpack_from("<I", data, 30)[0] in _RUN_LENGTH_CODED:
-        raise MediaUnsupportedType(detail="a BMP with run lengths")
+        raise MediaUnsupportedType(detail="run-length encoded BMP is not read: convert it to PNG")

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from worker.core.errors import MediaFetchFailed, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
+from worker.core.units import over
 
 SCHEME = "file:"
 
@@ -32,7 +33,7 @@ def read(address: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        raise MediaFetchFailed(detail="there is no such file, or it cannot be read") from None
+        raise MediaFetchFailed(detail="the file does not exist or cannot be read") from None
     try:
         _check_place(Path(f"/proc/self/fd/{descriptor}").resolve(), roots)  # a folder may have become a link meanwhile
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -42,7 +43,7 @@ def read(address: str, roots: tuple[Path, ...], max_bytes: int) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:
-        raise MediaTooLarge(detail=f"at most {max_bytes} bytes")
+        raise MediaTooLarge(detail=over(max_bytes))
     return data
 
 

@@ -89,4 +89,6 @@ class Opener:
         for kind, limit in (("image", self._settings.max_images), ("video", self._settings.max_videos)):
             found = [item for item in items if item.kind == kind]
             if len(found) > limit:
-                raise MediaTooManyItems(where=found[limit].where, detail=f"{len(found)} {kind}s, at most {limit}")
+                raise MediaTooManyItems(
+                    where=found[limit].where, detail=f"{len(found)} {kind}s, limit {limit} (MAX_{kind.upper()}S)"
+                )

@@ -14,10 +14,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from worker.core.contract import RGB
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
 from worker.core.settings import Settings
+from worker.core.units import megapixels, of_pixels
 from worker.media import av1
 from worker.media.handing_over import InParent
 from worker.media.limits import png_chunks, refuse_costly
-from worker.media.sniff import sniff
+from worker.media.sniff import PICTURES, sniff
 
 MAX_RATIO = 200
 DRAFT_RATIO = 2
@@ -60,7 +61,7 @@ def read_header(data: bytes, settings: Settings) -> Header:
     """Raises MediaUnsupportedType, MediaCorrupt, MediaDimensions, MediaTooLarge."""
     found = sniff(data)
     if found.picture is None:
-        raise MediaUnsupportedType(detail=f"this is {found.name}; a picture is needed")
+        raise MediaUnsupportedType(detail=f"this is {found.name}, supported are {PICTURES}")
     refuse_costly(data, found.picture)
     formats = ("JPEG", "MPO") if found.picture == "JPEG" else (found.picture,)
     try:
@@ -72,7 +73,7 @@ def read_header(data: bytes, settings: Settings) -> Header:
         raise MediaCorrupt() from None
     check_size(width, height, settings)
     if found.picture == "AVIF" and av1.largest_picture(data) > width * height:
-        raise MediaCorrupt(detail="its pictures are larger than it says")
+        raise MediaCorrupt(detail="its images are larger than its header says")
     return Header(data, formats, height, width, orientation)
 
 
@@ -129,7 +130,7 @@ def bounded(settings: Settings) -> Iterator[None]:
     try:
         yield
     except _BOMB:
-        raise MediaDimensions(detail=f"at most {settings.max_image_pixels} pixels") from None
+        raise MediaDimensions(detail=f"limit {megapixels(settings.max_image_pixels)} (MAX_IMAGE_PIXELS)") from None
 
 
 def check_size(width: int, height: int, settings: Settings) -> None:
@@ -137,11 +138,16 @@ def check_size(width: int, height: int, settings: Settings) -> None:
     if width < 1 or height < 1:
         raise MediaCorrupt()
     if max(width, height) > settings.max_image_side:
-        raise MediaDimensions(detail=f"{width}x{height}, at most {settings.max_image_side} a side")
+        raise MediaDimensions(
+            detail=f"{width}x{height}, longest side {settings.max_image_side} (MAX_IMAGE_SIDE): resize it first"
+        )
     if width * height > settings.max_image_pixels:
-        raise MediaDimensions(detail=f"{width}x{height}, at most {settings.max_image_pixels} pixels")
+        limit = megapixels(settings.max_image_pixels)
+        raise MediaDimensions(detail=f"{of_pixels(width, height)}, limit {limit} (MAX_IMAGE_PIXELS): resize it first")
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise MediaDimensions(detail=f"{width}x{height}, sides at most 1 to {MAX_RATIO}")
+        raise MediaDimensions(
+            detail=f"{width}x{height}, the longer side may be {MAX_RATIO} times the shorter: crop it first"
+        )
 
 
 def pixels_of(image: Image.Image, room: RGB | None = None) -> RGB:

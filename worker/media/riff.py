@@ -24,7 +24,7 @@ def refuse_large_index(data: bytes, limit: int) -> None:
         if found.group() == b"indx" and data[at + 7 : at + 8] == bytes([_OF_INDEXES]):
             left -= _entries_of_indexes(data, at + 4)
         if left < 0:
-            raise MediaTooLarge(detail=f"an index of more than {limit} entries")
+            raise MediaTooLarge(detail=f"its index has more than {limit} entries")
 
 
 def _entries_of_indexes(data: bytes, begin: int) -> int:

@@ -3,20 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
+PICTURES = "JPEG, PNG, WebP, GIF, BMP and AVIF"
+VIDEOS = "MP4, QuickTime, WebM, Matroska, MPEG-TS and AVI"
+
 PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
 VideoFormat = Literal["mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "avi"]  # FFmpeg's names of demuxers
 
 
 @dataclass(frozen=True)
 class SniffResult:
-    """`picture` or `video` is the format that it is read as; `name` is our word for what it seems to be."""
+    """`picture` or `video` is the format that it is read as; `name` is what it seems to be, with its article."""
 
     name: str
     picture: PictureFormat | None = None
     video: VideoFormat | None = None
 
 
-_UNKNOWN = SniffResult("of no known format")
+_UNKNOWN = SniffResult("not a known image or video format")
 _ISO_VIDEO = SniffResult("a video file", video="mov,mp4,m4a,3gp,3g2,mj2")
 _AVI = SniffResult("a video file", video="avi")
 _MPEG_TS = SniffResult("a video file", video="mpegts")

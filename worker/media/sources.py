@@ -7,6 +7,7 @@ from typing import Protocol
 from worker.core.contract import File, Inline, Kind, Upload
 from worker.core.errors import MediaTooLarge
 from worker.core.settings import Settings
+from worker.core.units import over
 from worker.media import inline, local
 from worker.media.allowance import Allowance
 from worker.media.budget import Budget
@@ -58,7 +59,7 @@ class Sources:
         limit = self._limit(kind)
         if isinstance(file, Upload):
             if len(file.data) > limit:
-                raise MediaTooLarge(detail=f"at most {limit} bytes")
+                raise MediaTooLarge(detail=over(limit, len(file.data)))
             left.take_bytes(len(file.data))
             return file.data
         if isinstance(file, Inline):

@@ -27,6 +27,7 @@ from worker.core.errors import (
     MediaVideoTooLong,
 )
 from worker.core.settings import Settings
+from worker.core.units import megapixels, of_pixels
 from worker.media import ebml, iso_boxes, riff
 from worker.media.picture import RGB_BYTES
 from worker.media.sniff import VideoFormat
@@ -79,7 +80,7 @@ def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
                 raise MediaCorrupt()
             found.append((stamp, len(found), packet.is_keyframe))
             if len(found) > settings.max_video_packets:
-                raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames")
+                raise MediaVideoTooLong(detail=f"more than {settings.max_video_packets} frames (MAX_VIDEO_PACKETS)")
         if not found:
             raise MediaVideoNoFrames()
         found.sort()
@@ -87,7 +88,7 @@ def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
     stamps, places, is_key = zip(*found, strict=True)
     times = tuple((stamp - stamps[0]) * unit for stamp in stamps)
     if times[-1] > settings.max_video_s:
-        raise MediaVideoTooLong(detail=f"{times[-1]:.0f} s, at most {settings.max_video_s:g} s")
+        raise MediaVideoTooLong(detail=f"{times[-1]:.0f} s, limit {settings.max_video_s:g} s (MAX_VIDEO_S)")
     return Packets(width, height, times, stamps, places, is_key)
 
 
@@ -194,7 +195,7 @@ def spans_of(packets: Packets, chosen: Sequence[int]) -> list[range]:
 def _upright(frame: Any, packets: Packets) -> RGB:
     """(height, width, 3), turned as the file says."""
     if (frame.width, frame.height) != (packets.width, packets.height):
-        raise MediaDimensions(detail="the frames' size changes in the middle")
+        raise MediaDimensions(detail="the size of its frames changes")
     pixels: RGB = frame.to_ndarray(format="rgb24")
     turns = _turns(frame)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
@@ -210,8 +211,9 @@ def _check_sides(width: int, height: int, settings: Settings) -> None:
     if width < 1 or height < 1:
         raise MediaCorrupt()
     if width * height > settings.max_video_frame_pixels or max(width, height) > settings.max_video_side:
-        most = f"{settings.max_video_frame_pixels} pixels and {settings.max_video_side} a side"
-        raise MediaDimensions(detail=f"{width}x{height}, at most {most}")
+        most = f"{megapixels(settings.max_video_frame_pixels)} (MAX_VIDEO_FRAME_PIXELS), longest side"
+        detail = f"frames of {of_pixels(width, height)}, limit {most} {settings.max_video_side} (MAX_VIDEO_SIDE)"
+        raise MediaDimensions(detail=detail)
 
 
 @contextmanager
@@ -237,9 +239,9 @@ def opened(data: bytes, form: VideoFormat, settings: Settings) -> Iterator[tuple
         ) as container:
             stream = next((candidate for candidate in container.streams.video if not _is_cover(candidate)), None)
             if stream is None:
-                raise MediaVideoNoFrames(detail="there is no video stream")
+                raise MediaVideoNoFrames(detail="the file has no video stream")
             if stream.codec_context is None or stream.codec_context.name not in DECODERS:
-                raise MediaUnsupportedType(detail="a codec that is not read: H.264, HEVC, VP8, VP9, AV1 and MPEG-4 are")
+                raise MediaUnsupportedType(detail="its codec is not among H.264, HEVC, VP8, VP9, AV1 and MPEG-4")
             for other in container.streams:
                 if other is not stream:
                     other.discard = av.stream.Discard.all  # their packets are not even inflated

@@ -54,7 +54,7 @@ class Workers:
     def check_memory(self, num_bytes: int) -> None:
         """Raises MediaDimensions where work of so many bytes could never run."""
         if num_bytes > self.memory.largest:
-            raise MediaDimensions(detail="decoding needs more memory than the worker may use")
+            raise MediaDimensions(detail="decoding it needs more memory than DECODE_MEMORY_BYTES allows")
 
     async def decode(
         self,

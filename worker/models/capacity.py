@@ -79,27 +79,35 @@ def room_on_gpu(settings: Settings, free: int) -> int:
     return max(0, free - reserve * MIB)
 
 
+_MORE_MEMORY = "Use a smaller model, QUANTIZATION or a larger GPU, or lower VISION_RESERVE_MIB or the caches"
+
+
 def fitting_len(settings: Settings, capacity: Capacity) -> int:
     """MAX_MODEL_LEN as it counts: as set, else what fits. Raises ModelError where nothing does."""
     if not capacity.holds(SMALLEST_WIDTH, 1):
         raise ModelError(
-            f"{capacity.max_bytes / MIB:.0f} MiB are left for keys and values, room for {capacity.num_tokens} tokens: "
-            "a smaller model, QUANTIZATION, a larger card, or less for VISION_RESERVE_MIB and the caches"
+            f"{capacity.max_bytes / MIB:.0f} MiB are left for the KV cache, enough for {capacity.num_tokens} tokens. "
+            + ("Raise KV_CACHE_MIB" if settings.kv_cache_mib else _MORE_MEMORY)
         )
     if settings.max_model_len is None:
         length = capacity.model_len
-        reason = "the model's own" if length == capacity.limit else f"of the model's {capacity.limit:,}, for memory"
+        reason = (
+            "the model's own limit"
+            if length == capacity.limit
+            else f"by memory, the model's limit is {capacity.limit:,}"
+        )
     else:
-        length, reason = min(settings.max_model_len, capacity.limit), "as set"
+        length = min(settings.max_model_len, capacity.limit)
+        reason = "MAX_MODEL_LEN" if length == settings.max_model_len else "the model's own limit, below MAX_MODEL_LEN"
     log.info(
-        "at most %s tokens of prompt and answer (%s): %.0f MiB for keys and values hold %s tokens, %s requests of that "
-        "length at once or %s of 2,048 tokens; MAX_NUM_SEQS lets %d run",
-        *(f"{length:,}", reason, capacity.max_bytes / MIB, f"{capacity.num_tokens:,}"),
+        "context length %s tokens (%s); the KV cache (%s MiB) holds %s tokens: %s concurrent requests of that length, "
+        "or %s of 2,048 tokens; MAX_NUM_SEQS allows %d",
+        *(f"{length:,}", reason, f"{capacity.max_bytes / MIB:,.0f}", f"{capacity.num_tokens:,}"),
         *(f"{capacity.at_once(length):,}", f"{capacity.at_once(min(2_048, length)):,}", settings.max_num_seqs),
     )
     if not capacity.holds(length, 1):
         log.warning(
-            "MAX_MODEL_LEN is more than memory holds, and requests of that length are refused: unset it, or give more "
-            "memory by KV_CACHE_MIB"
+            "the KV cache does not hold MAX_MODEL_LEN tokens, requests of that length are refused: unset it, or raise "
+            "KV_CACHE_MIB"
         )
     return length

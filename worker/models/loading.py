@@ -15,7 +15,7 @@ from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from worker.core.engine_protocol import EngineInfo
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
-from worker.core.settings import EMBEDDED_MODEL, Settings
+from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
 from worker.models.families import FAMILIES
@@ -87,7 +87,7 @@ def load(
     kind = model_type(plan.found)
     family = families.get(kind or "")
     if family is None:
-        raise ModelError(f"the model type {kind} is not served; known: {', '.join(sorted(families))}")
+        raise ModelError(f"the model type {kind} is not supported, these are: {', '.join(sorted(families))}")
     if tokenizer is None:
         tokenizer = read_tokenizer(plan.found.folder)
         timeline.end("tokenizer")
@@ -100,11 +100,11 @@ def load(
         # It takes longer to import than everything else of a start.
         from worker.models.hf import loading as hf_loading
 
-        timeline.end("importing transformers")
+        timeline.end("import_transformers")
         runner = hf_loading.load(settings, plan, spec.preprocessor, timeline)
     else:
         runner, first_layers = _native(settings, plan, code, spec.preprocessor, timeline)
-    timeline.end("model")
+    timeline.end("build_model")
     _log_served(settings, plan, spec, name)
     room = kv_cache_bytes(settings, plan.device, plan.num_devices)
     capacity = Capacity(room, runner.bytes_per_token, limit=spec.max_model_len)
@@ -123,11 +123,9 @@ def load(
 
 def _log_served(settings: Settings, plan: LoadPlan, spec: ModelSpec, code: Code) -> None:
     found = plan.found
-    if found.folder == EMBEDDED_MODEL:
-        log.info("no model is named: serving the embedded tiny model, for trials and tests, as %s", spec.name)
     how = "" if settings.quantization == "none" else f", weights in {settings.quantization}"
     shown = (spec.name, found.origin, plan.device, str(plan.dtype).removeprefix("torch."), how, code)
-    log.info("serving %s from %s on %s in %s%s, by %s model code", *shown)
+    log.info("serving %s from %s on %s in %s%s, with %s model code", *shown)
 
 
 def _native_code(settings: Settings, plan: LoadPlan, family: ModelFamily) -> NativeCode | None:
@@ -138,7 +136,7 @@ def _native_code(settings: Settings, plan: LoadPlan, family: ModelFamily) -> Nat
     if why is None:
         return family.native
     if settings.model_code == "native":
-        raise ModelError(f"MODEL_CODE is native, which cannot run this model: {why}. MODEL_CODE=auto")
+        raise ModelError(f"MODEL_CODE=native cannot run this model: {why}. Set MODEL_CODE=auto")
     log.info("transformers runs this model: %s", why)
     return None
 
@@ -162,7 +160,7 @@ def _native(
     assert plan.reader is not None
     config: JsonObject = read_json(plan.found.folder / "config.json")
     tensors = plan.reader.tensors()
-    timeline.end("waiting for weights")
+    timeline.end("wait_for_weights")
     try:
         first_layers = None
         if plan.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time

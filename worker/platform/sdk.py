@@ -45,7 +45,9 @@ def max_seconds(job: JsonObject) -> float:
     if isinstance(limit, bool) or not isinstance(limit, int | float):
         return math.inf
     if not abs(limit) <= MAX_TIMEOUT_MS:  # NaN is neither
-        raise InputInvalid(where="policy.executionTimeout", detail=f"milliseconds, at most {MAX_TIMEOUT_MS}")
+        raise InputInvalid(
+            where="policy.executionTimeout", detail=f"must be a number of milliseconds, at most {MAX_TIMEOUT_MS}"
+        )
     return max(limit / 1000 - DEADLINE_MARGIN_S, 1.0) if limit > 0 else math.inf
 
 

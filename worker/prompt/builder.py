@@ -98,7 +98,7 @@ class PromptBuilder:
     def _check_length(self, count: int, what: str) -> None:
         """Before more is done with them. Raises PromptTooLong."""
         if count >= self._spec.max_model_len:
-            raise PromptTooLong(detail=f"{what} {count} tokens of {self._spec.max_model_len}")
+            raise PromptTooLong(detail=f"{what} {count} tokens, the context length is {self._spec.max_model_len}")
 
     def _pad_counts(self, shown: Sequence[_Shown]) -> dict[int, list[int]]:
         """By pad token: how many tokens each of its spans has, in order."""
@@ -228,7 +228,7 @@ def _widen(ids: list[int], counts: dict[int, list[int]]) -> list[int]:
     """Each pad repeated to the number of tokens of its picture or temporal patch. Raises InputInvalid."""
     for pad, spans in counts.items():
         if ids.count(pad) != len(spans):
-            raise _not_shown("pictures or parts of videos", ids.count(pad), len(spans))
+            raise _not_shown("images or parts of videos", ids.count(pad), len(spans))
     left = {pad: iter(spans) for pad, spans in counts.items()}
     wide: list[int] = []
     for token in ids:
@@ -237,4 +237,4 @@ def _widen(ids: list[int], counts: dict[int, list[int]]) -> list[int]:
 
 
 def _not_shown(what: str, count: int, sent: int) -> InputInvalid:
-    return InputInvalid(where="messages", detail=f"the model's chat template shows {count} {what} of {sent} sent")
+    return InputInvalid(where="messages", detail=f"the model's chat template renders {count} of {sent} {what}")

@@ -84,7 +84,7 @@ def video_size(
 def _check_ratio(height: int, width: int) -> None:
     """The reference refuses more than 200 : 1, whoever asks for it."""
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise MediaParamInvalid(detail=f"resized to {width}x{height}, sides at most 1 to {MAX_RATIO}")
+        raise MediaParamInvalid(detail=f"{width}x{height}: the longer side may be {MAX_RATIO} times the shorter")
 
 
 def _fit(height: int, width: int, num_frames: int, factor: int, least: int, most: int) -> Size:

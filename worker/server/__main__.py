@@ -12,7 +12,7 @@ from worker.core import logs
 from worker.core import settings as worker_settings
 from worker.core.errors import SettingError
 from worker.core.settings import Settings
-from worker.server.server import server_of
+from worker.server.server import Server, server_of
 from worker.startup.boot import leave
 from worker.startup.build import Serving, start
 
@@ -25,12 +25,19 @@ def refuse_open_server(settings: Settings) -> None:
         if ipaddress.ip_address(settings.host).is_loopback:
             return
     if settings.host != "localhost":
-        raise SettingError(f"HOST is {settings.host}, and there is no API_KEY: set one, or AUTH=off to serve anybody")
+        raise SettingError(
+            f"HOST={settings.host} is open to other machines and API_KEY is not set: set API_KEY, or AUTH=off to serve "
+            "anybody who can reach it"
+        )
 
 
 def read_settings() -> Settings:
     """From the command line, the environment and `.env`. Raises SettingError."""
-    parser = argparse.ArgumentParser(prog="python -m worker.server", description="The HTTP server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.server",
+        allow_abbrev=False,
+        description="The HTTP server: OpenAI-compatible and other routes, and a page to try them.",
+    )
     for name in ("host", "port", "model-path", "device"):
         variable = name.upper().replace("-", "_")
         parser.add_argument(f"--{name}", help=f"takes precedence over the environment's {variable}")
@@ -47,9 +54,11 @@ def main() -> None:
         settings = read_settings()
     except SettingError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    logs.set_up(settings.log_level, as_json=False)
+    logs.set_up(settings.log_level, as_json=settings.logs_json)
+    worker_settings.warn_of_doubtful()
     worker_settings.stay_offline(settings)
     served: list[Serving] = []
+    server: Server | None = None
 
     def load() -> Serving:
         served.append(start(settings))
@@ -57,9 +66,12 @@ def main() -> None:
 
     try:
         with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has stopped
-            server_of(settings, load).run()
+            server = server_of(settings, load)
+            server.run()
     except (SettingError, OSError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
+    if server is not None and server.has_failed:
+        sys.exit(1)
     states = [serving.engine.state for serving in served]
     if any(state in ("dead", "stuck") for state in states):
         leave(1, at_once="stuck" in states)

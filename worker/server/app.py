@@ -53,10 +53,15 @@ def admission_of(settings: Settings, num_connections: int) -> Admission:
 
 
 def create(
-    settings: Settings, load: Callable[[], Serving], admission: Admission, dialects: DialectTable = DIALECTS
+    settings: Settings,
+    load: Callable[[], Serving],
+    admission: Admission,
+    dialects: DialectTable = DIALECTS,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The application. `load` gives what serves; it is called on a thread of its own."""
-    handle = ModelHandle(load)
+    """The application. `load` gives what serves; it is called on a thread of its own. `on_failure`: called where it
+    could not."""
+    handle = ModelHandle(load, on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -127,6 +132,7 @@ def _refusal(dialect: Dialect, error: WorkerError, declared_type: str | None) ->
 def _add_errors(app: FastAPI, dialects: DialectTable, server_metrics: ServerMetrics) -> None:
     def refusal(request: Request, error: WorkerError) -> Response:
         server_metrics.refused(error.code)
+        request.state.code = error.code
         shown = dialects.error_at(request.url.path, error)
         return JSONResponse(shown.body, shown.status, headers_of(error))
 
@@ -137,10 +143,11 @@ def _add_errors(app: FastAPI, dialects: DialectTable, server_metrics: ServerMetr
     async def show_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return refusal(request, RouteUnknown())
+            return refusal(request, RouteUnknown(detail="GET / lists the routes"))
         if error.status_code == 405:
-            response = refusal(request, MethodNotAllowed())
-            response.headers["allow"] = (error.headers or {}).get("Allow", "")
+            allowed = (error.headers or {}).get("Allow", "")
+            response = refusal(request, MethodNotAllowed(detail=f"it accepts {allowed}"))
+            response.headers["allow"] = allowed
             return response
         return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
 
@@ -184,11 +191,13 @@ def _add_pages(app: FastAPI, settings: Settings, dialects: DialectTable) -> None
     @app.get("/")
     async def about() -> JsonObject:
         routes = {
-            dialect.route: f"POST {dialect.content_type}"
+            dialect.route: f"POST {dialect.content_type}" if dialect.method == "POST" else dialect.method
             for dialect in dialects
-            if dialect.route is not None and dialect.method == "POST"
+            if dialect.route is not None
         }
-        return {"message": "worker-qwen-vl answers questions about pictures and videos", "routes": routes}
+        others = ["/health", PING, "/metrics", "/docs", "/openapi.json", *([PLAYGROUND] if settings.playground else [])]
+        routes |= dict.fromkeys(others, "GET")
+        return {"message": "worker-qwen-vl answers questions about images and videos", "routes": routes}
 
 
 def _openapi(app: FastAPI, dialects: DialectTable, *, has_keys: bool) -> JsonObject:

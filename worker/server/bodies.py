@@ -56,7 +56,7 @@ def _json(parts: list[bytes], *_: object) -> HttpBody:
     except TooManyValuesError as error:
         raise BodyTooLarge(detail=str(error)) from None
     except (ValueError, RecursionError):
-        raise InputNotObject(detail="the body is not valid JSON") from None
+        raise InputNotObject(where="body", detail="it is not valid JSON") from None
     if not isinstance(body, dict):
         raise InputNotObject()
     return HttpBody(body)
@@ -72,12 +72,12 @@ def _form(parts: list[bytes], headers: Headers, where: str) -> HttpBody:
     try:
         items = _uploaded(parts, options.get(b"boundary", b"")) if kind == MULTIPART else _encoded(b"".join(parts))
     except (MultiPartException, ValueError):
-        raise InputInvalid(where=where, detail="not a form that can be read") from None
+        raise InputInvalid(where=where, detail="is not a valid multipart form") from None
     fields: JsonObject = {}
     declared_type = None
     for name, value in items:
         if name in fields or not name:
-            raise InputInvalid(where=where, detail="a field without a name, or twice")
+            raise InputInvalid(where=where, detail="has a field without a name, or the same field twice")
         if isinstance(value, UploadFile):
             fields[name] = value.file.read()
             value.file.close()

@@ -110,7 +110,7 @@ class Keys:
         self._look()
         given = _given(headers)
         if given is None:
-            raise KeyInvalid()
+            raise KeyInvalid(detail="send it as Authorization: Bearer <key>")
         digest = self._digest(given)
         caller = self._callers.get(digest)
         network, is_shared = _network(address), not (self._knows_proxies or _is_global(address))

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from worker.core.errors import QueueFull, WorkerError
 from worker.core.http_errors import BodyTimeout, BodyTooLarge, HttpRefusal, KeyInvalid
 from worker.core.settings import Settings
+from worker.core.units import of_bytes
 from worker.dialects.base import HttpError
 from worker.dialects.table import DialectTable
 from worker.metrics import ServerMetrics
@@ -65,6 +66,7 @@ class RequestMiddleware:
             if passing.status:
                 raise
             self._admission.metrics.refused(error.code)
+            passing.scope["state"]["code"] = error.code
             await refuse(error, self._dialects.error_at(path, error), passing.send)
         finally:
             if passing.slot is not None:
@@ -81,7 +83,7 @@ class RequestMiddleware:
             state["caller"] = self._admission.keys.caller(headers, (passing.scope.get("client") or ("",))[0])
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._max_bytes(path):
-            raise BodyTooLarge(detail=f"at most {self._max_bytes(path)} bytes")
+            raise BodyTooLarge(detail=f"limit {of_bytes(self._max_bytes(path))}")
         if path not in UNCOUNTED_PATHS:
             is_post = passing.scope["method"] == "POST"
             state["slot"] = passing.slot = self._admission.slots.enter(state["caller"], uses_tokens=is_post)
@@ -109,7 +111,7 @@ class RequestMiddleware:
                     message = await receive()
             except TimeoutError:
                 if passing.slot is not None and passing.slot.is_evicted:
-                    raise QueueFull(detail="the slowest of too many uploads") from None
+                    raise QueueFull(detail="this was the slowest of too many uploads") from None
                 raise BodyTimeout() from None
             if message["type"] != "http.request":
                 passing.has_left = True
@@ -117,7 +119,7 @@ class RequestMiddleware:
             size = len(message.get("body", b""))
             num_bytes += size
             if num_bytes > limit:
-                raise BodyTooLarge(detail=f"at most {limit} bytes")
+                raise BodyTooLarge(detail=f"limit {of_bytes(limit)}")
             passing.is_whole = not message.get("more_body", False)
             if passing.slot is not None:
                 passing.slot.hold(size)
@@ -150,6 +152,8 @@ class _Passing:
     def tell(self, method: str) -> None:
         """One line of the log."""
         facts = {"status": self.status, "seconds": round(time.monotonic() - self._began, 3)}
+        if "code" in self.scope["state"]:
+            facts["code"] = self.scope["state"]["code"]
         path = self.path[:100].encode("unicode_escape").decode("ascii")
         log.log(
             logging.DEBUG if self.has_left else logging.INFO,

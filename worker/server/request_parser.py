@@ -86,7 +86,7 @@ class RequestParser:
         if self.reads_head:
             self._num_head_bytes = 0 if has_next else self._num_head_bytes + num_bytes
             if self._num_head_bytes >= HEAD_BYTES:
-                raise HeadTooLarge(detail=f"at most {HEAD_BYTES} bytes")
+                raise HeadTooLarge(detail=f"limit {HEAD_BYTES} bytes")
         elif not has_next:
             beyond = self._num_framing_bytes + num_bytes - 2 * self._num_body_bytes
             self._num_framing_bytes = max(0, beyond)
@@ -108,7 +108,7 @@ class RequestParser:
         if not self.reads_head:
             return  # a trailer, which nothing here asks for; or a head for the second time
         if len(self._headers) >= NUM_HEADERS:
-            raise HeadTooLarge(detail=f"at most {NUM_HEADERS} headers")
+            raise HeadTooLarge(detail=f"limit {NUM_HEADERS} headers")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -136,15 +136,15 @@ class RequestParser:
         """Raises HttpMalformed, ExpectationFailed."""
         version, method = self._llhttp.get_http_version(), self._llhttp.get_method().decode("ascii")
         if version not in _VERSIONS:
-            raise HttpMalformed(detail="HTTP/1.0 or HTTP/1.1")
+            raise HttpMalformed(detail="the version must be HTTP/1.0 or HTTP/1.1")
         if method not in _METHODS:
-            raise HttpMalformed(detail=f"one of {', '.join(_METHODS)}")
+            raise HttpMalformed(detail=f"the method must be one of {', '.join(_METHODS)}")
         hosts = self._values(b"host")
         if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
-            raise HttpMalformed(detail="one Host")
+            raise HttpMalformed(detail="there must be one Host")
         codings = self._values(b"transfer-encoding")
         if codings and (version == "1.0" or [coding.lower() for coding in codings] != [b"chunked"]):
-            raise HttpMalformed(detail="Transfer-Encoding can be chunked alone, in HTTP/1.1")
+            raise HttpMalformed(detail="Transfer-Encoding may only be chunked, in HTTP/1.1")
         expected = self._values(b"expect")
         if any(value.lower() != b"100-continue" for value in expected):
             raise ExpectationFailed()
@@ -170,9 +170,9 @@ class RequestParser:
         try:
             url = httptools.parse_url(self._url)
         except httptools.HttpParserInvalidURLError:
-            raise HttpMalformed(detail="the request's target") from None
+            raise HttpMalformed(detail="the request target is invalid") from None
         if url.schema not in _SCHEMES:
-            raise HttpMalformed(detail="the request's target")
+            raise HttpMalformed(detail="the request target is invalid")
         if url.host is not None:
             host = b"[%b]" % url.host if b":" in url.host else url.host
             authority = host if url.port is None else b"%b:%d" % (host, url.port)

@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         self._on_refusal = on_refusal
         self._listening: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
+        self.has_failed = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the application, then listen: at the host and port of the settings, or at what is given."""
@@ -58,10 +59,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         for listening in self._listening:
             listening.setblocking(False)
-            log.info("listening at %s, port %d", *listening.getsockname()[:2])
+            log.info("listening on %s, port %d", *listening.getsockname()[:2])
             task = asyncio.create_task(self._accept(listening))
             task.add_done_callback(self._stop_where_failed)
             self._accepting.append(task)
+
+    def stop_failed(self) -> None:
+        """Stop, since the model cannot be loaded: whoever watches the process replaces it."""
+        self.has_failed = self.should_exit = True
 
     def _stop_where_failed(self, accepting: asyncio.Task[None]) -> None:
         if not accepting.cancelled() and (error := accepting.exception()) is not None:
@@ -70,6 +75,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Take no more, and let what is being answered end."""
+        log.info("shutting down: running requests get %d s", self.config.timeout_graceful_shutdown or 0)
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -104,8 +110,9 @@ def server_of(settings: Settings, load: Callable[[], Serving], dialects: Dialect
     admission = admission_of(settings, num_connections)
     connections = Connections(num_connections)
     admission.metrics.gauge("http_connections", "Connections that are open", lambda: len(connections))
-    app = create(settings, load, admission, dialects)
-    return Server(app, settings, connections, admission.metrics.refused)
+    app = create(settings, load, admission, dialects, on_failure=lambda: server.stop_failed())
+    server = Server(app, settings, connections, admission.metrics.refused)
+    return server
 
 
 def _networks(text: str) -> list[str]:
@@ -115,13 +122,29 @@ def _networks(text: str) -> list[str]:
         try:
             ipaddress.ip_network(address)
         except ValueError:
-            raise SettingError(f"TRUSTED_PROXIES: {address} is neither an address nor a network") from None
+            raise SettingError(
+                f'invalid value "{address}" in TRUSTED_PROXIES: it must be an IP address or network'
+            ) from None
     return list(found)
 
 
 def _listening_at(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of the host; with any free port, for its first alone. Raises OSError."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    slots = list(dict.fromkeys((family, address[:2]) for family, *_, address in found))
-    taken = slots if port else slots[:1]
-    return [socket.create_server(address, family=family, backlog=BACKLOG) for family, address in taken]
+    """A socket for each address of the host; with any free port, for its first alone. Raises SettingError."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        slots = list(dict.fromkeys((family, address[:2]) for family, *_, address in found))
+        taken = slots if port else slots[:1]
+        return [socket.create_server(address, family=family, backlog=BACKLOG) for family, address in taken]
+    except OSError as error:
+        raise SettingError(_why_not_listening(host, port, error)) from None
+
+
+def _why_not_listening(host: str, port: int, error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"port {port} of {host} is in use: choose another with --port or PORT, or stop the process that has it"
+            )
+        case errno.EACCES:
+            return f"port {port} may not be opened by this user: choose one from 1024 on with --port or PORT"
+    return f"HOST={host} is not an address of this machine ({error.strerror or error})"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from worker.core.errors import QueueFull
 from worker.core.http_errors import RateLimited
 from worker.core.settings import Settings
+from worker.core.units import of_bytes
 
 log = logging.getLogger(__name__)
 MINUTE_S = 60.0
@@ -59,7 +60,7 @@ class Slots:
         """Raises QueueFull."""
         oldest, began = next(iter(uploads.items()))
         if self._clock() - began < EVICTABLE_S:
-            raise QueueFull(detail=f"{len(uploads)} bodies are being received")
+            raise QueueFull(detail=f"{len(uploads)} uploads are running")
         self._end_upload(oldest)
         oldest.evict()
 
@@ -75,17 +76,17 @@ class Slots:
     def _run(self, slot: "Slot") -> None:
         of_one = self._share(self.limit) if self._of_one is None else min(self._of_one, self.limit)
         if self._running.total() >= self.limit:
-            raise QueueFull(detail=f"{self.limit} requests are unfinished")
+            raise QueueFull(detail=f"{self.limit} are unfinished")
         if self._running[slot.caller] >= of_one:
-            raise QueueFull(detail=f"{of_one} requests are unfinished for this key")
+            raise QueueFull(detail=f"{of_one} of this key are unfinished")
         self._end_upload(slot)
         self._running[slot.caller] += 1
 
     def _hold(self, caller: str, num_bytes: int) -> None:
         if self._bytes.total() + num_bytes > self._max_bytes:
-            raise QueueFull(detail=f"bodies of {self._max_bytes} bytes are held")
+            raise QueueFull(detail=f"their bodies take {of_bytes(self._max_bytes)}")
         if self._bytes[caller] + num_bytes > self._share(self._max_bytes):
-            raise QueueFull(detail=f"bodies of {self._share(self._max_bytes)} bytes are held for this key")
+            raise QueueFull(detail=f"the bodies of this key take {of_bytes(self._share(self._max_bytes))}")
         self._bytes[caller] += num_bytes
 
     def _leave(self, slot: "Slot", num_bytes: int, *, has_run: bool) -> None:
@@ -102,7 +103,7 @@ class Slots:
         left = self._left(caller, self._rate)
         if left <= 0:
             wait_s = max(1, math.ceil((1 - left) * MINUTE_S / self._rate))
-            raise RateLimited(detail=f"{self._rate} a minute", wait_s=wait_s)
+            raise RateLimited(detail=f"limit {self._rate}", wait_s=wait_s)
 
     def spend(self, caller: str, num_tokens: int) -> None:
         """So many tokens were used for the caller."""

@@ -62,7 +62,7 @@ def begin(import_rest: Callable[[], None] = lambda: None) -> Boot:
 
             import_rest()
         stack.pop_all()
-    boot.timeline.end("importing the rest")
+    boot.timeline.end("import_rest")
     return boot
 
 
@@ -73,7 +73,8 @@ def _load(boot: Boot) -> None:
         from worker.core import settings as worker_settings
 
         settings = worker_settings.current()
-        logs.set_up(settings.log_level, as_json=settings.is_on_platform)
+        logs.set_up(settings.log_level, as_json=settings.logs_json)
+        worker_settings.warn_of_doubtful()
         if settings.is_on_platform:
             signal.signal(signal.SIGTERM, _leave)  # until the SDK puts its own handler there
         worker_settings.stay_offline(settings)
@@ -81,7 +82,7 @@ def _load(boot: Boot) -> None:
         if found is not None:
             locate.read_ahead(found.folder)
         _import_beside_linking()
-        boot.timeline.end("importing beside torch's linking")
+        boot.timeline.end("import_during_torch_link")
         tokenizer = None
         if found is not None:
             from worker.checkpoint.tokenizer import read_tokenizer
@@ -90,13 +91,13 @@ def _load(boot: Boot) -> None:
             boot.timeline.end("tokenizer")
     import torch  # noqa: F401
 
-    boot.timeline.end("importing torch")
+    boot.timeline.end("import_torch")
     from worker.checkpoint import load_plan
 
     plan = None if found is None else load_plan.begin(settings, found)
     from worker.startup import engines
 
-    boot.timeline.end("importing the engine")
+    boot.timeline.end("import_engine")
     if plan is not None:
         boot.loaded = engines.load_engine(settings, plan, boot.timeline, tokenizer)
 

@@ -88,7 +88,7 @@ class ModelHandle:
         try:
             return await asyncio.shield(self._loading)
         except StartError:
-            raise EngineStopped(detail="the model could not be loaded") from None
+            raise EngineStopped(detail="the model could not be loaded, the worker's log says why") from None
 
     def stop_by(self, at: float) -> None:
         """See `Service.stop_by`; of a model on its way too."""
@@ -119,7 +119,7 @@ def start(
     begun before. Raises ModelError."""
     timeline = timeline or Timeline()
     if loaded is None:
-        timeline.end("before loading")
+        timeline.end("before_load")
         loaded = load_engine(settings, None, timeline)
     with contextlib.ExitStack() as stack:
         stack.callback(loaded.close)
@@ -128,7 +128,7 @@ def start(
         stack.callback(serving.close_opener)
         loaded.wait(timeline)
         stack.pop_all()
-    timeline.end("warming up")
+    timeline.end("warmup")
     log.info("ready", extra={"seconds": timeline.report})
     return serving
 

@@ -85,7 +85,7 @@ def _load_generate(context: LoadContext) -> LoadedEngine:
     from worker.engine.static_batch import static_engine
     from worker.models.hf import hf_generate, hf_prompt
 
-    context.timeline.end("importing transformers")
+    context.timeline.end("import_transformers")
     model = hf_generate.load(context.settings, context.plan, context.timeline)
     engine = static_engine(model, context.settings)
     with _closed_on_failure(engine.close):
@@ -119,7 +119,7 @@ def _started(engine: Engine, policy: SizePolicy, warm_up: WarmUp, plan: LoadPlan
         with _answering():
             warm_up.wait()
         if plan.reader is not None:
-            timeline.ran_beside("reading weights", plan.reader.finish())
+            timeline.ran_beside("read_weights", plan.reader.finish())
 
     return LoadedEngine(engine, policy, wait, warm_up.close)
 

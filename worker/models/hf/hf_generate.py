@@ -113,7 +113,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     processor, backend = _loaded_processor(folder)
     timeline.end("tokenizer")
     module = module_for(settings, plan, timeline)
-    timeline.end("model")
+    timeline.end("build_model")
     text = config.get_text_config()
     limit = model_len(settings, getattr(text, "max_position_embeddings", None))
     room = kv_cache_bytes(settings, plan.device, plan.num_devices)
@@ -124,7 +124,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     eos_ids = ending_ids(generation, read_json(folder / "config.json")) or _eos_of(processor)
     pad = processor.tokenizer.pad_token_id
     runner = HfGenerateRunner(module, builder, pad if pad is not None else min(eos_ids), plan.device, plan.dtype)
-    name = settings.model_name or plan.found.name
+    name = plan.found.name
     if settings.sampling_preset == "card":
         log.warning("SAMPLING_PRESET is card, and the cards of %s are not known: generation_config.json counts", name)
     log.warning("serving %s of the unknown type %s by `generate`: slow, pictures only", name, config.model_type)
@@ -156,7 +156,7 @@ def _loaded_processor(folder: Path) -> tuple[Any, HfTokenizer]:
     try:
         processor = AutoProcessor.from_pretrained(folder)
     except (ImportError, OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no processor that can be loaded here: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"the processor in {folder} could not be loaded: {str(error).splitlines()[0]}") from None
     backend = getattr(getattr(processor, "tokenizer", None), "backend_tokenizer", None)
     if not isinstance(backend, HfTokenizer) or getattr(processor, "chat_template", None) is None:
         raise ModelError(f"{folder} needs a tokenizer.json and a chat template")
@@ -169,15 +169,17 @@ def _known_config(folder: Path) -> Any:
     """The library's config of a model that reads pictures. Raises ModelError."""
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ModelError(f"the model type {kind} is not served: transformers does not know it either")
+        raise ModelError(
+            f"the model type {kind} is not supported, by transformers neither: docs/models.md lists what is"
+        )
     config = library_config(folder)
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ModelError(f"the model type {config.model_type} reads no pictures, as far as transformers knows")
+        raise ModelError(f"the model type {config.model_type} takes no images: docs/models.md lists what is supported")
     return config
 
 
 def _eos_of(processor: Any) -> frozenset[int]:
     eos_id = processor.tokenizer.eos_token_id
     if eos_id is None:
-        raise ModelError("the checkpoint names no eos_token_id")
+        raise ModelError("the checkpoint has no eos_token_id")
     return frozenset([eos_id])

@@ -57,11 +57,9 @@ class HfPromptBuilder:
             ids = self.encoded([(text, pictures)])["input_ids"][0]
         except (ValueError, TypeError, KeyError, IndexError, TemplateError):
             log.exception("the model's processor could not make a prompt")
-            raise InputInvalid(
-                where="messages", detail="this model's template or processor does not take them"
-            ) from None
+            raise InputInvalid(where="messages", detail="the model's chat template or processor refuses them") from None
         if len(ids) >= self._max_model_len:
-            raise PromptTooLong(detail=f"prompt {len(ids)} >= {self._max_model_len}")
+            raise PromptTooLong(detail=f"the prompt has {len(ids)} tokens, the context length is {self._max_model_len}")
         counts = self._counts(ids, len(pictures))
         nothing = torch.empty(0, dtype=torch.long)
         return HfPrompt(

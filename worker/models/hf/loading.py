@@ -40,7 +40,7 @@ def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     if plan.reader is not None:
         tensors = plan.reader.tensors()
-        timeline.end("waiting for weights")
+        timeline.end("wait_for_weights")
         # Shapes that differ are told below, by name.
         module, info = made.from_pretrained(None, state_dict=tensors, ignore_mismatched_sizes=True, **options)
     else:
@@ -66,7 +66,11 @@ def _bits(settings: Settings, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _attention(wanted: str, device: torch.device) -> str:
-    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own."""
+    """FlashAttention 2 where it is installed and the device is CUDA, else torch's own. Raises ModelError."""
+    if wanted == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ModelError(
+            "ATTENTION=flash_attention_2 needs the package flash-attn and a CUDA device. Set ATTENTION=auto"
+        )
     if wanted != "auto":
         return wanted
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"

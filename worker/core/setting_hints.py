@@ -1,0 +1,78 @@
+"""What to say of an environment variable that is wrong: what its value must be, or which name was perhaps meant."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+_MUST_BE = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "1 or 0",
+    "literal_error": "one of {expected}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+}
+_MAX_SHOWN_CHARS = 80
+_ALIKE = 0.87  # from 0 to 1: MAX_NUM_SEQ and MAX_NUM_SEQS are, HOSTNAME and HOST are not
+
+# Variables of other servers for these models that mean nothing here, and what does.
+ELSEWHERE: Mapping[str, str] = {
+    "MODEL": "MODEL_ID names the model",
+    "MODEL_REPO": "MODEL_ID names the model",
+    "TOKENIZER": "a checkpoint's own tokenizer is used",
+    "TOKENIZER_NAME": "a checkpoint's own tokenizer is used",
+    "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "MODEL_NAME sets the name in answers",
+    "SERVED_MODEL_NAME": "MODEL_NAME sets the name in answers",
+    "MAX_CONCURRENCY": "CONCURRENCY sets how many jobs are taken at once",
+    "GPU_MEMORY_UTILIZATION": "KV_CACHE_MIB sets the memory of the KV cache; unset, it is what the device has left",
+    "TENSOR_PARALLEL_SIZE": "there is no tensor parallelism",
+    "LIMIT_MM_PER_PROMPT": "MAX_IMAGES and MAX_VIDEOS set the limits",
+    "ENABLE_PREFIX_CACHING": "PREFIX_CACHE_MIB sets the memory of the prefix cache, which is on",
+    "TRUST_REMOTE_CODE": "code that comes with a checkpoint is never run",
+    "DEFAULT_BATCH_SIZE": "STREAM_INTERVAL_MS sets how often chunks are sent",
+    "ENFORCE_EAGER": "CUDA_GRAPHS=0 turns CUDA graphs off",
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the value of a setting must be, for one whose pattern says it to programs alone. Stands in `Annotated`."""
+
+    text: str
+
+
+def wrong_value(name: str, field: FieldInfo, value: str, error: ErrorDetails) -> str:
+    """One sentence about a variable's value. A value that may be a secret is not shown."""
+    shown = f' "{value}"' if field.repr and len(value) <= _MAX_SHOWN_CHARS and value.isprintable() else ""
+    expected = next(_expected(field.metadata, field.annotation), None)
+    if expected is None:
+        context: dict[str, Any] = error.get("ctx", {})
+        expected = _MUST_BE.get(error["type"], "").format(**context)
+    return f"invalid value{shown} for {name}" + (f": it must be {expected}" if expected else "")
+
+
+def _expected(marks: Iterable[object], annotation: object) -> Iterator[str]:
+    yield from (mark.text for mark in marks if isinstance(mark, Expected))
+    for part in get_args(annotation):
+        yield from _expected(getattr(part, "__metadata__", ()), None)
+
+
+def unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """A sentence for each name that looks like a slip of a known one, or has another name here."""
+    known = frozenset(known)
+    beginnings = {name[:3] for name in known}
+    said = []
+    for name in sorted(set(names) - known):
+        if name in ELSEWHERE:
+            said.append(f"the environment variable {name} has no effect: {ELSEWHERE[name]}")
+        elif name[:3] in beginnings and (found := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)):
+            said.append(f"the environment variable {name} is unknown, did you mean {found[0]}?")
+    return said
