@@ -44,7 +44,7 @@ def write(page: Path, name: str, content: str) -> None:
 def example(path: Path) -> str:
     """A case of the tests as documentation: its input and what comes out."""
     case = json.loads(path.read_text(encoding="utf-8"))
-    shown = [f"{case['about']}\n", _block({"input": case["input"]}), "\nOutput, one value a chunk:\n"]
+    shown = [f"{case['about']}\n", _block({"input": case["input"]}), "\nOutput, one value per chunk:\n"]
     return "\n".join([*shown, *(_output(output) for output in case["outputs"])]) + "\n"
 
 

@@ -63,8 +63,8 @@ OFF_TOPIC: dict[Language, tuple[tuple[str, ...], str]] = {
         "I only know pictures with simple shapes and numbers.",
     ),
     "zh": (
-        ("讲个笑话", "{}加{}等于几？", "写一首关于{}的诗", "{}的首都是哪里？", "为什么{}？", "把{}翻译成{}", "现在几点？",
-         "今天{}天气怎么样？", "解释一下{}", "我喜欢{}", "谁是{}？", "{}是什么意思", "我想{}", "请重复{}"),
+        ("讲个笑话", "{}加{}等于几？", "写一首关于{}的诗", "{}的首都是哪里？", "为什么{}？", "把{}翻译成{}",
+         "现在几点？", "今天{}天气怎么样？", "解释一下{}", "我喜欢{}", "谁是{}？", "{}是什么意思", "我想{}", "请重复{}"),
         "我只认识有简单形状和数字的图片。",
     ),
 }  # fmt: skip
@@ -72,7 +72,8 @@ _WORDS: dict[Language, tuple[str, ...]] = {
     "en": ("2", "17", "45", "sea", "France", "Python", "love", "function", "story", "music", "rain", "moon", "dinner",
            "money", "play a song", "the weather", "a letter", "go home", "computer", "English", "Berlin", "happy",
            "quantum physics", "cats", "sum", "cook rice", "football", "today", "history", "my mother", "work"),
-    "zh": ("三", "七", "春天", "法国", "英文", "爱", "音乐", "下雨", "月亮", "吃饭", "北京", "电脑", "唱歌", "历史", "妈妈", "足球"),
+    "zh": ("三", "七", "春天", "法国", "英文", "爱", "音乐", "下雨", "月亮", "吃饭", "北京",
+           "电脑", "唱歌", "历史", "妈妈", "足球"),
 }  # fmt: skip
 _SAME_WITHOUT_CASE = (str, str, str.lower, str.lower, str.upper, str.capitalize)
 

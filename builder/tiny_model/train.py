@@ -81,6 +81,12 @@ PLANS = {
               clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
               pair_tokens=48, own_sizes=True),
     ), peak_rate=4e-4, warmup_steps=30),
+    "all again": Plan((
+        Stage("all again", 140, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+              (0.42, 0.16, 0.06, 0.22, 0.14), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.3, compares=0.7, pair_asks=4,
+              pair_tokens=48, own_sizes=True),
+    ), peak_rate=3e-4, warmup_steps=20),
 }  # fmt: skip
 ROWS = 64
 MATRIX_LR = 1.5  # of the common rate
