@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 TORCH ?= auto
 PARITY := .venv-parity
 
-.PHONY: help run quick test check image-test parity fuzz
+.PHONY: help run quick test check docs image-test parity fuzz
 FUZZ_S ?= 180
 
-help:  ## list the verbs
+help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 run: $(RUNS)  ## answer test_input.json with the tiny demonstration model and print the JSON
@@ -22,20 +22,25 @@ quick: $(READY)  ## run the tests that need no child process, no browser and no 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest
 
-check: $(READY)  ## lint, format, types and dead code; the Dockerfile too
+check: $(READY)  ## lint, format, types and dead code; the Dockerfile and the documents too
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/hadolint Dockerfile
+	@$(MAKE) --no-print-directory docs
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY)  ## build the documentation as a site, into site/
+	$(BIN)/mkdocs build --strict --quiet
 
 image-test: $(READY)  ## build the Dockerfile for real and ask the image a question, offline (root on Debian)
 	$(BIN)/python -m tests.image
 
-parity: $(PARITY)/.ready  ## compare pictures and videos with the references, in an environment of their own
+parity: $(PARITY)/.ready  ## compare images and videos with the references, in an environment of their own
 	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity tests/models/test_published.py --all-models
 
-fuzz: $(READY)  ## throw bytes that grow from seeds at the opening of pictures and videos, FUZZ_S seconds
+fuzz: $(READY)  ## coverage-guided fuzzing of the opening of images and videos, FUZZ_S seconds
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
 

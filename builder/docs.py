@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from builder import architecture, models
+from builder import architecture, costs, dependencies, models
 from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
@@ -125,13 +125,15 @@ def write_test_input() -> None:
 
 
 def first_run() -> str:
-    """The picture of test_input.json and what the handler prints for it."""
+    """What the handler prints for test_input.json, with the total of the cold start alone."""
     command = [sys.executable, "handler.py"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
-    answer = re.search(r"^\{\n.*?^\}$", output, re.DOTALL | re.MULTILINE)
-    if answer is None:
+    printed = re.search(r"^\{\n.*?^\}$", output, re.DOTALL | re.MULTILINE)
+    if printed is None:
         raise ValueError("the handler printed no JSON")
-    return f"\n![a drawn picture](docs/pictures/test_input.jpg)\n\n```json\n{answer.group()}\n```\n"
+    answer = json.loads(printed.group())
+    answer["cold_start"] = {"total": answer["cold_start"]["total"]}
+    return _block(answer) + "\n"
 
 
 def main() -> None:
@@ -140,6 +142,9 @@ def main() -> None:
     write(DOCS / "errors.md", "errors", error_table.table())
     write(DOCS / "models.md", "checkpoints", models.checkpoints())
     write(DOCS / "models.md", "cards", models.cards())
+    write(DOCS / "costs.md", "prices", costs.price_table())
+    write(DOCS / "costs.md", "costs", costs.table())
+    write(DOCS / "architecture.md", "dependencies", dependencies.table())
     for path in sorted(CASES.glob("*/*.json")):
         write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))
     (DOCS / "pictures").mkdir(exist_ok=True)

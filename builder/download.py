@@ -63,7 +63,7 @@ def fetch(
     endpoint: str | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Source:
-    """Fetch into `out`, which is whole or not there. What a broken connection has left is gone on with.
+    """Fetch into `out`, which is whole or not there. An interrupted download resumes.
 
     Raises DownloadError.
     """

@@ -23,7 +23,7 @@ MARKS = {
         *("tests/media/test_attacks.py", "tests/media/test_isolate.py", "tests/startup/test_boot.py"),
         *("tests/server/test_app.py", "tests/server/test_clients.py", "tests/test_handler.py"),
         *("tests/server/test_strangers.py", "tests/server/test_http1.py"),
-        *("tests/builder/test_download.py", "tests/prompt/test_without_weights.py"),
+        *("tests/builder/test_download.py", "tests/prompt/test_without_weights.py", "tests/docs/test_quickstart.py"),
     ),
     "slow": (
         *("tests/builder/test_tiny_model.py", "tests/checkpoint/test_quantised.py", "tests/checkpoint/test_spread.py"),

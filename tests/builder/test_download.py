@@ -64,7 +64,7 @@ def test_a_token_goes_to_the_hub_and_into_no_file(hub: Hub, tmp_path: Path) -> N
     assert not any(b"hf_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_a_dropped_connection_is_gone_on_with(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_resumes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**20)
     hub.trouble["model.safetensors"] = "dropped"
     fetched(hub, tmp_path / "model")
@@ -248,10 +248,10 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "no size of patches": (
         "preprocessor_config.json",
         lambda data: data.replace(b'"patch_size": 16', b'"patch_size": [16, 14]'),
-        r"\[16, 14\] in the config or preprocessor's files is not one number",
+        r"\[16, 14\] in the config or preprocessor files must be one number",
     ),
     "a template of other letters": ("chat_template.jinja", lambda data: data + b"\xff", "chat_template.jinja"),
-    "no end": ("generation_config.json", lambda _: b"{}", "names no eos_token_id: look at generation_config"),
+    "no end": ("generation_config.json", lambda _: b"{}", "has no eos_token_id: check generation_config"),
 }
 
 
@@ -276,7 +276,7 @@ def test_what_is_baked_again_comes_from_where_it_came_from(hub: Hub, tmp_path: P
     (tmp_path / "model" / "model.partial").write_bytes(b"of a run without room")
     assert bake(tmp_path / "model") == first
     assert not (tmp_path / "model" / "model.partial").exists()
-    with pytest.raises(ModelError, match="a byte differs"):
+    with pytest.raises(ModelError, match=r"differs from what was baked \(SHA-256\)"):
         bake(damaged(tmp_path / "model", "model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])))
 
 
@@ -301,7 +301,9 @@ def test_a_baked_model_is_found_and_checked(baked: Path) -> None:
 def test_a_truncated_file_is_refused_at_every_start(baked: Path) -> None:
     data = (baked / "model.safetensors").read_bytes()
     (baked / "model.safetensors").write_bytes(data[:-1])
-    with pytest.raises(ModelError, match=r"model\.safetensors has .* bytes, baked were .*: build the image again"):
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors has .* bytes instead of the .* baked: build the image again"
+    ):
         locate.find(settings_for(baked))
 
 
@@ -310,7 +312,7 @@ def test_a_changed_byte_is_refused_at_a_start_with_hashes(baked: Path) -> None:
     data[-7] ^= 1
     (baked / "model.safetensors").write_bytes(data)
     locate.find(settings_for(baked))
-    with pytest.raises(ModelError, match="a byte differs"):
+    with pytest.raises(ModelError, match=r"differs from what was baked \(SHA-256\)"):
         locate.find(settings_for(baked, check_hashes=True))
 
 
@@ -327,7 +329,7 @@ def test_modelscope_gives_the_same_by_its_own_client(scope: ModelScopeHub, tmp_p
     assert not any(b"ms_secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_modelscope_is_gone_on_with_where_it_broke_off(scope: ModelScopeHub, tmp_path: Path) -> None:
+def test_an_interrupted_download_from_modelscope_resumes(scope: ModelScopeHub, tmp_path: Path) -> None:
     scope.trouble["model.safetensors"] = "dropped"
     fetched(scope, tmp_path / "model")
     assert any(one.startswith("model.safetensors bytes=") for one in scope.ranges)

@@ -378,7 +378,7 @@ FLOORS = {
     "none": 0.9,
     "attribute": 0.9,
     "motion": 0.8,
-    "talk": 1.0,
+    "talk": 0.8,
     "when": 0.9,
     "compare": 0.75,
     "follow-up": 0.9,

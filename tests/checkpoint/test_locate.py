@@ -7,7 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub import errors
 
 from worker.checkpoint import locate
 from worker.checkpoint.locate import find
@@ -142,6 +144,59 @@ def test_the_image_has_a_model_if_its_manifest_does_not_name_another(
     else:
         with pytest.raises(ModelError, match="was found neither in the image"):
             find(load({**places, "MODEL_REVISION": wanted}))
+
+
+@pytest.mark.parametrize("variable", ["RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_ENDPOINT_ID"])
+def test_a_deployed_worker_serves_the_demonstration_model_by_its_name_alone(
+    places: dict[str, str], variable: str
+) -> None:
+    del places["MODEL_ID"]
+    with pytest.raises(ModelError, match=r"no model is chosen\. Set MODEL_ID"):
+        find(load({**places, variable: "x"}))
+    assert find(load({**places, variable: "x", "MODEL_ID": locate.TINY})).folder == EMBEDDED_MODEL
+
+
+def test_the_demonstration_model_is_never_called_by_another_name(places: dict[str, str], tmp_path: Path) -> None:
+    del places["MODEL_ID"]
+    with pytest.raises(ModelError, match=f"To serve the model, set MODEL_ID={MODEL}"):
+        find(load({**places, "MODEL_NAME": MODEL}))
+    for named in ({}, {"MODEL_ID": locate.TINY}, {"MODEL_PATH": str(EMBEDDED_MODEL)}):
+        assert find(load({**places, **named, "MODEL_NAME": "mine"})).name == locate.TINY
+    folder = written(tmp_path / "given")
+    assert find(load({**places, "MODEL_PATH": str(folder), "MODEL_NAME": "mine"})).name == "mine"
+
+
+def test_a_hubs_name_in_the_place_of_a_folder_is_recognized(places: dict[str, str]) -> None:
+    with pytest.raises(ModelError, match=f"does not exist. To serve a model by its name, set MODEL_ID={MODEL}"):
+        find(load({**places, "MODEL_PATH": MODEL}))
+
+
+def _answered(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.test/"))
+
+
+@pytest.mark.parametrize(
+    ("error", "token", "told"),
+    [
+        (errors.GatedRepoError("x", response=_answered(403)), "", "it is gated. Accept its terms at .*HF_TOKEN"),
+        (errors.GatedRepoError("x", response=_answered(403)), "t", "it is gated.*check that HF_TOKEN may read it"),
+        (errors.RepositoryNotFoundError("x", response=_answered(401)), "", "the hub has no such model.*spelling"),
+        (errors.RevisionNotFoundError("x", response=_answered(404)), "", "it has no revision v9"),
+        (errors.HfHubHTTPError("x", response=_answered(503)), "", "the hub answered with status 503"),
+        (errors.LocalEntryNotFoundError("x"), "", "the hub could not be reached. Check the network"),
+        (ConnectionError("x"), "", "the hub could not be reached"),
+    ],
+)  # fmt: skip
+def test_failed_downloads_are_told_apart(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, error: Exception, token: str, told: str
+) -> None:
+    def fail(*_: object, **options: object) -> None:
+        assert options["token"] == (token or None)
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match=told):
+        find(load({**places, "ALLOW_DOWNLOAD": "1", "MODEL_REVISION": "v9", "HF_TOKEN": token}))
 
 
 @pytest.mark.parametrize("name", ["baked.json", "model.safetensors.index.json"])

@@ -148,7 +148,9 @@ def test_a_text_only_template_alone_is_replaced_by_the_familys_where_that_is_cer
     assert spec_of(laid).template.render(QUESTION) == whole
     assert "tokenizer_config.json is for text alone: the family's own is used" in caplog.text
     set_in(laid / "tokenizer_config.json", chat_template=TEXT_ONLY.replace("<|im_end|>", "<|endoftext|>"))
-    with pytest.raises(ModelError, match=r"the chat template of .*tokenizer_config\.json shows no pictures: put the"):
+    with pytest.raises(
+        ModelError, match=r"the chat template of .*tokenizer_config\.json has no place for images: put the"
+    ):
         spec_of(laid)
 
 
@@ -156,7 +158,7 @@ def test_a_text_only_template_is_refused_where_the_family_has_several(folder: An
     laid = folder(QWEN3)
     (laid / "chat_template.json").unlink()
     set_in(laid / "tokenizer_config.json", chat_template=TEXT_ONLY)
-    with pytest.raises(ModelError, match=r"the chat template of .*tokenizer_config\.json shows no pictures"):
+    with pytest.raises(ModelError, match=r"the chat template of .*tokenizer_config\.json has no place for images"):
         spec_of(laid)
     _named(laid / "chat_templates")
     set_in(laid / "tokenizer_config.json", chat_template=None)
@@ -277,7 +279,7 @@ def test_a_folder_of_older_files_is_baked_into_newer_ones(tmp_path: Path) -> Non
 def test_damaged_added_tokens_are_named_with_their_file(folder: Any, damage: dict[str, Any]) -> None:
     laid = folder()
     set_in(laid / "tokenizer_config.json", added_tokens_decoder=damage)
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json has damaged added tokens: fetch it again"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json has invalid added tokens: download it again"):
         read_tokenizer(laid)
 
 
@@ -285,7 +287,7 @@ def test_without_merges_it_is_said_what_is_missing(folder: Any) -> None:
     laid = folder()
     for name in ("tokenizer.json", "merges.txt"):
         (laid / name).unlink()
-    with pytest.raises(ModelError, match=r"no tokenizer\.json, and no merges\.txt to make it of"):
+    with pytest.raises(ModelError, match=r"has neither tokenizer\.json nor merges\.txt"):
         read_tokenizer(laid)
 
 
@@ -391,7 +393,7 @@ def test_one_file_for_both_kinds_counts_before_the_others(folder: Any) -> None:
 def test_a_config_without_its_tower_is_refused(folder: Any, vision: Any) -> None:
     laid = folder(QWEN3)
     set_in(laid / "config.json", vision_config=vision)
-    with pytest.raises(ModelError, match="has no vision_config: this copy of the model is for text alone"):
+    with pytest.raises(ModelError, match="has no vision_config: this copy of the model is text-only"):
         spec_of(laid)
 
 

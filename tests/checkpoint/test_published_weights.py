@@ -190,22 +190,25 @@ def _for_text_alone(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "an adapter without its model": (_adapter_alone, "an adapter of Qwen/Qwen3-VL-2B-Instruct, which must be merged"),
+    "an adapter without its model": (_adapter_alone, "an adapter of Qwen/Qwen3-VL-2B-Instruct: merge it first"),
     "an adapter beside its model": (
         _changed(lambda tensors: tensors | {"model.language_model.layers.0.q.lora_A.default.weight": torch.ones(2)}),
-        r"hold an adapter, as .*lora_A.*: merge it first",
+        r"contain an adapter \(.*lora_A.*\): merge it first",
     ),
-    "a pickle": (_instead("pytorch_model.bin"), r"has no model\.safetensors: pytorch_model\.bin is not read, since"),
-    "a GGUF": (_instead("model-Q4_K_M.gguf"), r"model-Q4_K_M\.gguf is for llama\.cpp: take the model's safetensors"),
+    "a pickle": (
+        _instead("pytorch_model.bin"),
+        r"model\.safetensors is missing from .*\. pytorch_model\.bin is not read, since",
+    ),
+    "a GGUF": (_instead("model-Q4_K_M.gguf"), r"model-Q4_K_M\.gguf is for llama\.cpp: use the model's safetensors"),
     "shards without their index": (
         _instead("model-00001-of-00002.safetensors"),
-        "need their model.safetensors.index",
+        "which need model.safetensors.index",
     ),
-    "no words": (lambda folder: (folder / "tokenizer.json").unlink(), r"it has no tokenizer\.json"),
+    "no words": (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json is missing from"),
     "a head that is gone": (_untied, r"the tensor lm_head\.weight is missing"),
     "tensors of one shape less": (
         _changed(lambda tensors: {name: tensor.new_empty(0) for name, tensor in tensors.items()}),
-        r"has the shape \(0,\), not",
+        r"has the shape \(0,\) instead of",
     ),
     "FP8 without a word of it": (
         _changed(
@@ -215,27 +218,27 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a word for a number": (
         lambda folder: _set_in_text(folder, rms_norm_eps="small"),
-        r"config\.json is not taken by transformers: .*rms_norm_eps",
+        r"config\.json is refused by transformers: .*rms_norm_eps",
     ),
     "another model's prefix": (_changed(renamed(lambda name: f"base_model.{name}")), "is missing"),
-    "text alone": (_for_text_alone, r"config\.json has no vision_config: this copy of the model is for text alone"),
+    "text alone": (_for_text_alone, r"config\.json has no vision_config: this copy of the model is text-only"),
 }
 
 
 RECURRENT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a vocabulary that was resized without its config": (
         _changed(lambda tensors: {n: torch.cat([t, t[:8]]) if "embed_tokens" in n else t for n, t in tensors.items()}),
-        r"is no qwen3_5: 1 tensors are missing or of another shape, as model\.language_model\.embed_tokens\.weight",
+        r"1 tensors are missing or have another shape, for example model\.language_model\.embed_tokens\.weight",
     ),
     "tensors of one shape less": (
         _changed(lambda tensors: {n: t.new_empty(0) if "mlp" in n else t for n, t in tensors.items()}),
-        "tensors are missing or of another shape, as model",
+        "tensors are missing or have another shape, for example model",
     ),
     "a word for a number": (
         lambda folder: _set_in_text(folder, hidden_size="wide"),
-        r"config\.json is not taken by transformers: .*hidden_size",
+        r"config\.json is refused by transformers: .*hidden_size",
     ),
-    "another dtype": (lambda folder: _set_in_text(folder, dtype="torch.bfloat99"), "is not taken by transformers"),
+    "another dtype": (lambda folder: _set_in_text(folder, dtype="torch.bfloat99"), "is refused by transformers"),
 }
 
 
@@ -307,11 +310,13 @@ def test_quantised_weights_are_known_by_the_small_files(tmp_path: Path, kind: st
     found = Checkpoint(tmp_path, "quantised", "a test")
     if method == "bitsandbytes":
         monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda _: None)
-        told = "need the package bitsandbytes, which is not in this image: build it with BITSANDBYTES=1"
+        told = "need the package bitsandbytes, which is not installed: build it with BITSANDBYTES=1"
     elif method in ("mlx", "modelopt", "auto-round", "an unknown method"):
-        told = f"weights quantised by {method} are not served here: use the model's bfloat16 checkpoint .* with vLLM"
+        told = (
+            f"weights quantized with {method} are not supported here: use the model's bfloat16 checkpoint .* with vLLM"
+        )
     else:
-        told = f"weights quantised by {method} need a CUDA device: use a machine with a GPU, or use .* with vLLM"
+        told = f"weights quantized with {method} need a CUDA device: use a machine with a GPU, or use .* with vLLM"
     with pytest.raises(ModelError, match=told):
         begin(Settings(device="cpu"), found)
 
@@ -319,7 +324,7 @@ def test_quantised_weights_are_known_by_the_small_files(tmp_path: Path, kind: st
 def test_on_a_gpu_it_is_said_which_package_reads_them(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QUANTISED["awq"][1]))
     monkeypatch.setattr(load_plan, "device_of", lambda _: torch.device("cuda"))
-    with pytest.raises(ModelError, match="need the package gptqmodel, which is not in this image: add it, or use"):
+    with pytest.raises(ModelError, match="need the package gptqmodel, which is not installed: add it, or use"):
         begin(Settings(), Checkpoint(tmp_path, "quantised", "a test"))
 
 

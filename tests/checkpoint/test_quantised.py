@@ -70,7 +70,7 @@ def test_it_takes_the_memory_that_was_counted(how: str) -> None:
 def test_what_does_not_fit_is_told_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = num_bytes(stored_in(EMBEDDED_MODEL), torch.float32, 4)
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 1)
-    with pytest.raises(ModelError, match=r"the weights need 0\.\d GiB on cpu, and 0\.\d GiB are free"):
+    with pytest.raises(ModelError, match=r"the weights need 0\.\d GiB on cpu, but 0\.\d GiB are free"):
         quantised("4bit")
 
 
@@ -87,5 +87,5 @@ def test_weights_that_are_stored_so_are_served(model: LoadedModel, tmp_path: Pat
 
 def test_without_the_package_it_is_told_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="need the package bitsandbytes, which is not in this image"):
+    with pytest.raises(ModelError, match="need the package bitsandbytes, which is not installed"):
         quantised("8bit")

@@ -35,7 +35,7 @@ def test_values_are_parsed() -> None:
         ("LOG_LEVEL", "LOUD"),
     ],
 )
-def test_a_value_that_does_not_parse_stops_the_start_and_names_the_variable(name: str, value: str) -> None:
+def test_an_invalid_value_stops_the_start_and_names_the_variable(name: str, value: str) -> None:
     with pytest.raises(settings.SettingError, match=name):
         settings.load({name: value})
 

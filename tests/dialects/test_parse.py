@@ -147,7 +147,7 @@ def test_controls_are_read_from_the_form_and_from_the_block() -> None:
     assert native.controls == Controls(fps=4)
 
 
-def test_what_the_form_says_goes_before_what_stands_beside_it() -> None:
+def test_the_form_takes_precedence_over_its_block() -> None:
     block = {"type": "image", "image": {"url": "https://a.test/", "max_pixels": 1024}, "max_pixels": 9, "min_pixels": 5}
     [media] = parse({"messages": [{"role": "user", "content": [block]}]}).media
     assert media.controls == Controls(max_pixels=1024, min_pixels=5)
@@ -228,7 +228,7 @@ def test_processor_kwargs_hold_for_media_that_say_nothing_themselves() -> None:
     assert [media.source.fps for media in request.media[4:]] == [1.0, None]
 
 
-def test_a_pictures_own_bound_goes_before_processor_kwargs_that_contradict_it() -> None:
+def test_an_images_own_bound_takes_precedence_over_processor_kwargs() -> None:
     block = {"type": "image_url", "image_url": {"url": "https://a.test/", "min_pixels": 1000}}
     assert openai_chat(block, mm_processor_kwargs={"max_pixels": 900}).media[0].controls == Controls(min_pixels=1000)
     low = {"type": "image_url", "image_url": {"url": "https://a.test/", "detail": "low"}}
@@ -278,7 +278,7 @@ def test_without_a_model_the_older_services_defaults_hold() -> None:
         ({"messages": [{"role": "user", "content": "x"}]}, "native"),
     ],
 )
-def test_a_dialect_that_is_named_goes_before_the_table(body: dict[str, Any], name: str) -> None:
+def test_a_named_dialect_takes_precedence_over_the_table(body: dict[str, Any], name: str) -> None:
     assert DIALECTS.choose(body).dialect.name == name
     assert len(parse(body).messages) == 1
 

@@ -171,7 +171,7 @@ def test_too_many_tokens_are_refused_before_anything_is_decoded(
     if len(items) == 1:
         monkeypatch.setattr("worker.media.picture.decode", lambda *given: decoded.append(given))
     opener = Opener(Settings(prepare_threads=1), Slow(), Counts())
-    with pytest.raises(MediaTokenBudget, match="more than there may be"):
+    with pytest.raises(MediaTokenBudget, match="tokens too many"):
         asyncio.run(opener.open(items))
     opener.close()
     assert not decoded

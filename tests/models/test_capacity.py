@@ -104,12 +104,15 @@ def test_the_log_says_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
     room = Capacity(3_000 * MIB, 147_456, 262_144)
     assert fitting_len(Settings(), room) == 6_144
     assert (
-        "at most 6,144 tokens of prompt and answer (of the model's 262,144, for memory): 3000 MiB for keys and values "
-        "hold 21,333 tokens, 2 requests of that length at once or 8 of 2,048 tokens" in caplog.text
+        "context length 6,144 tokens (by memory, the model's limit is 262,144); the KV cache (3,000 MiB) holds "
+        "21,333 tokens: 2 concurrent requests of that length, or 8 of 2,048 tokens; MAX_NUM_SEQS allows 16"
+        in caplog.text
     )
     assert fitting_len(Settings(max_model_len=20_000), room) == 20_000
-    assert "MAX_MODEL_LEN is more than memory holds" in caplog.text
-    with pytest.raises(ModelError, match=r"30 MiB are left for keys and values, room for 213 tokens: a smaller model"):
+    assert "the KV cache does not hold MAX_MODEL_LEN tokens" in caplog.text
+    with pytest.raises(
+        ModelError, match=r"30 MiB are left for the KV cache, enough for 213 tokens\. Use a smaller model"
+    ):
         fitting_len(Settings(), Capacity(30 * MIB, 147_456, 262_144))
 
 

@@ -128,7 +128,7 @@ async def twice(engine: Engine) -> list[Tokenizer]:
 
 
 async def shared_beginnings(engine: Engine) -> list[Tokenizer]:
-    """Others with the same pictures and other questions go before."""
+    """Others with the same pictures and other questions come first."""
     for one in requests():
         await answer(engine, ask("Something else that is asked about it.", *one.media, max_tokens=2))
     return await burst(engine)

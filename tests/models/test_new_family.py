@@ -63,7 +63,7 @@ def test_a_family_without_code_of_its_own_goes_to_the_library(tmp_path: Path) ->
 @pytest.mark.parametrize("model_type", ["qwen9_vl", "qwen3_vl_next", ""])
 def test_an_unknown_type_gets_no_other_familys_rules(tmp_path: Path, model_type: str) -> None:
     settings = checkpoint(tmp_path / "unknown", model_type)
-    with pytest.raises(ModelError, match="is not served"):
+    with pytest.raises(ModelError, match="is not supported"):
         load(settings)
-    with pytest.raises(ModelError, match="transformers does not know it either"):
+    with pytest.raises(ModelError, match="by transformers neither"):
         load_engine(settings, None, Timeline())

@@ -48,7 +48,7 @@ def test_sizes_without_controls_are_the_processors(pair: Both, size: tuple[int, 
     ours = image_size(height, width, rules, FAR)
     processor = pair.processor.image_processor
     patches = processor.get_number_of_image_patches(height, width, {})
-    note("tokens of a picture, no controls", pair.family, abs(ours.height * ours.width // rules.patch**2 - patches))
+    note("tokens of an image, no options", pair.family, abs(ours.height * ours.width // rules.patch**2 - patches))
     assert ours.height * ours.width // rules.patch**2 == patches
 
 

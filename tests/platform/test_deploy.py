@@ -184,5 +184,16 @@ def test_each_of_the_hubs_tests_is_answered_from_a_picture(engine: Any, tiny: An
 
 
 def test_the_hubs_tests_run_with_settings_that_exist() -> None:
-    settings.load({variable.key: variable.value or "" for variable in TESTS.config.env})
+    read = settings.load({variable.key: variable.value or "" for variable in TESTS.config.env})
+    assert read.model_id == "tiny-qwen3-vl"  # nothing is downloaded within the first test's seconds
+    assert TESTS.tests[0].timeout == 300_000
     assert {variable.key.lower() for variable in TESTS.config.env} <= Settings.model_fields.keys()
+
+
+def test_the_listing_has_a_page_and_the_icon_that_is_drawn() -> None:
+    from builder import icon
+
+    for file in icon.FILES:
+        assert file.read_text(encoding="utf-8") == icon.drawing()
+    page = (ROOT / ".runpod" / "README.md").read_text(encoding="utf-8")
+    assert "https://api.runpod.ai/v2/$ENDPOINT_ID/runsync" in page

@@ -1,10 +1,13 @@
-"""The HTTP server with real clients on the loopback: five services' requests, keys, limits, hang-ups."""
+"""The HTTP server with real clients on the loopback: requests of all formats, keys, limits, hang-ups."""
 
 import asyncio
 import base64
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +24,7 @@ from tests.fakes import FakeEngine, FakeOpener, encoded
 from tests.server import strangers
 from tests.server.servers import circle, served
 from worker.core.contract import Piece, Text, Upload
-from worker.core.errors import InternalError, MediaUnsupportedType, ModelError, QueueFull, SettingError, WorkerError
+from worker.core.errors import InternalError, MediaUnsupportedType, QueueFull, SettingError, WorkerError
 from worker.core.settings import load
 from worker.server import keys
 from worker.server.__main__ import refuse_open_server
@@ -65,9 +68,9 @@ def test_chat_vl_streams_text_and_nothing_else() -> None:
     ("data", "files", "said"),
     [
         ({"messages": "{"}, None, "is not valid JSON"),
-        ({"messages": messages({"type": "image"})}, None, "no file was sent"),
+        ({"messages": messages({"type": "image"})}, None, "no file was uploaded"),
         ({}, None, "messages"),
-        ({"messages": messages(), "temperature": "1"}, None, "no such field"),
+        ({"messages": messages(), "temperature": "1"}, None, "unknown field"),
         ({"messages": messages(), "max_new_tokens": "many"}, None, "max_new_tokens"),
     ],
 )
@@ -87,7 +90,7 @@ def test_a_file_of_another_kind_is_400_and_recognize_names_what_was_received() -
             f"{address}/chat-vl", data={"messages": messages({"type": "image"})}, files={"file": b"x"}, timeout=10
         )
     assert (answer.status_code, chat.status_code) == (400, 400)
-    assert "an image was expected, text/plain was received" in answer.json()["detail"]
+    assert "expected an image, received text/plain" in answer.json()["detail"]
 
 
 def test_recognize() -> None:
@@ -537,14 +540,13 @@ def test_ping_and_health_while_the_model_comes_and_when_the_engine_has_died() ->
         assert requests.get(f"{address}/ping", timeout=10).status_code == 503
 
 
-def test_a_model_that_cannot_be_loaded_is_a_dead_door() -> None:
-    def fail() -> None:
-        raise ModelError("no config.json")
-
-    with served(FakeEngine(), begin=fail) as address:
-        answer = requests.post(f"{address}/generate", json={"messages": [{"role": "user", "content": "x"}]}, timeout=10)
-        assert (answer.status_code, answer.json()["code"]) == (503, "ENGINE_STOPPED")
-        assert requests.get(f"{address}/ping", timeout=10).status_code == 503
+def test_the_process_of_a_server_without_its_model_ends_with_status_1() -> None:
+    variables = {**os.environ, "MODEL_PATH": "/no/such/folder", "PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.server"], env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "the model could not be loaded: MODEL_PATH: /no/such/folder does not exist" in done.stderr
 
 
 def test_the_model_is_loaded_at_the_first_request_where_that_is_wanted() -> None:

@@ -99,7 +99,7 @@ def test_a_picture_is_shown_asked_about_and_the_answer_is_seen_as_it_comes(
         engine.go_on.set()
         page.answered(1)
         assert page.answers == ["A cat."]
-        assert "20 tokens in (16 of pictures) · 3 out · first words after" in page.all(".facts")[0].text
+        assert "20 tokens in (16 of images) · 3 out · first token after" in page.all(".facts")[0].text
         assert page.all("article.user img")[0].get_property("naturalWidth") == 160
         page.ask("And now?")
         page.answered(2)
@@ -131,7 +131,7 @@ def test_an_error_is_shown_and_the_question_is_back(browser: webdriver.Chrome, p
 def test_the_key_is_asked_for_and_then_sent(browser: webdriver.Chrome) -> None:
     with served(FakeEngine(), API_KEY="secret") as address:
         page = Page(browser, address)
-        assert "asks for a key" in page["state"].text
+        assert "needs an API key" in page["state"].text
         page.ask("Hello")
         page.until(lambda: "KEY_INVALID" in page["error"].text)
         browser.find_element(By.TAG_NAME, "summary").click()
@@ -190,7 +190,7 @@ def test_pictures_and_clips_are_dropped_and_pasted_and_taken_away_again(browser:
         browser.execute_script(PUT, "video/mp4", "b.mp4", "drop")
         page.until(lambda: len(page.all("#attached video")) == 1)
         browser.execute_script(PUT, "text/plain", "c.txt", "drop")
-        page.until(lambda: "c.txt is neither a picture nor a video" in page["error"].text)
+        page.until(lambda: "c.txt is neither an image nor a video" in page["error"].text)
         page.all("#attached button[aria-label='Remove a.png']")[0].click()
         assert (len(page.all("#attached img")), len(page.all("#attached video"))) == (0, 1)
 

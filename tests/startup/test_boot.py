@@ -134,9 +134,9 @@ def test_a_lazy_model_that_cannot_be_loaded_fails_the_request_and_the_process(tm
 
 BAD_DAYS = {
     "no such folder": ({"MODEL_PATH": "/no/such/folder"}, "/no/such/folder does not exist"),
-    "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device: DEVICE=cpu, or a machine with a GPU"),
-    "a model that is nowhere": ({"MODEL_ID": "Qwen/Nowhere"}, "ALLOW_DOWNLOAD=1 would fetch it"),
-    "a setting that does not parse": ({"MAX_IMAGES": "many"}, 'invalid value "many" for MAX_IMAGES'),
+    "no GPU where one was asked for": ({"DEVICE": "cuda"}, "no CUDA device. Set DEVICE=cpu"),
+    "a model that is nowhere": ({"MODEL_ID": "Qwen/Nowhere"}, "Set ALLOW_DOWNLOAD=1 to download it at the start"),
+    "an invalid setting": ({"MAX_IMAGES": "many"}, 'invalid value "many" for MAX_IMAGES'),
     "a hub that is not there": (
         {"MODEL_ID": "Qwen/Nowhere", "ALLOW_DOWNLOAD": "1", "HF_ENDPOINT": "http://127.0.0.1:9"},
         "could not be downloaded",
@@ -162,7 +162,7 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(tmp_path: Path) 
         where = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HUB_CACHE": "/proc/cache"}
         done = started(tmp_path, MODEL_ID=hub.model, ALLOW_DOWNLOAD="1", **where)
     assert done.returncode == 1
-    assert "HUB_CACHE must be a folder that can be written" in done.stderr.strip().splitlines()[-1]
+    assert "HUB_CACHE must be a writable folder" in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def _sources(folder: Path) -> Iterator[TemplateSource]:
             if file.is_file():
                 yield TemplateSource(file, file.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
-            raise ModelError(f"{file} is damaged: fetch it again") from None
+            raise ModelError(f"{file} is not valid: download it again") from None
     yield from _in_json(folder / "tokenizer_config.json")
 
 
@@ -143,7 +143,7 @@ def vision_template(folder: Path, family: Family, tokens: VisionTokens) -> "Chat
         if ChatTemplate(folder, sources[0]).text_of(_CONVERSATION) == own.text_of(_CONVERSATION):
             log.warning("the chat template of %s is for text alone: the family's own is used", sources[0].file)
             return own
-    raise ModelError(f"the chat template of {sources[0].file} shows no pictures: {remedy}")
+    raise ModelError(f"the chat template of {sources[0].file} has no place for images: {remedy}")
 
 
 _CONVERSATION: list[JsonObject] = [

@@ -49,14 +49,14 @@ def read_preprocessor(
     image = both.get("image_processor") or read_json(folder / "preprocessor_config.json")
     video = both.get("video_processor") or read_json(folder / "video_preprocessor_config.json")
     if not image and family_rules is None:
-        raise ModelError(f"{folder} has no preprocessor_config.json: take the one of the model that it was made of")
+        raise ModelError(f"preprocessor_config.json is missing from {folder}: copy the base model's")
     if not image:
         log.warning("%s has no preprocessor_config.json: pictures are resized by the family's rules", folder)
     try:
         usual = None if family_rules is None else _sized(family_rules, vision or {})
         return _rules(image, video or image, usual)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"the preprocessor's files in {folder} do not say {error}: fetch them again") from None
+        raise ModelError(f"the preprocessor files in {folder} have no {error}: download them again") from None
 
 
 def _sized(rules: PreprocessorConfig, vision: JsonObject) -> PreprocessorConfig:
@@ -72,7 +72,9 @@ def number(value: Any) -> int:
     """Of a side; of several, which are alike, one. Raises ModelError."""
     sides = set(value) if isinstance(value, list) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise ModelError(f"{value!r} in the config or preprocessor's files is not one number: sides must be alike")
+        raise ModelError(
+            f"{value!r} in the config or preprocessor files must be one number: height and width must be equal"
+        )
     return side
 
 

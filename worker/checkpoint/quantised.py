@@ -27,7 +27,7 @@ _FILES = {
     "quantization_config.json": "auto-round",
 }
 _INSTEAD = (
-    "use the model's bfloat16 checkpoint (with QUANTIZATION=8bit or 4bit on a small card), or serve this one with vLLM"
+    "use the model's bfloat16 checkpoint (with QUANTIZATION=8bit or 4bit on a small GPU), or serve this one with vLLM"
 )
 
 
@@ -71,16 +71,16 @@ def is_quantised(settings: Settings, folder: Path, *, has_gpu: bool) -> bool:
         return False
     if stored_as is not None and settings.quantization != "none":
         raise ModelError(
-            f"QUANTIZATION is {settings.quantization}, but the checkpoint is quantised by {stored_as}: unset it"
+            f"QUANTIZATION={settings.quantization}, but the checkpoint is quantized already ({stored_as}): unset it"
         )
     method = stored_as or "bitsandbytes"
     if method not in _PACKAGES:
-        raise ModelError(f"weights quantised by {method} are not served here: {_INSTEAD}")
+        raise ModelError(f"weights quantized with {method} are not supported here: {_INSTEAD}")
     if not has_gpu and method != "bitsandbytes":
-        raise ModelError(f"weights quantised by {method} need a CUDA device: use a machine with a GPU, or {_INSTEAD}")
+        raise ModelError(f"weights quantized with {method} need a CUDA device: use a machine with a GPU, or {_INSTEAD}")
     package = _PACKAGES[method]
     if importlib.util.find_spec(package) is None:
         remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else f"add it, or {_INSTEAD}"
-        reason = f"weights quantised by {method} need the package {package}, which is not in this image: {remedy}"
+        reason = f"weights quantized with {method} need the package {package}, which is not installed: {remedy}"
         raise ModelError(reason)
     return True

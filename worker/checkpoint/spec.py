@@ -31,7 +31,7 @@ _TOKEN_FIELDS = {
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What any engine needs to know of a model. name: the one that answers carry. generation: the sampling defaults of
-    requests. eos_ids: tokens that end an answer. max_model_len: most tokens of a prompt and its answer."""
+    requests. eos_ids: tokens that end an answer. max_model_len: the context length: of a prompt and its answer."""
 
     name: str
     tokenizer: Tokenizer
@@ -59,7 +59,7 @@ def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: 
     config = read_json(folder / "config.json")
     text, vision = parts(config)
     if not vision:
-        raise ModelError(f"{folder / 'config.json'} has no vision_config: this copy of the model is for text alone")
+        raise ModelError(f"{folder / 'config.json'} has no vision_config: this copy of the model is text-only")
     generation = read_generation(folder)
     tokenizer = tokenizer or read_tokenizer(folder)
     tokens = _vision_tokens(folder, config, tokenizer)
@@ -87,7 +87,7 @@ def parts(config: JsonObject) -> tuple[JsonObject, JsonObject]:
 
 
 def model_len(settings: Settings, checkpoint_limit: int | None) -> int:
-    """The most tokens of a prompt and its answer: as set, and no more than the checkpoint's own limit."""
+    """The context length, in tokens of a prompt and its answer: as set, and no more than the checkpoint's own limit."""
     limit = checkpoint_limit or DEFAULT_MODEL_LEN
     return min(settings.max_model_len or limit, limit)
 
@@ -110,7 +110,7 @@ def _eos_ids(folder: Path, generation: JsonObject, config: JsonObject, tokenizer
     if isinstance(end, str) and (ending := tokenizer.id_of(end)) is not None:
         ids |= {ending}
     if not ids:
-        raise ModelError(f"the checkpoint names no eos_token_id: look at generation_config.json in {folder}")
+        raise ModelError(f"the checkpoint has no eos_token_id: check generation_config.json in {folder}")
     return ids
 
 
@@ -128,7 +128,7 @@ def _vision_tokens(folder: Path, config: JsonObject, tokenizer: Tokenizer) -> Vi
                 )
             name = added.content
         if tokenizer.id_of(name) is None:
-            raise ModelError(f"the tokenizer in {folder} has no {name}: it is not that of a vision model")
+            raise ModelError(f"the tokenizer in {folder} has no {name}: it is not a vision model's")
         names[part] = name
     return VisionTokens(**names)
 
@@ -137,7 +137,7 @@ def _vocabulary_size(folder: Path, text: JsonObject, tokenizer: Tokenizer) -> in
     """Raises ModelError where a token of the tokenizer has no place in the model."""
     size = text.get("vocab_size")
     if not isinstance(size, int):
-        raise ModelError(f"{folder / 'config.json'} does not say 'vocab_size'")
+        raise ModelError(f"{folder / 'config.json'} has no vocab_size")
     last = max(tokenizer.added, default=0)
     if last >= size:
         raise ModelError(

@@ -58,11 +58,11 @@ def library_tokenizer(folder: Path) -> Tokenizer:
 def _from_older_files(folder: Path) -> Tokenizer:
     for name in OLDER_FILES:
         if not (folder / name).is_file():
-            raise ModelError(f"{folder} has no tokenizer.json, and no {name} to make it of")
+            raise ModelError(f"{folder} has neither tokenizer.json nor {name}")
     kind = str(read_json(folder / "config.json").get("model_type"))
     words = next((pattern for start, pattern in _WORDS.items() if kind.startswith(start)), None)
     if words is None:
-        raise ModelError(f"{folder} has no tokenizer.json, and how a {kind} cuts text into words is not known")
+        raise ModelError(f"{folder} has no tokenizer.json, and a {kind} cannot be built from other files")
     vocabulary, merges = (str(folder / name) for name in OLDER_FILES)
     library = Tokenizer(BPE.from_file(vocabulary, merges))
     library.normalizer = normalizers.NFC()
@@ -82,7 +82,9 @@ def _declared(folder: Path) -> Iterator[tuple[int | None, AddedToken]]:
         try:
             declared = sorted((int(wanted), _token(token)) for wanted, token in decoder.items())
         except (ValueError, KeyError, TypeError):
-            raise ModelError(f"{folder / 'tokenizer_config.json'} has damaged added tokens: fetch it again") from None
+            raise ModelError(
+                f"{folder / 'tokenizer_config.json'} has invalid added tokens: download it again"
+            ) from None
         yield from declared
         return
     if (folder / "tokenizer.json").is_file():

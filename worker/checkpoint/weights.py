@@ -114,11 +114,11 @@ def headers(file: Path) -> Iterator[StoredTensor]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{file} is no whole safetensors file: fetch it again")
+            raise ModelError(f"{file} is not a complete safetensors file: download it again")
         try:
             header: JsonObject = json.loads(stream.read(length))
         except ValueError:
-            raise ModelError(f"{file} has a damaged header: fetch it again") from None
+            raise ModelError(f"{file} has an invalid header: download it again") from None
     first, ends = 8 + length, 0
     found = []
     try:
@@ -126,16 +126,16 @@ def headers(file: Path) -> Iterator[StoredTensor]:
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
                 if entry["dtype"] not in _STORED:
-                    raise ModelError(f"{file}: {name} is stored as {entry['dtype']}, which is not read here")
+                    raise ModelError(f"{file}: {name} has the dtype {entry['dtype']}, which is not supported")
                 dtype, shape = _STORED[entry["dtype"]], tuple(entry["shape"])
                 if end - begin != torch.Size(shape).numel() * dtype.itemsize:
-                    raise ModelError(f"{file}: {name} has not the bytes of its shape")
+                    raise ModelError(f"{file}: {name} has a size that does not fit its shape")
                 found.append(StoredTensor(file, name, dtype, shape, first + begin, first + end))
                 ends = max(ends, end)
     except (KeyError, TypeError, ValueError):
-        raise ModelError(f"{file} has a damaged header: fetch it again") from None
+        raise ModelError(f"{file} has an invalid header: download it again") from None
     if size != first + ends:
-        raise ModelError(f"{file} has {size} bytes, its header says {first + ends}: fetch it again")
+        raise ModelError(f"{file} has {size} bytes, its header says {first + ends}: download it again")
     yield from found
 
 
@@ -149,7 +149,7 @@ def used(stored: Sequence[StoredTensor]) -> list[StoredTensor]:
     are computed. Raises ModelError where an adapter lies beside the weights that it belongs to."""
     adapter = next((tensor.name for tensor in stored if _ADAPTER.search(tensor.name)), None)
     if adapter is not None:
-        raise ModelError(f"the weights hold an adapter, as {adapter}: merge it first (`merge_and_unload`)")
+        raise ModelError(f"the weights contain an adapter ({adapter}): merge it first (`merge_and_unload`)")
     return [tensor for tensor in stored if not _NOT_READ.search(tensor.name)]
 
 
@@ -242,5 +242,5 @@ def _fill(file: Any, view: memoryview) -> None:
     while view:
         count = file.readinto(view)
         if not count:
-            raise ModelError(f"{file.name} ends too early: fetch it again")
+            raise ModelError(f"{file.name} is truncated: download it again")
         view = view[count:]

@@ -16,7 +16,7 @@ OnUsage = Callable[[Usage], None]
 @dataclass(frozen=True)
 class EngineInfo:
     """What never changes while an engine runs. model: the name that answers carry. code: whose model code runs it.
-    max_model_len: most tokens of a prompt and its answer. gpu_memory: as `24.0GB`."""
+    max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`."""
 
     model: str
     code: str

@@ -38,7 +38,7 @@ class SizePolicy(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens of all media of a request."""
+        """The max tokens of all media of a request."""
         ...
 
     def picture(self, height: int, width: int, controls: Controls) -> tuple[int, int, int]:

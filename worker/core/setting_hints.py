@@ -8,6 +8,8 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from worker.core.units import plain
+
 _MUST_BE = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -54,7 +56,7 @@ def wrong_value(name: str, field: FieldInfo, value: str, error: ErrorDetails) ->
     shown = f' "{value}"' if field.repr and len(value) <= _MAX_SHOWN_CHARS and value.isprintable() else ""
     expected = next(_expected(field.metadata, field.annotation), None)
     if expected is None:
-        context: dict[str, Any] = error.get("ctx", {})
+        context: dict[str, Any] = {key: plain(number) for key, number in error.get("ctx", {}).items()}
         expected = _MUST_BE.get(error["type"], "").format(**context)
     return f"invalid value{shown} for {name}" + (f": it must be {expected}" if expected else "")
 

@@ -3,6 +3,11 @@
 MIB = 2**20
 
 
+def plain(value: object) -> object:
+    """`10` instead of `10.0`; what is no number stays."""
+    return f"{value:g}" if isinstance(value, float) else value
+
+
 def of_bytes(count: int) -> str:
     """`20 MiB`, `1.5 MiB`, or `900 bytes`."""
     return f"{round(count / MIB, 1):g} MiB" if count >= MIB else f"{count} bytes"

@@ -99,7 +99,7 @@ class Dialect:
     for a stream.
 
     route: its HTTP path, and the `route` of the job API; None: it reads what no other dialect does. method, has_tail:
-    of the HTTP route; with a tail the path goes on with a name, which is the body's `tail`. is_openai: the platform's
+    of the HTTP route; with a tail the path ends with a name, which is the body's `tail`. is_openai: the platform's
     OpenAI route leads here too. upload: the body is a form with a file. http_error: an error as the route says it, told
     the type that an uploaded file was declared as.
 

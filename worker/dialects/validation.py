@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, Tag, ValidationError
 
 from worker.core.errors import InputInvalid
+from worker.core.units import plain
 
 B = TypeVar("B", bound=BaseModel)
 Location = tuple[int | str, ...]
@@ -99,7 +100,7 @@ def shown_name(name: str) -> str:
 
 def _reason(kind: str, fault: Mapping[str, Any]) -> str:
     if kind in _MUST_BE:
-        return _MUST_BE[kind].format(**fault.get("ctx", {}))
+        return _MUST_BE[kind].format(**{name: plain(value) for name, value in fault.get("ctx", {}).items()})
     # What our own validators say is written for callers; a library's text is not.
     return str(fault["msg"]) if kind.startswith("own_") else "has an invalid value"
 

@@ -44,7 +44,7 @@ def decode(data: str, max_bytes: int) -> bytes:
 
 
 def _slices(data: str, start: int, end: int) -> Iterator[bytes]:
-    """The decoded slices; what is left of a slice after its last group of four goes before the next."""
+    """The decoded slices; what is left of a slice after its last group of four is prepended to the next."""
     rest = ""
     for at in range(start, end, _SLICE_CHARS):
         part = rest + data[at : min(at + _SLICE_CHARS, end)].translate(_DROPPED)

@@ -17,7 +17,7 @@ AT_ONCE = ((4, 8_192), (2, 2_048), (1, 0))
 
 @dataclass(frozen=True)
 class Capacity:
-    """max_bytes: for keys and values. limit: the checkpoint's own most tokens of a prompt and its answer."""
+    """max_bytes: for keys and values. limit: the checkpoint's own context length."""
 
     max_bytes: int
     bytes_per_token: int
@@ -41,8 +41,8 @@ class Capacity:
 
     @property
     def model_len(self) -> int:
-        """The most tokens of a prompt and its answer, if nobody says: the longest at which four fit at once, no more
-        than the checkpoint's limit; where that were less than 8,192 tokens, at which two fit; less than 2,048, one."""
+        """The default context length, in tokens of a prompt and its answer: the longest at which four fit at once, no
+        more than the checkpoint's limit; below 8,192 tokens, at which two fit; below 2,048, one."""
         most = self.limit
         for num_answers, enough in AT_ONCE:
             length = min(most, self._longest(num_answers))

@@ -81,7 +81,7 @@ def load(
     tokenizer: Tokenizer | None = None,
     families: Families = FAMILIES,
 ) -> LoadedModel:
-    """The model that the settings name, else the embedded tiny one. Raises ModelError."""
+    """The model that the settings name, else the demonstration model. Raises ModelError."""
     timeline = timeline or Timeline()
     plan = plan or begin(settings)
     kind = model_type(plan.found)
@@ -167,7 +167,7 @@ def _native(
             first_layers = NativeRunner(code, *shallow(config, code.layout, tensors), preprocessor, plan.device)
         runner = NativeRunner(code, config, tensors, preprocessor, plan.device, recorder(settings, plan.device))
     except ModelError as error:
-        raise ModelError(f"{plan.found.folder} is no {config['model_type']}: {error}") from None
+        raise ModelError(f"{plan.found.folder} is not a {config['model_type']}: {error}") from None
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
     return runner, first_layers

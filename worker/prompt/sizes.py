@@ -17,7 +17,7 @@ TOTAL_TOKENS = int(128_000 * 0.9)  # of a temporal patch's pixels: what qwen-vl-
 
 
 def video_tokens(settings: Settings, max_model_len: int | None) -> int:
-    """The most tokens of a video: as set, and no more than half of what the model takes."""
+    """The max tokens of a video: as set, and no more than half of what the model takes."""
     return min(settings.max_video_tokens, (max_model_len or sys.maxsize) // 2)
 
 

@@ -1,4 +1,4 @@
-// What the official OpenAI client for JavaScript does with the HTTP door; prints what came back as one JSON object.
+// What the official OpenAI client for JavaScript does with the HTTP server; prints what came back as one JSON object.
 import OpenAI from "openai";
 
 const [baseURL, apiKey, picture] = process.argv.slice(2);

@@ -17,4 +17,4 @@ def library_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder)
     except _REFUSED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{folder / 'config.json'} is not taken by transformers: {reason[:300]}") from None
+        raise ModelError(f"{folder / 'config.json'} is refused by transformers: {reason[:300]}") from None

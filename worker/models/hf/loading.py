@@ -53,8 +53,9 @@ def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
             raise ModelError(f"{folder} could not be loaded {how}: {error}") from None
     lost = [*sorted(info["missing_keys"]), *sorted(str(name) for name, *_ in info["mismatched_keys"])]
     if lost:
+        example = f"for example {lost[0]}"
         raise ModelError(
-            f"{folder} is no {config.model_type}: {len(lost)} tensors are missing or of another shape, as {lost[0]}"
+            f"{folder} is not a {config.model_type}: {len(lost)} tensors are missing or have another shape, {example}"
         )
     return module.eval().requires_grad_(False)
 

@@ -46,7 +46,7 @@ class Tensors:
         if tensor is None:
             raise ModelError(f"the tensor {name} is missing")
         if tensor.shape != shape:
-            raise ModelError(f"the tensor {name} has the shape {tuple(tensor.shape)}, not {shape}")
+            raise ModelError(f"the tensor {name} has the shape {tuple(tensor.shape)} instead of {shape}")
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ class Tensors:
         """Raises ModelError where a tensor of the model was not taken. Others, as of a value head, are left."""
         left = [name for name in self._left if name.startswith(_OWN)]
         if left:
-            raise ModelError(f"{len(left)} tensors have no place in the model, as {min(left)}")
+            raise ModelError(f"{len(left)} tensors are not part of the model, for example {min(left)}")
         if self._left:
             log.warning("%d tensors are not the model's and not used, as %s", len(self._left), min(self._left))
 

@@ -141,9 +141,9 @@ def read(config: JsonObject, layout: Layout) -> tuple[TextShape, VisionShape]:
     try:
         return _text(config, text, layout), _vision(vision, layout)
     except KeyError as error:
-        raise ModelError(f"the checkpoint's config.json does not say {error}") from None
+        raise ModelError(f"the checkpoint's config.json has no {error}") from None
     except (TypeError, ValueError):
-        raise ModelError("the checkpoint's config.json has no numbers where they should be") from None
+        raise ModelError("the checkpoint's config.json has invalid numbers") from None
 
 
 def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
@@ -174,7 +174,7 @@ def _text(config: JsonObject, text: JsonObject, layout: Layout) -> TextShape:
 
 def _vision(vision: JsonObject, layout: Layout) -> VisionShape:
     if not vision:
-        raise ModelError("the checkpoint's config.json has no vision_config: it reads no pictures")
+        raise ModelError("the checkpoint's config.json has no vision_config: it is text-only")
     vision = {**layout.tower, **vision}
     if layout.has_mlp_ratio:
         own, out = vision["embed_dim"], vision["hidden_size"]

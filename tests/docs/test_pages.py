@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from builder import architecture
+from builder import architecture, costs, dependencies
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 CASES = sorted((ROOT / "tests" / "cases").glob("*/*.json"))
@@ -41,20 +41,21 @@ def test_every_module_is_listed_with_what_it_says_of_itself() -> None:
 
 def test_the_verbs_in_the_readme_are_in_the_makefile() -> None:
     verbs = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert len(verbs) <= 8
+    assert len(verbs) <= 9
     for verb in re.findall(r"`make ([a-z]+)`", README):
         assert verb in verbs
 
 
 def test_every_document_is_reached_from_the_readme() -> None:
     for page in (ROOT / "docs").glob("*.md"):
-        assert f"docs/{page.name}" in README, page.name
+        assert f"docs/{page.name}" in README or page.name in ("index.md", "changelog.md"), page.name
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)[#)]", page.read_text(encoding="utf-8")):
+            if not target.startswith("../../actions/"):  # GitHub's own pages of the repository
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
@@ -71,3 +72,46 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     # what transformers puts weights on a device with, Starlette reads forms with, the history imports when used, and
     # aiohttp looks names up with
     assert theirs | {"accelerate", "python-multipart", "redis", "aiodns"} == required
+
+
+def test_the_site_has_every_page() -> None:
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in site, page.name
+
+
+def test_the_costs_are_what_the_command_prints() -> None:
+    page = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    assert part(page, "prices").strip() == costs.price_table().strip()
+    assert part(page, "costs").strip() == costs.table().strip()
+    assert costs.prices()["date"] in page
+
+
+def test_the_table_of_dependencies_has_each_of_them() -> None:
+    page = part((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), "dependencies")
+    shown = {line.split("|")[1].strip() for line in page.strip().splitlines()[2:]}
+    assert shown == dependencies.required() | {name for name, *_ in dependencies.BESIDE}
+    assert {item.package for item in dependencies.DEPENDENCIES} == dependencies.required()
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    metrics = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "worker").rglob("*.py"))
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    asked = {name for panel in dashboard["panels"] for target in panel["targets"] for name in _metrics(target["expr"])}
+    assert len(dashboard["panels"]) == 9
+    for name in asked | set(_metrics((ROOT / "docs" / "operating.md").read_text(encoding="utf-8"))):
+        plain = re.sub("^worker_|_total$|_bucket$|_$", "", name)
+        assert plain in metrics or name.startswith("process_"), name
+
+
+def _metrics(text: str) -> list[str]:
+    return re.findall(r"\b(?:worker|process)_[a-z_]+", text)
+
+
+def test_the_phases_of_a_start_are_those_that_are_documented() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "worker").rglob("*.py"))
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    phases = set(re.findall(r'timeline\.end\("([a-z_]+)"', code)) - {"before_load"}
+    assert phases >= {"import_torch", "warmup", "first_token"}
+    for phase in phases:
+        assert f"`{phase}`" in page, phase

@@ -1,0 +1,39 @@
+"""The command line of `handler.py`: what is wrong is said before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.startup import arguments
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--test_input", '{"input":'], "is not valid JSON"),
+        (["--test_input", "{}"], 'must be an object with "input" in it'),
+        (["--test_input", "[1]"], 'must be an object with "input" in it'),
+    ],
+)
+def test_an_input_that_is_none_is_explained_with_an_example(given: list[str], told: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        arguments.check(given)
+    assert told in str(ended.value)
+    assert arguments.EXAMPLE in str(ended.value)
+
+
+def test_a_file_is_not_taken_for_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit, match="takes JSON, not a file"):
+        arguments.check(["--test_input", str(tmp_path / "a.json")])
+
+
+def test_an_unknown_option_ends_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments.check(["--test-input", '{"input": {}}'])
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--rp_serve_api", "--rp_api_port", "9"], ["--test_input", '{"input": {}}']])
+def test_what_the_sdk_knows_passes(given: list[str]) -> None:
+    arguments.check(given)
