@@ -37,9 +37,9 @@ QUESTION = "What is in the picture?"
 PAINT = (*(f"C{number}" for number in range(10)), "black", "gold", "navy", "pink")
 WAYS = (
     "import torch",
-    "import torch, weights read",
-    "bare imports",
-    "usual way",
+    "import torch, read the weights",
+    "imports only",
+    "from_pretrained",
     "this worker, transformers",
     "this worker",
 )
@@ -103,9 +103,9 @@ def commands(folder: Path, baked: Path, device: str) -> dict[str, list[str]]:
 
     return {
         "import torch": [sys.executable, "-c", TORCH],
-        "import torch, weights read": [sys.executable, "-c", READ, str(baked), device],
-        "bare imports": [sys.executable, "-c", IMPORTS],
-        "usual way": [sys.executable, "-c", USUAL, str(folder), device, shown, QUESTION],
+        "import torch, read the weights": [sys.executable, "-c", READ, str(baked), device],
+        "imports only": [sys.executable, "-c", IMPORTS],
+        "from_pretrained": [sys.executable, "-c", USUAL, str(folder), device, shown, QUESTION],
         "this worker, transformers": worker("transformers"),
         "this worker": worker("native"),
     }
@@ -168,13 +168,13 @@ def measure(folder: Path, baked: Path, device: str, rounds: int, is_cold: bool) 
 
 def table(rows: list[JsonObject]) -> str:
     lines = [
-        "| weights | way | to the first token, s | least to most | of the usual way | of bare imports | peak MiB |",
+        "| weights | what | to the first token, s | min to max | vs. from_pretrained | vs. imports only | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         usual, bare = (
             next(other["seconds"] for other in rows if other["weights"] == row["weights"] and other["way"] == way)
-            for way in ("usual way", "bare imports")
+            for way in ("from_pretrained", "imports only")
         )
         lines.append(
             f"| {row['weights']} | {row['way']} | {row['seconds']} | {min(row['all'])} to {max(row['all'])} "
@@ -188,7 +188,8 @@ def draw(rows: list[JsonObject], axis: Any) -> None:
     colours: dict[str, str] = {}
     for index, row in enumerate(rows):
         left = 0.0
-        phases = {name: took for name, took in row["phases"].items() if name != "total" and not name.startswith("overlapped_")}
+        left_out = ("total", "overlapped_")
+        phases = {name: took for name, took in row["phases"].items() if not name.startswith(left_out)}
         if not phases:
             axis.barh(index, row["seconds"], color="lightgrey")
         for phase, took in phases.items():
