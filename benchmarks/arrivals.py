@@ -231,15 +231,15 @@ def lateness(model: LoadedModel, count: int) -> list[tuple[str, list[int]]]:
 
 def tables(about: Any) -> str:
     lines = [
-        "| load | who | first token, ms: p50 | p95 | p99 | between tokens, ms: p50 | p95 | p99 |",
+        "| load | | first token, ms: p50 | p95 | p99 | between tokens, ms: p50 | p95 | p99 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in about["under_load"]:
         cells = [row["load"], row["who"], *row["first_ms"], *row["token_ms"]]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += ["", "| `PREFILL_CHUNK` | longest pause of a running answer, ms | usual pause, ms |", "|---|---|---|"]
+    lines += ["", "| `PREFILL_CHUNK` | longest pause of a running answer, ms | median, ms |", "|---|---|---|"]
     lines += [f"| {chunk} | {1000 * longest:.0f} | {1000 * usual:.0f} |" for chunk, longest, usual in about["stalls"]]
-    lines += ["", "| while | the loop is late by, ms: p50 | p95 | p99 | most |", "|---|---|---|---|---|"]
+    lines += ["", "| while | the event loop is late by, ms: p50 | p95 | p99 | max |", "|---|---|---|---|---|"]
     lines += [f"| {name} | " + " | ".join(str(cell) for cell in late) + " |" for name, late in about["lateness"]]
     return "\n".join(lines) + "\n"
 

@@ -118,7 +118,7 @@ def measure(folder: Path, rounds: int) -> list[JsonObject]:
 
 def table(rows: list[JsonObject]) -> str:
     lines = [
-        "| job | start | first, ms | second, ms | third, ms | first of second |",
+        "| request | start | first, ms | second, ms | third, ms | first vs. second |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -252,7 +252,7 @@ def main() -> None:
         time.sleep(1)
         left_over = metric(address, "worker_requests_unfinished")
         grown = metric(address, "process_resident_memory_bytes") - before
-    rows = ["| | answers a second | p50 s | p95 s | p99 s | ended |", "|---|---|---|---|---|---|"]
+    rows = ["| | answers per second | p50 s | p95 s | p99 s | ended |", "|---|---|---|---|---|---|"]
     for front, name in (("ours", "through the HTTP server"), ("uvicorn", f"the same on {theirs}")):
         rows += [singles[front].row(f"one client, {name}"), loads[front].row(f"{arguments.clients} clients, {name}")]
     rows.append(engine.row(f"{arguments.clients} at once, engine alone"))

@@ -69,7 +69,7 @@ async def measure(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    lines = ["| file | threads, ms | child processes, ms | more |", "|---|---|---|---|"]
+    lines = ["| file | threads, ms | child processes, ms | difference, ms |", "|---|---|---|---|"]
     for name, by_way in found.items():
         plain, isolated = (by_way[way] for way in WAYS)
         lines.append(f"| {name} | {plain:.1f} | {isolated:.1f} | {isolated - plain:+.1f} |")

@@ -264,8 +264,8 @@ def measure(folder: Path, rounds: int) -> list[JsonObject]:
 
 def table(rows: list[JsonObject]) -> str:
     lines = [
-        "| file | references: CPU s | MiB | this worker: CPU s | MiB | CPU | memory | clock "
-        "| in float32: CPU | memory | clock |",
+        "| file | references: CPU, s | MiB | this worker: CPU, s | MiB | CPU | memory | time "
+        "| with float32: CPU | memory | time |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

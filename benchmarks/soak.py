@@ -185,7 +185,7 @@ def table(num_jobs: int, outcome: Outcome) -> str:
     lines = [
         f"{num_jobs} jobs in {outcome.seconds:.0f} s, {TROUBLE:.0%} of the worker's calls failing, {num_stops} stops:",
         "",
-        f"| kind | {' | '.join(hows)} |",
+        f"| kind of job | {' | '.join(hows)} |",
         "|---" * (len(hows) + 1) + "|",
     ]
     for kind, ended in outcome.ended.items():
@@ -198,7 +198,7 @@ def table(num_jobs: int, outcome: Outcome) -> str:
 
 
 def costs_table(costs: dict[str, Cost]) -> str:
-    lines = ["| a job with a model that takes no time | p50, ms | p95 | p99 | CPU, ms |", "|---|---|---|---|---|"]
+    lines = ["| time per job with a model that takes none | p50, ms | p95 | p99 | CPU, ms |", "|---|---|---|---|---|"]
     lines += [f"| {name} | {c.p50:.1f} | {c.p95:.1f} | {c.p99:.1f} | {c.cpu:.2f} |" for name, c in costs.items()]
     return "\n".join(lines) + "\n"
 

@@ -230,9 +230,9 @@ def measure(native: LoadedModel, model: LoadedModel, counts: list[int], rounds: 
 
 def table(rows: list[dict[str, object]]) -> str:
     lines = [
-        "| work | jobs | one-at-a-time `generate`, tokens/s | bare forward, tokens/s "
-        "| engine on transformers, tokens/s | engine, tokens/s | of `generate` | of the bare forward "
-        "| of the engine on transformers |",
+        "| work | requests | `generate` one at a time, tokens/s | library's forward over all rows, tokens/s "
+        "| engine on transformers, tokens/s | engine, tokens/s | vs. `generate` | vs. forward "
+        "| vs. engine on transformers |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

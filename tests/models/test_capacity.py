@@ -26,6 +26,7 @@ from worker.models.loading import load
 from worker.models.native.shapes import read
 
 L4 = CARDS[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,14 @@ def test_the_log_says_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
         ModelError, match=r"30 MiB are left for the KV cache, enough for 213 tokens\. Use a smaller model"
     ):
         fitting_len(Settings(), Capacity(30 * MIB, 147_456, 262_144))
+
+
+def test_the_line_of_the_log_in_the_documents_is_the_one_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    room = capacity(model("Qwen3-VL-4B-Instruct"), next(card for card in CARDS if "4090" in card.name))
+    assert room is not None
+    fitting_len(Settings(), room)
+    assert caplog.messages[0] in (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
 
 
 def test_a_start_takes_what_memory_holds() -> None:
