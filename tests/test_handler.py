@@ -49,7 +49,7 @@ def test_the_local_input_is_answered() -> None:
     assert answer["model"] == "tiny-qwen3-vl"
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["image_tokens"] > 0
-    assert "no model is chosen: serving tiny-qwen3-vl" in result.stderr
+    assert "no model is configured: serving the demonstration model tiny-qwen3-vl" in result.stderr
     assert "base64" not in result.stdout + result.stderr
 
 

@@ -64,5 +64,5 @@ class Metrics(_Registry):
             self._tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
 
     def ended(self, dialect: str, code: str) -> None:
-        """A request has ended: `ok`, an error's code, or `left`."""
+        """A request has ended: `ok`, an error's code, or `cancelled`."""
         self._requests.labels(dialect, code).inc()

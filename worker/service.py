@@ -173,8 +173,8 @@ class Service:
         # The border of a request: what fails inside is its own. A panic in a library written in Rust is no Exception.
         except BaseException as error:
             if _has_left(error):
-                log.info("left by its client", extra={"request": request_id})
-                self.metrics.ended(run.dialect.name, "left")
+                log.info("cancelled by the client", extra={"request": request_id})
+                self.metrics.ended(run.dialect.name, "cancelled")
                 raise
             failure = error if isinstance(error, WorkerError) else InternalError()
             _log_failure(failure, request_id, error)

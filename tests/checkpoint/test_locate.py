@@ -151,14 +151,14 @@ def test_a_deployed_worker_serves_the_demonstration_model_by_its_name_alone(
     places: dict[str, str], variable: str
 ) -> None:
     del places["MODEL_ID"]
-    with pytest.raises(ModelError, match=r"no model is chosen\. Set MODEL_ID"):
+    with pytest.raises(ModelError, match=r"no model is configured\. Set MODEL_ID"):
         find(load({**places, variable: "x"}))
     assert find(load({**places, variable: "x", "MODEL_ID": locate.TINY})).folder == EMBEDDED_MODEL
 
 
 def test_the_demonstration_model_is_never_called_by_another_name(places: dict[str, str], tmp_path: Path) -> None:
     del places["MODEL_ID"]
-    with pytest.raises(ModelError, match=f"To serve the model, set MODEL_ID={MODEL}"):
+    with pytest.raises(ModelError, match=f"To choose the model, set MODEL_ID={MODEL}"):
         find(load({**places, "MODEL_NAME": MODEL}))
     for named in ({}, {"MODEL_ID": locate.TINY}, {"MODEL_PATH": str(EMBEDDED_MODEL)}):
         assert find(load({**places, **named, "MODEL_NAME": "mine"})).name == locate.TINY
@@ -180,7 +180,7 @@ def _answered(status: int) -> httpx.Response:
     [
         (errors.GatedRepoError("x", response=_answered(403)), "", "it is gated. Accept its terms at .*HF_TOKEN"),
         (errors.GatedRepoError("x", response=_answered(403)), "t", "it is gated.*check that HF_TOKEN may read it"),
-        (errors.RepositoryNotFoundError("x", response=_answered(401)), "", "the hub has no such model.*spelling"),
+        (errors.RepositoryNotFoundError("x", response=_answered(401)), "", "not exist on the hub, or is private.*spelling"),
         (errors.RevisionNotFoundError("x", response=_answered(404)), "", "it has no revision v9"),
         (errors.HfHubHTTPError("x", response=_answered(503)), "", "the hub answered with status 503"),
         (errors.LocalEntryNotFoundError("x"), "", "the hub could not be reached. Check the network"),

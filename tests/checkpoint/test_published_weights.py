@@ -197,7 +197,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a pickle": (
         _instead("pytorch_model.bin"),
-        r"model\.safetensors is missing from .*\. pytorch_model\.bin is not read, since",
+        r"model\.safetensors is missing from .*\. pytorch_model\.bin is a pickle, which",
     ),
     "a GGUF": (_instead("model-Q4_K_M.gguf"), r"model-Q4_K_M\.gguf is for llama\.cpp: use the model's safetensors"),
     "shards without their index": (

@@ -34,7 +34,7 @@ def test_it_is_said_what_the_value_must_be(name: str, value: str, told: str) -> 
     [
         ("MAX_NUM_SEQ", "did you mean MAX_NUM_SEQS?"),
         ("MODELPATH", "did you mean MODEL_PATH?"),
-        ("GPU_MEMORY_UTILIZATION", "has no effect: KV_CACHE_MIB sets"),
+        ("GPU_MEMORY_UTILIZATION", "has no effect: KV_CACHE_MIB sets the KV cache size"),
         ("MODEL", "has no effect: MODEL_ID names the model"),
         ("HOSTNAME", ""),
         ("PATH", ""),

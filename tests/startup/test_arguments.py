@@ -11,8 +11,8 @@ from worker.startup import arguments
     ("given", "told"),
     [
         (["--test_input", '{"input":'], "is not valid JSON"),
-        (["--test_input", "{}"], 'must be an object with "input" in it'),
-        (["--test_input", "[1]"], 'must be an object with "input" in it'),
+        (["--test_input", "{}"], 'must be a JSON object with the key "input"'),
+        (["--test_input", "[1]"], 'must be a JSON object with the key "input"'),
     ],
 )
 def test_an_input_that_is_none_is_explained_with_an_example(given: list[str], told: str) -> None:

@@ -37,8 +37,8 @@ PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.txt")  # what is downloaded
 # Weights of other kinds, by their files.
 _OTHER_WEIGHTS = {
     "*.gguf": "is for llama.cpp: use the model's safetensors",
-    "pytorch_model*.bin": "is not read, since pickles can run code: save the model with safe_serialization=True",
-    "*.pt": "is not read, since pickles can run code: save the model as safetensors",
+    "pytorch_model*.bin": "is a pickle, which can run code: save the model with safe_serialization=True",
+    "*.pt": "is a pickle, which can run code: save the model as safetensors",
     "model-*.safetensors": "is one of several shards, which need model.safetensors.index.json: fetch it too",
 }
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -94,13 +94,15 @@ def _check_demonstration(settings: Settings) -> None:
     """The tiny model answers for nobody who meant another. Raises ModelError."""
     name = settings.model_name
     if name is not None and "/" in name:
-        raise ModelError(f"MODEL_NAME is only the name in answers. To serve the model, set MODEL_ID={name}")
+        raise ModelError(f"MODEL_NAME only sets the name in responses. To choose the model, set MODEL_ID={name}")
     if settings.is_deployed:
         raise ModelError(
-            "no model is chosen. Set MODEL_ID, for example MODEL_ID=Qwen/Qwen3-VL-8B-Instruct, or build the image with "
-            f"--build-arg MODEL_ID=…; MODEL_ID={TINY} serves the demonstration model"
+            "no model is configured. Set MODEL_ID, for example MODEL_ID=Qwen/Qwen3-VL-8B-Instruct, or build the image "
+            f"with --build-arg MODEL_ID=…; MODEL_ID={TINY} serves the demonstration model"
         )
-    log.warning("no model is chosen: serving %s, which knows simple shapes and numbers; MODEL_ID names a model", TINY)
+    log.warning(
+        "no model is configured: serving the demonstration model %s, which only knows simple shapes; set MODEL_ID", TINY
+    )
 
 
 def _baked(root: Path, model_id: str | None, revision: str | None) -> tuple[Path, str] | None:
@@ -268,7 +270,7 @@ def _why_not(error: OSError, model_id: str, settings: Settings) -> str:
         case errors.RevisionNotFoundError():
             return f"it has no revision {settings.model_revision}"
         case errors.RepositoryNotFoundError():
-            return f"the hub has no such model. Check the spelling of MODEL_ID; {token}"
+            return f"the model does not exist on the hub, or is private. Check the spelling of MODEL_ID; {token}"
         case errors.HfHubHTTPError():
             return f"the hub answered with status {error.response.status_code}. Try again later"
     if error.errno in _DISK_ERRORS and not isinstance(error, errors.LocalEntryNotFoundError):

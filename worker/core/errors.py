@@ -24,7 +24,7 @@ WorkerError
 │   ├── MediaParamInvalid            options that contradict each other or the file
 │   ├── MediaTokenBudget        413  images and videos would become too many tokens
 │   ├── MediaVideoTooLong            more seconds or frames than allowed
-│   └── MediaVideoNoFrames           nothing to show in the file or in the span that was asked for
+│   └── MediaVideoNoFrames           no frames in the file or in the requested time range
 ├── ServerError                 500  the worker is at fault
 │   ├── QueueFull               429  too many requests are waiting
 │   ├── OutOfMemory             503  this request did not fit in memory
@@ -136,7 +136,7 @@ class ModelNotFound(InputError):
     code = "MODEL_NOT_FOUND"
     status = 404
     text = "this model is not served here"
-    remedy = "Write the name that the message gives, or leave `model` out; the operator sets it with `MODEL_NAME`."
+    remedy = "Use the model name given in the message, or omit `model`; operators set the name with `MODEL_NAME`."
 
 
 class PromptTooLong(InputError):
@@ -194,7 +194,7 @@ class MediaFetchTimeout(MediaError):
 
 
 class MediaTooLarge(MediaError):
-    """More bytes than allowed, or a file whose structure costs more than its pixels."""
+    """The file is larger than allowed, or its structure is too expensive to parse or decode."""
 
     code = "MEDIA_TOO_LARGE"
     status = 413
@@ -275,9 +275,7 @@ class MediaVideoTooLong(MediaError):
     code = "MEDIA_VIDEO_TOO_LONG"
     status = 413
     text = "video too long"
-    remedy = (
-        "Cut it, use `video_start` and `video_end` on a shorter file, or raise `MAX_VIDEO_S` or `MAX_VIDEO_PACKETS`."
-    )
+    remedy = "Send a shorter video, or raise `MAX_VIDEO_S` or `MAX_VIDEO_PACKETS`."
 
 
 class MediaTokenBudget(MediaError):
@@ -290,7 +288,7 @@ class MediaTokenBudget(MediaError):
 
 
 class MediaVideoNoFrames(MediaError):
-    """There is nothing to show in the file, or in the span that was asked for."""
+    """The file, or the requested time range, contains no video frames."""
 
     code = "MEDIA_VIDEO_NO_FRAMES"
     text = "the video has no frames to show"
@@ -353,12 +351,12 @@ class EngineStopped(ServerError):
 
 
 class InternalError(ServerError):
-    """A fault of the worker."""
+    """Unexpected error in the worker."""
 
     code = "INTERNAL"
     retryable = True
     text = "internal error, the worker's log has the details"
-    remedy = "Retry once; if it stays, report it with the log's traceback."
+    remedy = "Retry once; if it persists, report it with the traceback from the log."
 
 
 class StartError(WorkerError):

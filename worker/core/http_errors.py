@@ -49,7 +49,7 @@ class HeadTooLarge(HttpRefusal):
 
 
 class HeadTimeout(HttpRefusal):
-    """The request line and headers came too slowly."""
+    """The request headers were not received in time."""
 
     code = "HEAD_TIMEOUT"
     status = 408
@@ -75,7 +75,7 @@ class ServerStopping(HttpRefusal):
     status = 503
     retryable = True
     text = "the server is shutting down"
-    remedy = "Retry, another worker answers."
+    remedy = "Retry; another worker will serve the request."
 
 
 class MethodNotAllowed(HttpRefusal):
@@ -125,7 +125,7 @@ class HostForbidden(HttpRefusal):
 
 
 class OriginForbidden(HttpRefusal):
-    """Without a key: a page of another origin sent the request."""
+    """The server has no API key, and the request comes from a page of another origin."""
 
     code = "ORIGIN_FORBIDDEN"
     status = 403
@@ -143,7 +143,7 @@ class ContentTypeUnsupported(HttpRefusal):
 
 
 class BodyTooLarge(HttpRefusal):
-    """More bytes than the HTTP server accepts, or more JSON values than any request has."""
+    """The body exceeds the size limit, or its JSON has too many values."""
 
     code = "BODY_TOO_LARGE"
     status = 413
@@ -157,7 +157,7 @@ class BodyTimeout(HttpRefusal):
     code = "BODY_TIMEOUT"
     status = 408
     text = "the body came too slowly"
-    remedy = "Retry on a faster connection; limits: `BODY_TIMEOUT_S`, `BODY_WHOLE_S`."
+    remedy = "Use a faster connection, or send media as URLs; limits: `BODY_TIMEOUT_S`, `BODY_WHOLE_S`."
 
 
 class RateLimited(HttpRefusal):

@@ -10,7 +10,7 @@ from worker.core.units import MIB
 
 
 class MediaSettings(Group):
-    """How many, how large, and what becomes of them. A request can lower the token limits, never raise them."""
+    """Limits on the number and size of images and videos. A request can lower the token limits, never raise them."""
 
     heading = "Images and videos"
 
@@ -27,21 +27,23 @@ class MediaSettings(Group):
         description="Max tokens of all media of a request, checked before decoding; unset: the context length",
     )
     max_frames: Positive = Field(
-        256, le=768, description="Max frames of a video that the model sees, and of a frame list"
+        256, le=768, description="Max number of frames sampled from a video, or given as a frame list"
     )
     max_video_fps: Annotated[float, Field(gt=0, le=240)] = Field(
         8.0, description="Max frames per second that a request can ask to sample from a video"
     )
     max_video_s: Seconds = Field(600.0, description="Max duration of a video")
-    max_image_pixels: Positive = Field(50_000_000, description="Max pixels of an image as sent")
-    max_image_side: Positive = Field(16_384, description="Max longer side of an image as sent, in pixels")
+    max_image_pixels: Positive = Field(50_000_000, description="Max pixels of an image before resizing")
+    max_image_side: Positive = Field(
+        16_384, description="Max length of an image's longer side before resizing, in pixels"
+    )
     max_video_frame_pixels: Positive = Field(4096 * 2160, description="Max pixels of a video's frames")
     max_video_side: Positive = Field(4096, description="Max longer side of a video's frames, in pixels")
     max_video_packets: Positive = Field(36_000, description="Max frames in a video, sampled or not")
     max_image_bytes: Positive = Field(20 * MIB, description="Max size of an image file")
     max_video_bytes: Positive = Field(128 * MIB, description="Max size of a video file")
     max_job_bytes: Positive = Field(192 * MIB, description="Max size of all media files of a request")
-    max_job_pixels: Positive = Field(400_000_000, description="Max pixels of all media of a request as sent")
+    max_job_pixels: Positive = Field(400_000_000, description="Max pixels of all media of a request before resizing")
 
 
 class FetchSettings(Group):
@@ -65,7 +67,7 @@ class FetchSettings(Group):
     max_fetches: Positive = Field(16, description="Max concurrent downloads, of all requests")
     max_redirects: Count = Field(3, description="Max redirects followed; each target is checked again")
     connect_timeout_s: Seconds = Field(5.0, description="Max seconds to resolve a name, and to connect")
-    read_timeout_s: Seconds = Field(10.0, description="Max seconds without a byte")
+    read_timeout_s: Seconds = Field(10.0, description="Max seconds between two reads while downloading")
     image_timeout_s: Seconds = Field(20.0, description="Max seconds to fetch an image in total")
     video_timeout_s: Seconds = Field(90.0, description="Max seconds to fetch a video in total")
 
@@ -77,8 +79,8 @@ class DecodeSettings(Group):
 
     media_isolate: Literal["auto", "thread", "process"] = Field(
         "auto",
-        description="`process`: files are decoded in child processes with limited memory, so that a crash or a "
-        "time-out of a codec ends one request only. `auto` is that on RunPod and in the HTTP server, else `thread`",
+        description="`process`: decode in child processes with limited memory, so that a codec crash or timeout only "
+        "fails one request. `auto`: `process` on RunPod and in the HTTP server, `thread` elsewhere",
     )
     decode_memory_bytes: Positive = Field(
         2048 * MIB,

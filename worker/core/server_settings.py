@@ -29,9 +29,9 @@ class ServerSettings(Group):
     )
     max_wrong_keys: Positive = Field(
         30,
-        description="Failed authentications per minute and address; beyond them the address only gets in with keys "
-        "that it has used before. Private addresses may be proxies: valid keys are accepted from them unless "
-        "`TRUSTED_PROXIES` is set",
+        description="Max failed authentications per minute and address; after that the address can only authenticate "
+        "with keys it has already used. Private addresses may be proxies: unless `TRUSTED_PROXIES` is set, valid keys "
+        "are always accepted from them",
     )
     trusted_proxies: str = Field(
         "",
@@ -39,13 +39,13 @@ class ServerSettings(Group):
     )
     allowed_hosts: str = Field(
         "",
-        description="Comma-separated host names by which the server may be called, `*` for any. Empty: any with a "
-        "key; without one `localhost`, `HOST` and IP addresses",
+        description="Comma-separated `Host` names that are accepted, `*` for any. Empty: any if an API key is set, "
+        "otherwise only `localhost`, `HOST` and IP addresses",
     )
     cors_origins: str = Field(
         "",
-        description="Comma-separated origins whose pages may call the server, `*` for any. Empty: any with a key; "
-        "without one only its own",
+        description="Comma-separated origins whose pages may call the server, `*` for any. Empty: any if an API key "
+        "is set, otherwise only its own",
     )
     playground: bool = Field(True, description="Serve a page to try the model at `/playground`")
 
@@ -57,8 +57,8 @@ class ServerLimits(Group):
 
     max_requests: Positive = Field(
         512,
-        description="Max concurrent requests; more are refused with `QUEUE_FULL`. At most 3/8 of the connections; as "
-        "many uploads may run beside them",
+        description="Max concurrent requests; more are rejected with `QUEUE_FULL`. Limited to 3/8 of the connections; "
+        "as many uploads may be in progress in addition",
     )
     max_requests_per_key: Positive | None = Field(
         None, description="Max concurrent requests of one key; unset: half of `MAX_REQUESTS` if there are several keys"
@@ -77,15 +77,17 @@ class ServerLimits(Group):
     max_body_bytes: Positive = Field(256 * MIB, description="Max size of a form with a file")
     max_bodies_bytes: Positive = Field(
         1024 * MIB,
-        description="Max size of all bodies in memory as received (parsed they take more); half of it for one of "
-        "several keys",
+        description="Max total size of request bodies in memory, as received (parsed bodies take more); with several "
+        "keys, each may use half of it",
     )
     head_timeout_s: Seconds = Field(10.0, description="Max seconds to receive a request's headers")
     body_timeout_s: Seconds = Field(
         30.0, description="Max seconds to receive a body, plus one for each 16 KiB received"
     )
     body_whole_s: Seconds = Field(300.0, description="Max seconds to receive a body, however large")
-    send_timeout_s: Seconds = Field(60.0, description="Max seconds that a client may leave a part of its answer unread")
+    send_timeout_s: Seconds = Field(
+        60.0, description="Max seconds that a write to a client that does not read may block"
+    )
     idle_timeout_s: Seconds = Field(75.0, description="Seconds that an idle connection is kept open (keep-alive)")
 
 

@@ -23,8 +23,8 @@ class ModelSettings(Group):
 
     model_path: Path | None = Field(
         None,
-        description="Checkpoint folder to serve; takes precedence over `MODEL_ID`. With neither: the model in the "
-        "image, else the tiny demonstration model, which a deployed worker refuses to serve unless it is named",
+        description="Checkpoint folder to serve; takes precedence over `MODEL_ID`. If neither is set: the model in "
+        "the image, else the tiny demonstration model; a deployed worker only serves the latter if `MODEL_ID` names it",
     )
     model_id: ModelId | None = Field(
         None,
@@ -35,7 +35,7 @@ class ModelSettings(Group):
     model_revision: Revision | None = Field(
         None,
         description="Branch, tag or commit of the model. Unset: `main`, or the newest snapshot in a cache. For a "
-        "model in the image only a commit is compared with the one that was baked",
+        "model inside the image, a commit hash is compared with the baked one; branches and tags are not checked",
     )
     model_name: str | None = Field(
         None,
@@ -81,8 +81,8 @@ class ModelSettings(Group):
     model_code: Literal["auto", "native", "transformers"] = Field(
         "auto",
         description="Which implementation runs the model: `native` is this worker's own (Qwen3-VL, Qwen2.5-VL, "
-        "Qwen2-VL), faster to start and to run; `transformers` is the library's; `auto` takes `native` where it can. "
-        "Answers say which one in `model_code`",
+        "Qwen2-VL), faster to start and to run; `transformers` is the library's; `auto` uses `native` where possible. "
+        "`model_code` in responses says which one it was",
     )
     cuda_graphs: bool = Field(
         True,
@@ -91,8 +91,8 @@ class ModelSettings(Group):
     max_model_len: Positive | None = Field(
         None,
         description="Max context length, prompt and answer together, in tokens. Unset: the longest at which four "
-        "requests fit into memory (two below 8,192 tokens, one below 2,048), at most the model's own limit "
-        "(docs/models.md)",
+        "requests fit in memory; if that is below 8,192 tokens, at which two fit; below 2,048, one; never above the "
+        "model's own limit (docs/models.md)",
     )
 
 
@@ -101,14 +101,14 @@ class EngineSettings(Group):
 
     heading = "Engine"
 
-    max_num_seqs: Positive = Field(16, description="Max concurrent sequences: answers decoded in one batch")
+    max_num_seqs: Positive = Field(16, description="Max concurrent sequences, decoded in one batch")
     max_queue: Positive = Field(
-        256, description="Max requests in the engine, running and waiting; more are refused with `QUEUE_FULL`"
+        256, description="Max requests in the engine, running and waiting; more are rejected with `QUEUE_FULL`"
     )
     kv_cache_mib: Positive | None = Field(
         None,
-        description="KV cache size. Unset: the device memory left after the weights, less the reserve below and the "
-        "two caches (on CPU a quarter of the available memory)",
+        description="KV cache size. Unset: free device memory after loading the weights, minus `VISION_RESERVE_MIB` "
+        "and the two caches below (on CPU a quarter of the available memory)",
     )
     vision_reserve_mib: Positive = Field(
         1536, description="Device memory kept free for the vision encoder and for activations of prefill"
@@ -126,8 +126,8 @@ class EngineSettings(Group):
     )
     prefix_sharing: Literal["all", "caller", "off"] = Field(
         "caller",
-        description="Which requests share the two caches: `caller`, those with the same API key of the HTTP server; "
-        "`all`, all of them; `off`, none. Requests with different `cache_salt` never do",
+        description="Which requests share the prefix cache and the vision-encoder output cache: `caller`: those with "
+        "the same API key; `all`: all requests; `off`: none. Requests with different `cache_salt` never share",
     )
     engine_stuck_s: Seconds = Field(
         180.0,
@@ -155,8 +155,8 @@ class JobSettings(Group):
     )
     stream_interval_ms: Count = Field(
         100,
-        description="Min time between two chunks of a stream; it grows to five times as much in long answers. The "
-        "first and the last chunk are sent at once",
+        description="Minimum time between two chunks of a stream; it grows up to five times in long responses. The "
+        "first and last chunks are sent immediately",
     )
     max_job_s: Seconds = Field(
         570.0,
@@ -185,7 +185,7 @@ class LogSettings(Group):
         "INFO", description="Least severe level logged"
     )
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="`json`: one object a line; `auto` is that on RunPod, and text elsewhere"
+        "auto", description="`json`: one JSON object per line; `auto`: `json` on RunPod, `text` elsewhere"
     )
     log_prompts: bool = Field(
         False, description="Log the text of requests (never media). Off, no content of requests reaches the log"

@@ -27,20 +27,30 @@ _ALIKE = 0.87  # from 0 to 1: MAX_NUM_SEQ and MAX_NUM_SEQS are, HOSTNAME and HOS
 
 # Variables of other servers for these models that mean nothing here, and what does.
 ELSEWHERE: Mapping[str, str] = {
-    "MODEL": "MODEL_ID names the model",
-    "MODEL_REPO": "MODEL_ID names the model",
-    "TOKENIZER": "a checkpoint's own tokenizer is used",
-    "TOKENIZER_NAME": "a checkpoint's own tokenizer is used",
-    "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "MODEL_NAME sets the name in answers",
-    "SERVED_MODEL_NAME": "MODEL_NAME sets the name in answers",
+    **dict.fromkeys(("MODEL", "MODEL_REPO"), "MODEL_ID names the model"),
+    **dict.fromkeys(("TOKENIZER", "TOKENIZER_NAME"), "the checkpoint's own tokenizer is used"),
+    **dict.fromkeys(
+        ("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"), "MODEL_NAME sets the name in responses"
+    ),
+    "BASE_PATH": "HUB_CACHE sets where models are downloaded to",
+    "DOWNLOAD_DIR": "HUB_CACHE sets where models are downloaded to",
     "MAX_CONCURRENCY": "CONCURRENCY sets how many jobs are taken at once",
-    "GPU_MEMORY_UTILIZATION": "KV_CACHE_MIB sets the memory of the KV cache; unset, it is what the device has left",
-    "TENSOR_PARALLEL_SIZE": "there is no tensor parallelism",
+    "GPU_MEMORY_UTILIZATION": "KV_CACHE_MIB sets the KV cache size, by default what is left after the weights",
+    **dict.fromkeys(("TENSOR_PARALLEL_SIZE", "PIPELINE_PARALLEL_SIZE"), "there is no tensor or pipeline parallelism"),
     "LIMIT_MM_PER_PROMPT": "MAX_IMAGES and MAX_VIDEOS set the limits",
-    "ENABLE_PREFIX_CACHING": "PREFIX_CACHE_MIB sets the memory of the prefix cache, which is on",
+    "ALLOWED_LOCAL_MEDIA_PATH": "ALLOWED_MEDIA_PATHS sets the folders",
+    "ALLOWED_MEDIA_DOMAINS": "MEDIA_ALLOWED_DOMAINS sets the domains",
+    "ENABLE_PREFIX_CACHING": "the prefix cache is on by default, PREFIX_CACHE_MIB sets its size",
     "TRUST_REMOTE_CODE": "code that comes with a checkpoint is never run",
-    "DEFAULT_BATCH_SIZE": "STREAM_INTERVAL_MS sets how often chunks are sent",
+    **dict.fromkeys(
+        ("DEFAULT_BATCH_SIZE", "DEFAULT_MIN_BATCH_SIZE", "DEFAULT_BATCH_SIZE_GROWTH_FACTOR"),
+        "STREAM_INTERVAL_MS sets how often chunks are sent",
+    ),
+    "ENABLE_LOG_REQUESTS": "LOG_PROMPTS=1 logs the text of requests",
     "ENFORCE_EAGER": "CUDA_GRAPHS=0 turns CUDA graphs off",
+    **dict.fromkeys(
+        ("ENABLE_LORA", "SPECULATIVE_CONFIG", "TOOL_CALL_PARSER", "REASONING_PARSER"), "it is not supported"
+    ),
 }
 
 

@@ -21,13 +21,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python handler.py",
         allow_abbrev=False,
-        description="On RunPod: takes jobs. Elsewhere: answers --test_input, or test_input.json, and ends. Settings "
+        description="On RunPod: serves jobs. Elsewhere: runs --test_input, or test_input.json, and exits. Settings "
         "are environment variables: docs/settings.md. The HTTP server is python -m worker.server.",
     )
     parser.add_argument("--test_input", metavar="JSON", help=f"answer this input, for example '{EXAMPLE}'")
-    parser.add_argument(
-        "--rp_serve_api", action="store_true", help="serve the SDK's routes /run, /runsync, …, for trials"
-    )
+    parser.add_argument("--rp_serve_api", action="store_true", help="serve the SDK's local test API: /run, /runsync, …")
     parser.add_argument("--rp_api_host", metavar="HOST", help="host of --rp_serve_api (default: localhost)")
     parser.add_argument("--rp_api_port", metavar="PORT", type=int, help="port of --rp_serve_api (default: 8000)")
     parser.add_argument(
@@ -47,5 +45,6 @@ def _check_input(text: str) -> None:
         sys.exit(f"handler.py: --test_input is not valid JSON ({error}). For example: --test_input '{EXAMPLE}'")
     if not isinstance(given, dict) or "input" not in given:
         sys.exit(
-            f"handler.py: --test_input must be an object with \"input\" in it. For example: --test_input '{EXAMPLE}'"
+            'handler.py: --test_input must be a JSON object with the key "input". For example: '
+            f"--test_input '{EXAMPLE}'"
         )
