@@ -44,15 +44,20 @@ fuzz: $(READY)  ## coverage-guided fuzzing of the opening of images and videos, 
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
 
+# Another build of torch than the one that is there is installed when it is asked for.
+ifneq ($(filter-out auto $(shell cat $(VENV)/torch-build 2>/dev/null),$(TORCH)),)
+.PHONY: $(RUNS)
+endif
 $(RUNS): requirements.txt builder/environment.sh
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" builder/environment.sh $(VENV)
 	@touch $@
 
 $(READY): $(RUNS) requirements-bitsandbytes.txt requirements-modelscope.txt requirements-dev.txt tests/tools.sh tests/platform/js/package-lock.json
-	@echo "setup: what checks and tests need (about 0.3 GB to download, 1 GB on disk)"
+	@echo "setup: what checks and tests need (about 0.3 GB to download, 0.7 GB on disk)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@tests/tools.sh
-	@if command -v npm >/dev/null; then npm ci --prefix tests/platform/js --silent --no-audit --no-fund; fi
+	@if command -v npm >/dev/null; then npm ci --prefix tests/platform/js --silent --no-audit --no-fund || \
+		echo "the clients for JavaScript could not be installed, tests that need them will skip"; fi
 	@touch $@
 
 $(PARITY)/.ready: requirements.txt requirements-parity.txt

@@ -9,10 +9,12 @@ Locally, `python handler.py` answers `test_input.json`, `--test_input '{"input":
 
 import sys
 
-from worker.startup import arguments, boot
+from worker.startup import arguments
 
 if __name__ == "__main__":
     arguments.check(sys.argv[1:])
+
+from worker.startup import boot
 
 
 def _import_rest() -> None:
@@ -134,7 +136,8 @@ def main() -> None:
     finally:
         model.close_now()
     if model.failure is not None:
-        sys.exit(f"worker-qwen-vl cannot start: {model.failure}")
+        why = model.failure if isinstance(model.failure, StartError) else "an unexpected error, see above"
+        sys.exit(f"worker-qwen-vl cannot start: {why}")
     state = None if model.serving_now is None else model.serving_now.engine.state
     if state in ("dead", "stuck"):
         print("worker-qwen-vl: the engine has stopped, this worker must be replaced", file=sys.stderr, flush=True)

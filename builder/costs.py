@@ -23,7 +23,7 @@ class Load:
 
     requests: float
     seconds: float = 4.0
-    concurrency: int = 8
+    concurrency: float = 8
     start: float = 15.0
     idle: float = 5.0
 
@@ -86,12 +86,19 @@ def price_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--price", type=float, help="dollars per second of a GPU; without it the tables are printed")
-    parser.add_argument("--requests", type=float, default=300, help="in an hour")
-    parser.add_argument("--seconds", type=float, help="of one request")
-    parser.add_argument("--concurrency", type=int, help="requests that a worker answers at once")
+    parser.add_argument("--requests", type=_positive, default=300, help="in an hour")
+    parser.add_argument("--seconds", type=_positive, help="of one request")
+    parser.add_argument("--concurrency", type=_positive, help="requests that a worker answers at once")
     parser.add_argument("--start", type=float, help="seconds of a start")
     parser.add_argument("--idle", type=float, help="seconds of the idle timeout")
     options = parser.parse_args()

@@ -27,15 +27,23 @@ case "$torch" in
     *) say "TORCH is $torch, it must be auto, cpu or cuda" >&2; exit 1 ;;
 esac
 
+has=$(cat "$folder/torch-build" 2>/dev/null || true)
+if [ -n "$has" ] && [ "$has" != "$torch" ]; then
+    say "$folder has torch's $has build: it is made anew"
+    rm -rf "$folder"
+fi
+
 say "1 of 3: virtual environment in $folder"
 "$python" -m venv "$folder"
 if [ "$torch" = cpu ] && [ "$(uname)" = Linux ]; then
     say "2 of 3: $pin, CPU build (about 0.2 GB to download, 0.8 GB on disk; TORCH=cuda for the CUDA build)"
-    PIP_RETRIES="${PIP_RETRIES:-1}" "${pip[@]}" --extra-index-url "$cpu_index" "$pin" 2>/dev/null || "${pip[@]}" "$pin"
+    PIP_RETRIES=1 "${pip[@]}" --no-deps --index-url "$cpu_index" "$pin" 2>/dev/null ||
+        say "$cpu_index cannot be reached: torch comes from the usual index, whose build for Linux may be CUDA's, several GB"
 else
     say "2 of 3: $pin, default build (with CUDA on Linux: several GB; TORCH=cpu for the CPU build)"
-    "${pip[@]}" "$pin"
 fi
+"${pip[@]}" "$pin"
 say "3 of 3: the other packages of requirements.txt (about 0.2 GB to download, 0.6 GB on disk)"
 "${pip[@]}" -r requirements.txt
+echo "$torch" >"$folder/torch-build"
 say "done, $(du -sh "$folder" | cut -f1) in $folder"

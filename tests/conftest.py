@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.models.loading import LoadedModel
 
 ROOT = Path(__file__).parents[1]
+os.environ["ENV_FILE"] = ""  # no test reads the .env of whoever runs it
 # What `make quick` leaves out. A test may carry these marks itself, too.
 MARKS = {
     "browser": ("tests/server/test_playground.py", "tests/server/test_browsers.py"),

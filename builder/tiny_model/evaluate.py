@@ -232,7 +232,7 @@ def _table(right: Counter[tuple[str, str]], per_cell: int) -> str:
     rows = [
         f"{per_cell} cases for each skill and language:",
         "",
-        "| skill | English | Chinese | wanted |",
+        "| skill | English | Chinese | target |",
         "|---|---|---|---|",
     ]
     for skill in SKILLS:

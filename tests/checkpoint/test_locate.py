@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from huggingface_hub import errors
 
@@ -171,22 +171,42 @@ def test_a_hubs_name_in_the_place_of_a_folder_is_recognized(places: dict[str, st
         find(load({**places, "MODEL_PATH": MODEL}))
 
 
-def _answered(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "https://hub.test/"))
+def _refused(kind: type[errors.HfHubHTTPError], status: int) -> Exception:
+    """As `snapshot_download` raises it where the cache has nothing."""
+    answer = httpx2.Response(status, request=httpx2.Request("GET", "https://hub.test/"))
+    return _hidden(kind("x", response=answer))
+
+
+def _hidden(cause: Exception) -> Exception:
+    error = errors.LocalEntryNotFoundError("nothing in the cache")
+    error.__cause__ = cause
+    return error
+
+
+GATED, MISSING = errors.GatedRepoError, errors.RepositoryNotFoundError
 
 
 @pytest.mark.parametrize(
     ("error", "token", "told"),
     [
-        (errors.GatedRepoError("x", response=_answered(403)), "", "it is gated. Accept its terms at .*HF_TOKEN"),
-        (errors.GatedRepoError("x", response=_answered(403)), "t", "it is gated.*check that HF_TOKEN may read it"),
-        (errors.RepositoryNotFoundError("x", response=_answered(401)), "", "not exist on the hub, or is private.*spelling"),
-        (errors.RevisionNotFoundError("x", response=_answered(404)), "", "it has no revision v9"),
-        (errors.HfHubHTTPError("x", response=_answered(503)), "", "the hub answered with status 503"),
-        (errors.LocalEntryNotFoundError("x"), "", "the hub could not be reached. Check the network"),
-        (ConnectionError("x"), "", "the hub could not be reached"),
+        (_refused(GATED, 403), "", r"it is gated\. Accept its terms at .*, and set HF_TOKEN"),
+        (_refused(GATED, 403), "t", r"it is gated.*check that HF_TOKEN is of an account that has"),
+        (_refused(MISSING, 401), "", r"does not exist on the hub, or is private.*spelling"),
+        (_refused(errors.RevisionNotFoundError, 404), "", r"it has no revision v9\. Check MODEL_REVISION"),
+        (_refused(errors.HfHubHTTPError, 401), "t", r"refused access \(status 401\)\. Check that HF_TOKEN is valid"),
+        (_refused(errors.HfHubHTTPError, 403), "", r"refused access \(status 403\)\. Set HF_TOKEN"),
+        (_refused(errors.HfHubHTTPError, 429), "", r"status 429\. Try again later, or set HF_TOKEN"),
+        (_refused(errors.HfHubHTTPError, 503), "", r"the hub answered with status 503\. Try again later"),
+        (_hidden(httpx2.ConnectError("x")), "", r"could not be reached \(ConnectError\)\. Check the network"),
+        (_hidden(errors.OfflineModeIsEnabled("x")), "", r"HF_HUB_OFFLINE is set\. Unset it"),
+        (errors.LocalEntryNotFoundError("x"), "", r"the hub could not be reached"),
+        (httpx2.RemoteProtocolError("x"), "", r"the connection to the hub broke off\. Start again"),
+        (json.JSONDecodeError("x", "y", 0), "", r"answer could not be read\. Check HF_ENDPOINT"),
+        (TypeError("x"), "", r"answer could not be read"),
+        (errors.HFValidationError("x"), "", r"MODEL_ID is not a valid name"),
     ],
-)  # fmt: skip
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
 def test_failed_downloads_are_told_apart(
     places: dict[str, str], monkeypatch: pytest.MonkeyPatch, error: Exception, token: str, told: str
 ) -> None:

@@ -59,7 +59,34 @@ def test_the_platform_is_told_by_its_webhook() -> None:
 
 def test_a_file_of_settings_stands_behind_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("QPIKEY=from-file\nPORT=1234\nHOST=\n", encoding="utf-8")
+    monkeypatch.setenv("ENV_FILE", str(tmp_path / ".env"))
     monkeypatch.setenv("PORT", "5678")
     monkeypatch.setenv("MAX_QUEUE", "3")
-    read = settings.load_with_file({"MAX_QUEUE": "4"}, tmp_path / ".env")
+    read = settings.load_with_file({"MAX_QUEUE": "4"})
     assert (read.keys, read.port, read.host, read.max_queue) == (("from-file",), 5678, "127.0.0.1", 4)
+
+
+def test_a_file_of_settings_that_is_no_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_bytes(b"PORT=\xff\n")
+    monkeypatch.setenv("ENV_FILE", str(tmp_path / ".env"))
+    with pytest.raises(settings.SettingError, match=r"\.env is not a text file in UTF-8"):
+        settings.load_with_file({})
+
+
+def test_slips_in_the_file_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("MAX_IMAGE_TOKEN=5\n", encoding="utf-8")
+    monkeypatch.setenv("ENV_FILE", str(tmp_path / ".env"))
+    settings.warn_of_doubtful()
+    assert "MAX_IMAGE_TOKEN is unknown, did you mean MAX_IMAGE_TOKENS?" in caplog.text
+
+
+def test_a_token_is_stripped_and_never_shown() -> None:
+    assert settings.load({"HF_TOKEN": " hf_secret\n"}).hf_token == "hf_secret"
+    with pytest.raises(settings.SettingError) as failed:
+        settings.load({"HF_TOKEN": "hf_secret two"})
+    assert "hf_secret" not in str(failed.value)
+    with pytest.raises(settings.SettingError) as failed:
+        settings.load({"MODEL_ID": "https://u:hf_secret@hub.test/a/b"})
+    assert "hf_secret" not in str(failed.value)

@@ -7,6 +7,8 @@ import pytest
 from worker.core.errors import InputError
 from worker.dialects.table import DIALECTS
 
+ASKED = [{"role": "user", "content": "x"}]
+
 
 def said(body: Any) -> str:
     def parse() -> None:
@@ -25,6 +27,23 @@ def said(body: Any) -> str:
         ({"prompt": "x", "maxTokens": 1}, "maxTokens: unknown field: did you mean max_tokens?"),
         ({"prompt": "x", "max_new_tokens": 1}, "max_new_tokens: unknown field: write max_tokens"),
         ({"prompt": "x", "zzz": 1}, "zzz: unknown field"),
+        ({"prompt": "x", "best_of": 2}, "best_of: unknown field: write n"),
+        ({"prompt": "x", "use_beam_search": True}, "use_beam_search: unknown field: not supported"),
+        (
+            {"prompt": "x", "fps": 2},
+            'fps: unknown field: write it into the image or video: {"url": …, "max_pixels": …}',
+        ),
+        ({"prompt": "x", "image": {"urll": "y"}}, "image.urll: unknown field: did you mean url?"),
+        ({"route": "/generate", "bod": {}}, "bod: unknown field: did you mean body?"),
+        ({"dialect": "generate", "messages": ASKED, "stop_sequences": []}, "stop_sequences: unknown field"),
+        (
+            {"dialect": "openai_chat", "messages": ASKED, "guided_json": {}},
+            "guided_json: this value is not supported yet: leave the field out",
+        ),
+        (
+            {"dialect": "openai_chat", "messages": ASKED, "chat_template_kwargs": {"a": [1]}},
+            "chat_template_kwargs.a: must be true, false, a number or one plain word",
+        ),
         (
             {"prompt": "x", "sampling_params": {}},
             "sampling_params: unknown field: write its fields directly beside prompt or messages",
@@ -35,7 +54,7 @@ def said(body: Any) -> str:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "imge": "x"}]}]},
-            "messages[0].content[0].image: is required",
+            "messages[0].content[0].imge: unknown field: did you mean image?",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "txt": "y"}]}]},
@@ -49,7 +68,7 @@ def said(body: Any) -> str:
         ({"prompt": 5}, "prompt: must be a string"),
         ({"prompt": "x", "images": "y"}, "images: must be a list"),
         ({"messages": "hi"}, "messages: must be a list"),
-        ({"messages": []}, "messages: has fewer items than 1"),
+        ({"messages": []}, "messages: must not be empty"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
             "messages[0].role: must be one of 'system', 'user' or 'assistant'",

@@ -125,6 +125,21 @@ def test_the_line_of_the_log_in_the_documents_is_the_one_that_is_logged(caplog: 
     assert caplog.messages[0] in (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
 
 
+def test_the_readmes_table_is_what_is_computed() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    header, _, *rows = page[page.index("| model | 16 GB") :].split("\n\n")[0].splitlines()
+    names = {"16 GB": "A4000", "24 GB (RTX 4090)": "4090", "48 GB": "L40S", "80 GB": "A100"}
+    columns = [next(card for card in CARDS if names[cell.strip()] in card.name) for cell in header.split("|")[2:-1]]
+    assert len(rows) == 6
+    for row in rows:
+        name, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+        of = next(of for of in MODELS if of.name in (name, f"{name}-Instruct"))
+        for card, cell in zip(columns, cells, strict=True):
+            room = capacity(of, card)
+            fits = "-" if room is None else f"{room.model_len:,} × {min(16, room.at_once(room.model_len))}"
+            assert cell == fits, (name, card.name)
+
+
 def test_a_start_takes_what_memory_holds() -> None:
     whole, small = (load(Settings(device="cpu", kv_cache_mib=mib)) for mib in (None, 10))
     limit = whole.spec.max_model_len

@@ -409,7 +409,7 @@ def test_bodies_that_drip_keep_no_request_from_running() -> None:
             assert post().status_code == 200
         with strangers.held(port, 24, strangers.TAKEN + b"Content-Length: 100\r\n\r\n{") as dripping:
             assert strangers.seconds_until(lambda: post().status_code == 429, 10) is not None
-            assert "24 uploads are running" in post().json()["detail"]
+            assert "24 uploads are in progress" in post().json()["detail"]
             assert strangers.seconds_until(lambda: post().status_code == 200, 10) is not None
             assert strangers.seconds_until(lambda: strangers.num_open(dripping) < 24, 10) is not None
 
@@ -427,7 +427,7 @@ def test_a_key_has_its_share_of_running_requests() -> None:
             assert next(heard)
             with post("k1") as refused, post("k2") as other:
                 assert (refused.status_code, other.status_code) == (429, 200)
-                assert "1 of this key are unfinished" in refused.read().decode()
+                assert "limit 1 for this key (MAX_REQUESTS_PER_KEY)" in refused.read().decode()
 
 
 def test_the_bytes_of_all_bodies_are_bounded() -> None:
@@ -546,7 +546,7 @@ def test_the_process_of_a_server_without_its_model_ends_with_status_1() -> None:
         [sys.executable, "-m", "worker.server"], env=variables, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert "the model could not be loaded: MODEL_PATH: /no/such/folder does not exist" in done.stderr
+    assert "worker-qwen-vl cannot start: MODEL_PATH: /no/such/folder does not exist" in done.stderr
 
 
 def test_the_model_is_loaded_at_the_first_request_where_that_is_wanted() -> None:

@@ -29,7 +29,7 @@ def test_a_slot_is_one_of_an_upload_and_then_one_of_a_request() -> None:
     uploads = [of_all.enter("", uses_tokens=True) for _ in range(4)]  # more than may run
     uploads[0].run()
     uploads[1].run()
-    with pytest.raises(QueueFull, match="2 are unfinished"):
+    with pytest.raises(QueueFull, match="limit 2 "):
         uploads[2].run()
     uploads[0].leave()
     uploads[0].leave()
@@ -43,7 +43,7 @@ def test_the_oldest_upload_makes_room_unless_it_has_just_begun() -> None:
     of_all = slots(clock=clock, num_connections=8)
     assert of_all.max_uploads == 3
     uploads = [of_all.enter("", uses_tokens=True) for _ in range(3)]
-    with pytest.raises(QueueFull, match="3 uploads are running"):
+    with pytest.raises(QueueFull, match="3 uploads are in progress"):
         of_all.enter("", uses_tokens=True)
     clock.now += 2
     evicted: list[int] = []
@@ -82,7 +82,7 @@ def test_one_of_several_keys_has_half() -> None:
         alone.enter("", uses_tokens=True).run()
     for _ in range(2):
         among.enter("a", uses_tokens=True).run()
-    with pytest.raises(QueueFull, match="of this key"):
+    with pytest.raises(QueueFull, match="for this key"):
         among.enter("a", uses_tokens=True).run()
     among.enter("b", uses_tokens=True).run()
 

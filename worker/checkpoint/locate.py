@@ -245,6 +245,7 @@ def _download(model_id: str, settings: Settings) -> Path:
     log.info("downloading %s to %s", model_id, settings.hub_cache)
     # It takes a quarter of a second to import, and a worker that is paid for by it has its model.
     import huggingface_hub as hub
+    from httpx2 import HTTPError
 
     try:
         folder = hub.snapshot_download(
@@ -252,28 +253,50 @@ def _download(model_id: str, settings: Settings) -> Path:
             revision=settings.model_revision,
             cache_dir=settings.hub_cache,
             token=settings.hf_token,
+            endpoint=settings.hf_endpoint,
             allow_patterns=list(PATTERNS),
         )
-    except (hub.errors.HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError, TypeError, KeyError) as error:  # the last three: no JSON, or another form
         raise ModelError(f"{model_id} could not be downloaded: {_why_not(error, model_id, settings)}") from None
     return Path(folder)
 
 
-def _why_not(error: OSError, model_id: str, settings: Settings) -> str:
+def _why_not(error: Exception, model_id: str, settings: Settings) -> str:
     """Why a download failed, and what to do about it."""
     from huggingface_hub import errors
 
-    token = "check that HF_TOKEN may read it" if settings.hf_token else "if it is private or gated, set HF_TOKEN"
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why nothing could be asked, which the library hides behind its empty cache
+    token = "check that HF_TOKEN may read it" if settings.hf_token else "if it is private, set HF_TOKEN"
     match error:
         case errors.GatedRepoError():
-            return f"it is gated. Accept its terms at https://huggingface.co/{model_id}, and {token}"
+            what = "check that HF_TOKEN is of an account that has" if settings.hf_token else "set HF_TOKEN"
+            return f"it is gated. Accept its terms at https://huggingface.co/{model_id}, and {what}"
         case errors.RevisionNotFoundError():
-            return f"it has no revision {settings.model_revision}"
+            return f"it has no revision {settings.model_revision or 'main'}. Check MODEL_REVISION"
         case errors.RepositoryNotFoundError():
             return f"the model does not exist on the hub, or is private. Check the spelling of MODEL_ID; {token}"
         case errors.HfHubHTTPError():
-            return f"the hub answered with status {error.response.status_code}. Try again later"
-    if error.errno in _DISK_ERRORS and not isinstance(error, errors.LocalEntryNotFoundError):
-        remedy = "HUB_CACHE must be a writable folder with enough space for the model"
-        return f"writing to {settings.hub_cache} failed ({error.strerror}). {remedy}"
-    return "the hub could not be reached. Check the network, and HF_ENDPOINT where a mirror is used"
+            return _answered(error.response.status_code, settings)
+        case errors.HFValidationError():
+            return "MODEL_ID is not a valid name of a model"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set. Unset it"
+        case ValueError() | TypeError() | KeyError():
+            return "the hub's answer could not be read. Check HF_ENDPOINT"
+        case OSError() if error.errno in _DISK_ERRORS and not isinstance(error, errors.LocalEntryNotFoundError):
+            remedy = "HUB_CACHE must be a writable folder with enough space for the model"
+            return f"writing to {settings.hub_cache} failed ({error.strerror}). {remedy}"
+    kind = type(error).__name__
+    if kind in ("RemoteProtocolError", "ReadError", "ReadTimeout"):
+        return "the connection to the hub broke off. Start again: it resumes where it stopped"
+    return f"the hub could not be reached ({kind}). Check the network, and HF_ENDPOINT if a mirror is used"
+
+
+def _answered(status: int, settings: Settings) -> str:
+    """What an error of the hub's means."""
+    if status in (401, 403):
+        remedy = "Check that HF_TOKEN is valid and may read the model" if settings.hf_token else "Set HF_TOKEN"
+        return f"the hub refused access (status {status}). {remedy}"
+    remedy = "Try again later, or set HF_TOKEN" if status == 429 else "Try again later"
+    return f"the hub answered with status {status}. {remedy}"

@@ -26,6 +26,7 @@ _FILES = {
     "quant_config.json": "awq",
     "quantization_config.json": "auto-round",
 }
+_BITSANDBYTES = "build the image with --build-arg BITSANDBYTES=1, or pip install -r requirements-bitsandbytes.txt"
 _INSTEAD = (
     "use the model's bfloat16 checkpoint (with QUANTIZATION=8bit or 4bit on a small GPU), or serve this one with vLLM"
 )
@@ -80,7 +81,7 @@ def is_quantised(settings: Settings, folder: Path, *, has_gpu: bool) -> bool:
         raise ModelError(f"weights quantized with {method} need a CUDA device: use a machine with a GPU, or {_INSTEAD}")
     package = _PACKAGES[method]
     if importlib.util.find_spec(package) is None:
-        remedy = "build it with BITSANDBYTES=1" if package == "bitsandbytes" else f"add it, or {_INSTEAD}"
+        remedy = _BITSANDBYTES if package == "bitsandbytes" else f"add it, or {_INSTEAD}"
         reason = f"weights quantized with {method} need the package {package}, which is not installed: {remedy}"
         raise ModelError(reason)
     return True

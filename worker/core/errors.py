@@ -307,7 +307,7 @@ class QueueFull(ServerError):
     code = "QUEUE_FULL"
     status = 429
     retryable = True
-    text = "too many requests are waiting"
+    text = "too many requests at once"
     remedy = "Retry after `Retry-After`, or add workers; limits: `MAX_QUEUE`, `MAX_REQUESTS`."
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from worker.core.setting_hints import Expected
 from worker.core.setting_types import Count, Group, Positive, Seconds
@@ -21,7 +21,9 @@ class ServerSettings(Group):
         "", repr=False, description="Comma-separated API keys. Without one the server only listens on this machine"
     )
     qpikey: str = Field("", repr=False, description="Another name of `API_KEY`, of an earlier service")
-    auth: Literal["on", "off"] = Field("on", description="`off` lets the server listen anywhere without a key")
+    auth: Annotated[Literal["on", "off"], BeforeValidator(str.lower)] = Field(
+        "on", description="`off` lets the server listen anywhere without a key"
+    )
     api_key_file: Path | None = Field(
         None,
         description="File with more API keys, one a line, optionally followed by their owner's name; it is read again "

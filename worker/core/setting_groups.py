@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from worker.core.setting_types import Count, Device, Group, ModelId, Positive, Revision, Seconds
+from worker.core.setting_types import Count, Device, Group, ModelId, Positive, Revision, Seconds, Token, WebAddress
 from worker.core.units import MIB
 
 _DTYPES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -42,8 +42,11 @@ class ModelSettings(Group):
         description="Name of the model in answers and in `/v1/models`; unset: the last part of `MODEL_ID`, or the "
         "folder's name. It does not choose the model",
     )
-    hf_token: str | None = Field(
+    hf_token: Token | None = Field(
         None, repr=False, description="Hugging Face token for private and gated models, used for downloads at the start"
+    )
+    hf_endpoint: WebAddress | None = Field(
+        None, description="Address of a mirror of the Hugging Face Hub, for downloads at the start"
     )
     baked_models: Path = Field(Path("/models"), description="Folder of the image with the baked checkpoints")
     platform_cache: Path = Field(
@@ -103,7 +106,9 @@ class EngineSettings(Group):
 
     max_num_seqs: Positive = Field(16, description="Max concurrent sequences, decoded in one batch")
     max_queue: Positive = Field(
-        256, description="Max requests in the engine, running and waiting; more are rejected with `QUEUE_FULL`"
+        256,
+        description="Max requests that wait for the engine, in addition to `MAX_NUM_SEQS` running ones; more are "
+        "rejected with `QUEUE_FULL`",
     )
     kv_cache_mib: Positive | None = Field(
         None,
@@ -184,7 +189,7 @@ class LogSettings(Group):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = Field(
         "INFO", description="Least severe level logged"
     )
-    log_format: Literal["auto", "json", "text"] = Field(
+    log_format: Annotated[Literal["auto", "json", "text"], BeforeValidator(str.lower)] = Field(
         "auto", description="`json`: one JSON object per line; `auto`: `json` on RunPod, `text` elsewhere"
     )
     log_prompts: bool = Field(

@@ -32,6 +32,9 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         ("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "SERVED_MODEL_NAME"), "MODEL_NAME sets the name in responses"
     ),
+    "MAX_TOKENS": "MAX_TOKENS_DEFAULT sets it for requests that do not",
+    "HUGGING_FACE_HUB_TOKEN": "HF_TOKEN is the token",
+    "HUGGINGFACE_HUB_CACHE": "HF_HUB_CACHE or HUB_CACHE is the folder",
     "BASE_PATH": "HUB_CACHE sets where models are downloaded to",
     "DOWNLOAD_DIR": "HUB_CACHE sets where models are downloaded to",
     "MAX_CONCURRENCY": "CONCURRENCY sets how many jobs are taken at once",
@@ -63,7 +66,8 @@ class Expected:
 
 def wrong_value(name: str, field: FieldInfo, value: str, error: ErrorDetails) -> str:
     """One sentence about a variable's value. A value that may be a secret is not shown."""
-    shown = f' "{value}"' if field.repr and len(value) <= _MAX_SHOWN_CHARS and value.isprintable() else ""
+    is_plain = len(value) <= _MAX_SHOWN_CHARS and value.isprintable() and "@" not in value
+    shown = f' "{value}"' if field.repr and is_plain else ""
     expected = next(_expected(field.metadata, field.annotation), None)
     if expected is None:
         context: dict[str, Any] = {key: plain(number) for key, number in error.get("ctx", {}).items()}

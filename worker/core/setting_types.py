@@ -2,12 +2,11 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from worker.core.setting_hints import Expected
-from worker.core.units import MIB
 
-__all__ = ["MIB", "Count", "Device", "Group", "ModelId", "Positive", "Revision", "Seconds"]
+__all__ = ["Count", "Device", "Group", "ModelId", "Positive", "Revision", "Seconds", "Token", "WebAddress"]
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -18,7 +17,15 @@ Device = Annotated[
 ModelId = Annotated[
     str,
     StringConstraints(pattern=r"^(\w[\w.-]*/\w[\w.-]*|tiny-qwen3-vl)$"),
-    Expected("organization/name as on the Hugging Face Hub, for example Qwen/Qwen3-VL-8B-Instruct"),
+    Expected(
+        "organization/name as on the Hugging Face Hub, for example Qwen/Qwen3-VL-8B-Instruct; MODEL_PATH is for folders"
+    ),
+]
+Token = Annotated[
+    str, BeforeValidator(str.strip), StringConstraints(pattern=r"^[!-~]+$"), Expected("one word without spaces")
+]
+WebAddress = Annotated[
+    str, StringConstraints(pattern=r"^https?://[!-~]+$"), Expected("an address that begins with https://")
 ]
 Revision = Annotated[str, StringConstraints(pattern=r"^[\w.-]+$"), Expected("a branch, a tag or a commit")]
 

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-EMBEDDED_MODEL = Path(__file__).parents[1] / "tiny_model"
+EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "tiny_model"
 
 
 class Settings(
@@ -112,21 +112,30 @@ def _hub_cache(source: Mapping[str, str]) -> str:
 
 @cache
 def current() -> Settings:
-    """The process's own settings: its environment and `.env`, read once. Raises SettingError."""
+    """The process's own settings: its environment and its file of settings, read once. Raises SettingError."""
     return load_with_file({})
 
 
 def warn_of_doubtful(environment: Mapping[str, str] | None = None) -> None:
     """A line in the log for each variable that has no effect and looks as if it should."""
-    names = os.environ if environment is None else environment
+    names = {**_lines(), **os.environ} if environment is None else environment
     for warning in setting_hints.unknown(names, (name.upper() for name in Settings.model_fields)):
         log.warning(warning)
 
 
-def load_with_file(overrides: Mapping[str, str], file: Path = Path(".env")) -> Settings:
-    """What is given takes precedence over the process's environment, and that over the lines of `file`."""
-    lines = {name: value for name, value in dotenv_values(file).items() if value}
-    return load({**lines, **os.environ, **overrides})
+def load_with_file(overrides: Mapping[str, str]) -> Settings:
+    """What is given takes precedence over the process's environment, and that over the lines of a file: `.env`, or the
+    one that ENV_FILE names. Raises SettingError."""
+    return load({**_lines(), **os.environ, **overrides})
+
+
+def _lines() -> dict[str, str]:
+    file = os.environ.get("ENV_FILE", ".env")
+    try:
+        lines = dotenv_values(file) if file else {}
+    except (OSError, UnicodeDecodeError):
+        raise SettingError(f"{file} is not a text file in UTF-8 that can be read") from None
+    return {name: value for name, value in lines.items() if value}
 
 
 def stay_offline(settings: Settings) -> None:

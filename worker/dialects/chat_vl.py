@@ -23,7 +23,7 @@ from worker.dialects.base import (
     upload_error,
 )
 from worker.dialects.media_fields import MAX_FORMS
-from worker.dialects.messages import CONTENT, conversation, message
+from worker.dialects.messages import CONTENT, Content, conversation, message
 from worker.dialects.sampling_fields import MaxTokens
 from worker.dialects.validation import invalid, validated
 
@@ -80,12 +80,12 @@ def _parse(body: JsonObject) -> ChatRequest:
     messages = []
     for index, raw in enumerate(_messages(form.messages)):
         where = f"messages[{index}]"
-        turn = _at(where, ChatVLMessage.model_validate, raw)
+        turn = _at(where, ChatVLMessage.model_validate, raw, ChatVLMessage)
         content = turn.content
         if isinstance(content, list):
             blocks, filled = _filled(content, form.file, f"{where}.content")
             num_filled += filled
-            content = _at(f"{where}.content", CONTENT.validate_python, blocks)
+            content = _at(f"{where}.content", CONTENT.validate_python, blocks, Content)
         messages.append(message(turn.role, content, f"{where}.content"))
     if form.file is not None and not num_filled:
         raise InputInvalid(where="file", detail="no image or video block without a source refers to it")
@@ -94,12 +94,12 @@ def _parse(body: JsonObject) -> ChatRequest:
     )
 
 
-def _at(where: str, validate: Callable[[object], T], value: object) -> T:
+def _at(where: str, validate: Callable[[object], T], value: object, form: object) -> T:
     """The value, validated; a fault is named by its place below `where`. Raises InputInvalid."""
     try:
         return validate(value)
     except ValidationError as error:
-        failure = invalid(error)
+        failure = invalid(error, form)
         inner = "" if failure.where in (None, "input") else failure.where
         raise failure.at(f"{where}{inner}" if str(inner).startswith("[") else f"{where}.{inner}".rstrip(".")) from None
 

@@ -238,7 +238,7 @@ def source(form: MediaForm | VideoUrlForm | VideoBase64Form | ImageUrl) -> File:
     """Whatever has a scheme and an authority is an address; the rest is a data URI or base64."""
     match form:
         case UrlForm() | VideoUrlForm():
-            return Inline(data=form.url) if form.url[:5].lower() == "data:" else Url(url=form.url)
+            return source(form.url)
         case Base64Form() | VideoBase64Form():
             return Inline(data=form.base64)
         case ImageUrl():

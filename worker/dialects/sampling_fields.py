@@ -47,6 +47,7 @@ def _token_ids(bias: dict[str, float]) -> dict[int, float]:
     return {int(key): value for key, value in bias.items()}
 
 
+_NO_TEMPLATE_VALUE = "must be true, false, a number or one plain word"
 _TEMPLATE_NAME = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII)
 _TEMPLATE_WORD = re.compile(r"[\w.+-]{0,64}")
 _TEMPLATES_OWN = (
@@ -62,14 +63,20 @@ def _template_variables(variables: dict[str, TemplateValue]) -> dict[str, Templa
         if not _TEMPLATE_NAME.fullmatch(name) or name in _TEMPLATES_OWN:
             raise PydanticCustomError("own_template_name", "has a name that a chat template cannot be given")
         if isinstance(value, str) and not _TEMPLATE_WORD.fullmatch(value):
-            raise PydanticCustomError(
-                "own_template_value", "has a value that is not true, false, a number or one plain word"
-            )
+            raise PydanticCustomError("own_template_value", _NO_TEMPLATE_VALUE)
     return variables
 
 
+def _template_value(value: object) -> object:
+    if not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("own_template_value", _NO_TEMPLATE_VALUE)
+    return value
+
+
 TemplateVariables = Annotated[
-    dict[str, bool | int | float | str], Field(max_length=MAX_STOPS), AfterValidator(_template_variables)
+    dict[str, Annotated[bool | int | float | str, BeforeValidator(_template_value)]],
+    Field(max_length=MAX_STOPS),
+    AfterValidator(_template_variables),
 ]
 
 

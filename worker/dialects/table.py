@@ -59,7 +59,7 @@ class Call:
         if not self.is_route_known:
             raise RouteUnknown(where=route)
         for name in self.envelope.keys() - {route, inside, SALT}:
-            raise unknown_field(name)
+            raise unknown_field(name, frozenset({route, inside, SALT}))
         if self.dialect.has_tail:
             assert self.dialect.route is not None
             return {"tail": self.envelope[route][len(self.dialect.route) + 1 :]}

@@ -5,7 +5,7 @@ pydantic finds the fault; its own messages, class names and patterns are not sho
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
@@ -17,29 +17,43 @@ B = TypeVar("B", bound=BaseModel)
 Location = tuple[int | str, ...]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_ALIKE = 0.7  # how much alike two names are, from 0 to 1, for one to be a slip of the other
+_ALIKE = 0.66  # how much alike two names are, from 0 to 1, for one to be a slip of the other
 
-# Names of other APIs, and what stands for them here.
+# Names of other APIs: the field that stands for them, where the body has it.
+_SAME_AS = {
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "stop_sequences": "stop",
+    "best_of": "n",
+    "image_url": "image",
+    "image_base64": "image",
+    "video_url": "video",
+    "system_prompt": "system",
+    "question": "prompt",
+    "detail": "max_pixels",
+}
+# Names that need a sentence; they are given where a body of the native form has them.
+_NOT_SUPPORTED = ("use_beam_search", "length_penalty", "early_stopping", "skip_special_tokens", "stop_token")
+_MEDIA_OPTIONS = (
+    *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width", "detail"),
+    *("fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"),
+)
 _ELSEWHERE = {
     "sampling_params": "write its fields directly beside prompt or messages",
-    "max_new_tokens": "write max_tokens",
-    "max_completion_tokens": "write max_tokens",
-    "stop_sequences": "write stop",
-    "best_of": "write n for several answers",
     "do_sample": "write temperature: 0 is greedy, above 0 samples",
+    "model": "leave it out, a worker serves one model",
     "apply_chat_template": "leave it out, the chat template is always applied",
     "use_openai_format": "send openai_route and openai_input for OpenAI's format",
-    **dict.fromkeys(
-        ("max_batch_size", "min_batch_size", "batch_size_growth_factor"),
-        "leave it out, the worker's setting STREAM_INTERVAL_MS controls how often chunks are sent",
-    ),
-    "image_url": 'write image, or an image_url block in "messages"',
-    "video_url": 'write video, or a video_url block in "messages"',
-    "image_base64": "write image, it also accepts base64",
     "input": 'put its fields directly into the job\'s "input", which must not be nested',
     "response_format": "structured output is not supported yet",
     "guided_json": "structured output is not supported yet",
     "tools": "tool calls are not supported yet",
+    **dict.fromkeys(_NOT_SUPPORTED, "not supported"),
+    **dict.fromkeys(_MEDIA_OPTIONS, 'write it into the image or video: {"url": …, "max_pixels": …}'),
+    **dict.fromkeys(
+        ("max_batch_size", "min_batch_size", "batch_size_growth_factor"),
+        "leave it out, the worker's setting STREAM_INTERVAL_MS controls how often chunks are sent",
+    ),
 }
 _MUST_BE = {
     "missing": "is required",
@@ -64,9 +78,9 @@ _MUST_BE = {
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
     "too_long": "has more than {max_length} items",
-    "too_short": "has fewer items than {min_length}",
+    "too_short": "must have at least {min_length}",
     "string_too_long": "has more than {max_length} characters",
-    "string_too_short": "has fewer characters than {min_length}",
+    "string_too_short": "must have at least {min_length} characters",
 }
 
 
@@ -78,9 +92,10 @@ def validated(form: type[B], body: object) -> B:
         raise invalid(error, form) from None
 
 
-def invalid(error: ValidationError, form: type[BaseModel] | None = None) -> InputInvalid:
+def invalid(error: ValidationError, form: object = None) -> InputInvalid:
     """The first fault as an error that names the place and never the value. form: whose names may be suggested."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    faults = error.errors(include_url=False, include_input=False)
+    first = _slip(faults, form) or faults[0]
     location: Location = first["loc"]
     if first["type"] == "extra_forbidden":
         known = frozenset[str]() if form is None else _names_at(form, location[:-1])
@@ -90,8 +105,21 @@ def invalid(error: ValidationError, form: type[BaseModel] | None = None) -> Inpu
 
 def unknown_field(name: str, known: frozenset[str] = frozenset(), place: str | None = None) -> InputInvalid:
     """A field that the body's form does not have, with what stands for it. known: the names that it has there."""
-    hint = _ELSEWHERE.get(name) or _meant(name, known)
+    hint = _meant(name, known)
     return InputInvalid(where=place or shown_name(name), detail="unknown field" + (f": {hint}" if hint else ""))
+
+
+def _slip(faults: Sequence[Mapping[str, Any]], form: object) -> Mapping[str, Any] | None:
+    """The unknown field that was meant to be the missing one that comes first."""
+    first = faults[0]
+    if first["type"] != "missing" or form is None:
+        return None
+    parent, missing = first["loc"][:-1], frozenset({str(first["loc"][-1])})
+    for fault in faults:
+        is_beside = fault["type"] == "extra_forbidden" and fault["loc"][:-1] == parent
+        if is_beside and _alike(str(fault["loc"][-1]), missing):
+            return fault
+    return None
 
 
 def shown_name(name: str) -> str:
@@ -100,16 +128,32 @@ def shown_name(name: str) -> str:
 
 
 def _reason(kind: str, fault: Mapping[str, Any]) -> str:
+    context = fault.get("ctx", {})
+    if kind in ("too_short", "string_too_short") and context.get("min_length") == 1:
+        return "must not be empty"
+    if kind == "literal_error" and " or " not in str(context.get("expected", " or ")):
+        return f"must be {context['expected']}"
     if kind in _MUST_BE:
-        return _MUST_BE[kind].format(**{name: plain(value) for name, value in fault.get("ctx", {}).items()})
+        return _MUST_BE[kind].format(**{name: plain(value) for name, value in context.items()})
     # What our own validators say is written for callers; a library's text is not.
     return str(fault["msg"]) if kind.startswith("own_") else "has an invalid value"
 
 
 def _meant(name: str, known: frozenset[str]) -> str | None:
-    plain = {_plain(field): field for field in sorted(known)}
-    found = difflib.get_close_matches(_plain(name)[:64], plain, n=1, cutoff=_ALIKE)
-    return f"did you mean {plain[found[0]]}?" if found else None
+    if _SAME_AS.get(name) in known:
+        return f"write {_SAME_AS[name]}"
+    if "prompt" in known and name in _ELSEWHERE:
+        return _ELSEWHERE[name]
+    found = _alike(name, known)
+    return f"did you mean {found}?" if found else None
+
+
+def _alike(name: str, known: frozenset[str]) -> str | None:
+    """The known name that this one is a slip of: they begin alike."""
+    wanted = _plain(name)[:64]
+    plain = {_plain(field): field for field in sorted(known) if wanted[:1] == _plain(field)[:1]}
+    found = difflib.get_close_matches(wanted, plain, n=1, cutoff=_ALIKE)
+    return plain[found[0]] if found else None
 
 
 def _plain(name: str) -> str:
@@ -126,7 +170,7 @@ def _place(location: Location) -> str:
     return place
 
 
-def _names_at(form: type[BaseModel], location: Location) -> frozenset[str]:
+def _names_at(form: object, location: Location) -> frozenset[str]:
     """The names of the fields that the object at a place may have."""
     found: list[Any] = [form]
     for step in location:

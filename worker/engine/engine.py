@@ -182,7 +182,9 @@ class Engine:
         room = limit - len(prompt.ids)
         wanted = sampling.max_tokens or max(1, min(self._settings.max_tokens_default, room))
         if wanted > room:
-            raise PromptTooLong(detail=f"{len(prompt.ids)} + {wanted} tokens, limit {limit}")
+            raise PromptTooLong(
+                detail=f"{len(prompt.ids)} + {wanted} tokens, limit {limit}: lower max_tokens to {room}"
+            )
         return wanted
 
     def _check(self, request: Request, sampling: Sampling) -> None:

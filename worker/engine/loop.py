@@ -129,7 +129,7 @@ class EngineLoop:
             if len(self._unfinished) >= self._limit:
                 self._unfinished = {other for other in self._unfinished if not other.is_over}
             if len(self._unfinished) >= self._limit:
-                raise QueueFull(detail=f"{self._limit} are unfinished")
+                raise QueueFull(detail=f"limit {self._limit} running and waiting (MAX_NUM_SEQS and MAX_QUEUE)")
             self._unfinished.add(request)
             self._inbox.put(group)
 

@@ -6,15 +6,18 @@ python -m worker.server --host 127.0.0.1 --port 8000 --model-path /models/… --
 import argparse
 import contextlib
 import ipaddress
+import signal
 import sys
 
 from worker.core import logs
 from worker.core import settings as worker_settings
-from worker.core.errors import SettingError
+from worker.core.errors import SettingError, StartError
 from worker.core.settings import Settings
 from worker.server.server import Server, server_of
 from worker.startup.boot import leave
 from worker.startup.build import Serving, start
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 def refuse_open_server(settings: Settings) -> None:
@@ -58,11 +61,23 @@ def main() -> None:
     worker_settings.warn_of_doubtful()
     worker_settings.stay_offline(settings)
     served: list[Serving] = []
+    failures: list[StartError] = []
     server: Server | None = None
 
     def load() -> Serving:
-        served.append(start(settings))
+        try:
+            served.append(start(settings))
+        except StartError as error:
+            failures.append(error)
+            raise
         return served[-1]
+
+    def leave_early(*_: object) -> None:
+        """What uvicorn raises again when it has stopped is no failure; before it began there is nothing to end."""
+        if server is None or not server.started:
+            leave(TERMINATED, at_once=True)
+
+    signal.signal(signal.SIGTERM, leave_early)
 
     try:
         with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has stopped
@@ -71,7 +86,7 @@ def main() -> None:
     except (SettingError, OSError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     if server is not None and server.has_failed:
-        sys.exit(1)
+        sys.exit(f"worker-qwen-vl cannot start: {failures[0] if failures else 'an unexpected error, see above'}")
     states = [serving.engine.state for serving in served]
     if any(state in ("dead", "stuck") for state in states):
         leave(1, at_once="stuck" in states)

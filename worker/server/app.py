@@ -116,6 +116,7 @@ def _endpoint(dialect: Dialect, handle: ModelHandle, rules: BrowserRules) -> End
         output = first.result()
         if outputs.failure is not None:
             outputs.stop()
+            state.code = outputs.failure.code
             return _refusal(dialect, outputs.failure, body.declared_type)
         if isinstance(output, str) and dialect.stream_type is not None:
             return Streamed(output, outputs, dialect.stream_type)

@@ -58,7 +58,7 @@ def _json(parts: list[bytes], *_: object) -> HttpBody:
     except (ValueError, RecursionError):
         raise InputNotObject(where="body", detail="it is not valid JSON") from None
     if not isinstance(body, dict):
-        raise InputNotObject()
+        raise InputNotObject(where="body")
     return HttpBody(body)
 
 

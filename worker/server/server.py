@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import logging
 import math
+import os
 import socket
 from collections.abc import Callable
 
@@ -135,11 +136,15 @@ def _listening_at(host: str, port: int) -> list[socket.socket]:
         slots = list(dict.fromkeys((family, address[:2]) for family, *_, address in found))
         taken = slots if port else slots[:1]
         return [socket.create_server(address, family=family, backlog=BACKLOG) for family, address in taken]
+    except UnicodeError:
+        raise SettingError(f"HOST={host} is not a valid name") from None
     except OSError as error:
         raise SettingError(_why_not_listening(host, port, error)) from None
 
 
 def _why_not_listening(host: str, port: int, error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"HOST={host} is not an address of this machine"
     match error.errno:
         case errno.EADDRINUSE:
             return (
@@ -147,4 +152,4 @@ def _why_not_listening(host: str, port: int, error: OSError) -> str:
             )
         case errno.EACCES:
             return f"port {port} may not be opened by this user: choose one from 1024 on with --port or PORT"
-    return f"HOST={host} is not an address of this machine ({error.strerror or error})"
+    return f"{host}, port {port}: {os.strerror(error.errno) if error.errno else error}"

@@ -60,7 +60,7 @@ class Slots:
         """Raises QueueFull."""
         oldest, began = next(iter(uploads.items()))
         if self._clock() - began < EVICTABLE_S:
-            raise QueueFull(detail=f"{len(uploads)} uploads are running")
+            raise QueueFull(detail=f"{len(uploads)} uploads are in progress")
         self._end_upload(oldest)
         oldest.evict()
 
@@ -76,9 +76,9 @@ class Slots:
     def _run(self, slot: "Slot") -> None:
         of_one = self._share(self.limit) if self._of_one is None else min(self._of_one, self.limit)
         if self._running.total() >= self.limit:
-            raise QueueFull(detail=f"{self.limit} are unfinished")
+            raise QueueFull(detail=f"limit {self.limit} (MAX_REQUESTS)")
         if self._running[slot.caller] >= of_one:
-            raise QueueFull(detail=f"{of_one} of this key are unfinished")
+            raise QueueFull(detail=f"limit {of_one} for this key (MAX_REQUESTS_PER_KEY)")
         self._end_upload(slot)
         self._running[slot.caller] += 1
 

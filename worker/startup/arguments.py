@@ -2,10 +2,13 @@
 what it does not know."""
 
 import argparse
+import errno
+import importlib.util
 import json
+import os
+import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 EXAMPLE = '{"input": {"prompt": "What is in the picture?", "image": "https://…"}}'
 
@@ -13,8 +16,21 @@ EXAMPLE = '{"input": {"prompt": "What is in the picture?", "image": "https://…
 def check(arguments: Sequence[str]) -> None:
     """Raises SystemExit: with status 0 after `--help`, else with what is wrong and what to write instead."""
     options = _parser().parse_args(arguments)
+    if importlib.util.find_spec("runpod") is None:
+        sys.exit("handler.py: the packages are not installed for this Python. Run `make run`, or use .venv/bin/python")
     if options.test_input is not None:
         _check_input(options.test_input)
+    if options.rp_serve_api:
+        _check_port(options.rp_api_host or "localhost", options.rp_api_port or 8000)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before the model is loaded."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            sys.exit(f"handler.py: port {port} of {host} is in use. Choose another with --rp_api_port")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +56,7 @@ def _check_input(text: str) -> None:
     try:
         given = json.loads(text)
     except ValueError as error:
-        if Path(text).is_file():
+        if os.path.isfile(text):
             sys.exit(f'handler.py: --test_input takes JSON, not a file: --test_input "$(cat {text})"')
         sys.exit(f"handler.py: --test_input is not valid JSON ({error}). For example: --test_input '{EXAMPLE}'")
     if not isinstance(given, dict) or "input" not in given:

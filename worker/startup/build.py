@@ -76,7 +76,10 @@ class ModelHandle:
     def _loaded(self, loading: asyncio.Task[Serving]) -> None:
         if not loading.cancelled() and (error := loading.exception()) is not None:
             self.failure = error
-            log.error("the model could not be loaded: %s", error)
+            if isinstance(error, StartError):
+                log.error("the model could not be loaded: %s", error)
+            else:
+                log.error("the model could not be loaded", exc_info=error)
             self._on_failure()
 
     async def serving(self) -> Serving:
@@ -85,10 +88,10 @@ class ModelHandle:
             return self.serving_now
         self.open()
         assert self._loading is not None
-        try:
-            return await asyncio.shield(self._loading)
-        except StartError:
-            raise EngineStopped(detail="the model could not be loaded, the worker's log says why") from None
+        await asyncio.wait([self._loading])
+        if self._loading.cancelled() or self._loading.exception() is not None:
+            raise EngineStopped(detail="the model could not be loaded, the worker's log says why")
+        return self._loading.result()
 
     def stop_by(self, at: float) -> None:
         """See `Service.stop_by`; of a model on its way too."""
@@ -98,8 +101,7 @@ class ModelHandle:
 
     async def close(self) -> None:
         if self._loading is not None:
-            with contextlib.suppress(StartError):
-                await self._loading
+            await asyncio.wait([self._loading])
         await on_thread(None, self.close_now)
 
     def close_now(self) -> None:

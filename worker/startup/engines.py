@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from worker.checkpoint.load_plan import LoadPlan, begin
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.engine_protocol import Engine
-from worker.core.errors import ModelError, WorkerError
+from worker.core.errors import ModelError, PromptTooLong, WorkerError
 from worker.core.media_protocol import SizePolicy
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
@@ -137,8 +137,12 @@ def _answering() -> Iterator[None]:
     """A model that does not answer its first question cannot be served. Raises ModelError."""
     try:
         yield
+    except PromptTooLong as error:
+        raise ModelError(
+            f"MAX_MODEL_LEN is too small for a question about an image or video: {error.message}"
+        ) from None
     except WorkerError as error:
-        reason = f"the model does not answer a question about a picture or video: {error.message}"
+        reason = f"the model does not answer a question about an image or video: {error.message}"
         raise ModelError(reason) from None
 
 
