@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from builder import architecture, costs, dependencies
+from worker.core import error_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,3 +117,50 @@ def test_the_phases_of_a_start_are_those_that_are_documented() -> None:
     assert phases >= {"import_torch", "warmup", "first_token"}
     for phase in phases:
         assert f"`{phase}`" in page, phase
+
+
+def test_the_example_of_the_costs_prints_what_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "costs.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^python -m builder\.costs (--.*)$", page, re.MULTILINE)
+    monkeypatch.setattr("sys.argv", ["costs", *command.split()])
+    costs.main()
+    assert f"```text\n{capsys.readouterr().out}```" in page
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan"])
+def test_costs_of_nothing_are_refused(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["costs", "--price", "1", "--requests", number])
+    with pytest.raises(SystemExit):
+        costs.main()
+
+
+def test_the_alerts_are_rules_about_codes_that_exist() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    [rules] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [group] = yaml.safe_load(rules)["groups"]
+    codes = {error.code for error in error_table.request_errors()}
+    assert len(group["rules"]) == 4
+    for rule in group["rules"]:
+        assert {"alert", "expr", "for", "annotations"} == rule.keys()
+        named = [code for codes in re.findall(r'code=~?"([A-Z_|]+)"', rule["expr"]) for code in codes.split("|")]
+        assert set(named) <= codes
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_the_files_for_github_can_be_read(path: Path) -> None:
+    read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "workflows":
+        assert {"name", "permissions", "jobs"} <= read.keys()
+        for job in read["jobs"].values():
+            assert job["timeout-minutes"] <= 60
+            for step in job["steps"]:
+                assert ("uses" in step) != ("run" in step)
+                assert "@v" in step.get("uses", "@v")
+
+
+def test_the_workflow_of_the_checks_runs_what_ci_runs() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "check.yml").read_text(encoding="utf-8")
+    for command in ("make check", "make test"):
+        assert f"run: {command}\n" in workflow
