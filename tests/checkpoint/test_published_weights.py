@@ -310,7 +310,7 @@ def test_quantised_weights_are_known_by_the_small_files(tmp_path: Path, kind: st
     found = Checkpoint(tmp_path, "quantised", "a test")
     if method == "bitsandbytes":
         monkeypatch.setattr(quantised.importlib.util, "find_spec", lambda _: None)
-        told = "need the package bitsandbytes, which is not installed: build it with BITSANDBYTES=1"
+        told = "need the package bitsandbytes, which is not installed: build the image with --build-arg BITSANDBYTES=1"
     elif method in ("mlx", "modelopt", "auto-round", "an unknown method"):
         told = (
             f"weights quantized with {method} are not supported here: use the model's bfloat16 checkpoint .* with vLLM"

@@ -295,7 +295,7 @@ def test_a_template_that_takes_no_message_ends_the_start(folder: Path, tmp_path:
     copy = copied(folder, tmp_path)
     (copy / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     before = set(threading.enumerate())
-    with pytest.raises(ModelError, match="does not answer a question about a picture"):
+    with pytest.raises(ModelError, match="does not answer a question about an image"):
         made(copy)
     with pytest.raises(ModelError):
         start(Settings(device="cpu", model_path=copy))
