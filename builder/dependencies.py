@@ -101,7 +101,7 @@ def table() -> str:
         seconds, mib = import_seconds(item.module), size_mib(item.package)
         at_start = "yes" if item.at_start else "no"
         rows.append(f"| {item.package} | {item.where} | {item.why} | {at_start} | {seconds:.2f} | {mib:.1f} |")
-    rows += [f"| {package} | {where} | {why} | no | | |" for package, where, why in BESIDE]
+    rows += [f"| {package} | {where} | {why} | | | |" for package, where, why in BESIDE]
     return "\n".join(rows) + "\n"
 
 
