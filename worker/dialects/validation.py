@@ -78,7 +78,7 @@ _MUST_BE = {
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
     "too_long": "has more than {max_length} items",
-    "too_short": "must have at least {min_length}",
+    "too_short": "must have at least {min_length} items",
     "string_too_long": "has more than {max_length} characters",
     "string_too_short": "must have at least {min_length} characters",
 }
