@@ -16,6 +16,11 @@ from worker.core import settings
         ("MAX_NUM_SEQS", "0", "it must be above 0"),
         ("PORT", "99999", "it must be at most 65535"),
         ("DTYPE", "int8", "it must be one of 'auto', 'float32', 'bfloat16' or 'float16'"),
+        (
+            "QUANTIZATION",
+            "awq",
+            "it must be none, 8bit or 4bit; checkpoints that are quantized already need no setting",
+        ),
         ("ALLOW_DOWNLOAD", "perhaps", "it must be 1 or 0"),
         ("MEDIA_ALLOWED_DOMAINS", "https://example.org/", "it must be a list of domains such as"),
         ("HISTORY_URL", "mysql://user:secret@x", "invalid value for HISTORY_URL: it must be memory://"),

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from worker.core.setting_hints import Expected
 from worker.core.setting_types import Count, Device, Group, ModelId, Positive, Revision, Seconds, Token, WebAddress
 from worker.core.units import MIB
 
@@ -71,7 +72,10 @@ class ModelSettings(Group):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_dtype)] = Field(
         "auto", description="`auto` is float32 on CPU and the checkpoint's own dtype on GPU"
     )
-    quantization: Literal["none", "8bit", "4bit"] = Field(
+    quantization: Annotated[
+        Literal["none", "8bit", "4bit"],
+        Expected("none, 8bit or 4bit; checkpoints that are quantized already need no setting"),
+    ] = Field(
         "none",
         description="Quantize the weights to 8 or 4 bits at load with bitsandbytes, for GPUs with little memory; the "
         "image needs `--build-arg BITSANDBYTES=1` (docs/image.md)",

@@ -36,6 +36,8 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
         port, host = url.port, url.host  # the host is decoded here: not every punycode can be
     except (ValueError, IndexError):  # yarl 1.24 raises IndexError for brackets before an @
         raise MediaUrlInvalid() from None
+    if url.scheme == "file":
+        raise MediaUrlInvalid(detail="files are only read from the folders of ALLOWED_MEDIA_PATHS")
     if url.scheme not in ("http", "https") or not host:
         raise MediaUrlInvalid()
     if "@" in _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]:

@@ -103,7 +103,7 @@ class Slots:
         left = self._left(caller, self._rate)
         if left <= 0:
             wait_s = max(1, math.ceil((1 - left) * MINUTE_S / self._rate))
-            raise RateLimited(detail=f"limit {self._rate}", wait_s=wait_s)
+            raise RateLimited(detail=f"limit {self._rate}, try again in {wait_s} s", wait_s=wait_s)
 
     def spend(self, caller: str, num_tokens: int) -> None:
         """So many tokens were used for the caller."""
