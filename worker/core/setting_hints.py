@@ -3,25 +3,13 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from worker.core.units import plain
+from worker.core.expectations import expected
 
-_MUST_BE = {
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "bool_parsing": "1 or 0",
-    "literal_error": "one of {expected}",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-}
 _MAX_SHOWN_CHARS = 80
 _ALIKE = 0.87  # from 0 to 1: MAX_NUM_SEQ and MAX_NUM_SEQS are, HOSTNAME and HOST are not
 
@@ -68,17 +56,19 @@ def wrong_value(name: str, field: FieldInfo, value: str, error: ErrorDetails) ->
     """One sentence about a variable's value. A value that may be a secret is not shown."""
     is_plain = len(value) <= _MAX_SHOWN_CHARS and value.isprintable() and "@" not in value
     shown = f' "{value}"' if field.repr and is_plain else ""
-    expected = next(_expected(field.metadata, field.annotation), None)
-    if expected is None:
-        context: dict[str, Any] = {key: plain(number) for key, number in error.get("ctx", {}).items()}
-        expected = _MUST_BE.get(error["type"], "").format(**context)
-    return f"invalid value{shown} for {name}" + (f": it must be {expected}" if expected else "")
+    wanted = next(_marked(field.metadata, field.annotation), None) or _wanted(error)
+    return f"invalid value{shown} for {name}" + (f": it must be {wanted}" if wanted else "")
 
 
-def _expected(marks: Iterable[object], annotation: object) -> Iterator[str]:
+def _wanted(error: ErrorDetails) -> str | None:
+    """A variable is a text: yes and no are numbers in it."""
+    return "1 or 0" if error["type"] == "bool_parsing" else expected(error["type"], error.get("ctx", {}))
+
+
+def _marked(marks: Iterable[object], annotation: object) -> Iterator[str]:
     yield from (mark.text for mark in marks if isinstance(mark, Expected))
     for part in get_args(annotation):
-        yield from _expected(getattr(part, "__metadata__", ()), None)
+        yield from _marked(getattr(part, "__metadata__", ()), None)
 
 
 def unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
