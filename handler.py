@@ -44,7 +44,7 @@ from worker.core.safe_json import Json, JsonObject
 from worker.core.settings import Settings
 from worker.platform import sdk
 from worker.service import Service, refusal
-from worker.startup.build import ModelHandle, Serving, start
+from worker.startup.build import ModelHandle, OnFailure, Serving, start, why
 from worker.startup.engines import LoadedEngine
 
 log = logging.getLogger("handler")
@@ -136,8 +136,7 @@ def main() -> None:
     finally:
         model.close_now()
     if model.failure is not None:
-        why = model.failure if isinstance(model.failure, StartError) else "an unexpected error, see above"
-        sys.exit(f"worker-qwen-vl cannot start: {why}")
+        sys.exit(f"worker-qwen-vl cannot start: {why(model.failure)}")
     state = None if model.serving_now is None else model.serving_now.engine.state
     if state in ("dead", "stuck"):
         print("worker-qwen-vl: the engine has stopped, this worker must be replaced", file=sys.stderr, flush=True)
@@ -151,8 +150,8 @@ def _load(settings: Settings) -> Serving:
     return start(settings, on_death=sdk.ask_to_stop, timeline=begun.timeline, loaded=begun.loaded)
 
 
-def _on_failure(settings: Settings) -> Callable[[], None]:
-    return sdk.ask_to_stop if settings.is_on_platform else lambda: None
+def _on_failure(settings: Settings) -> OnFailure:
+    return lambda _: sdk.ask_to_stop() if settings.is_on_platform else None
 
 
 def _join_platform(model: ModelHandle, deliveries: sdk.Deliveries, serving: Serving | None, settings: Settings) -> None:

@@ -11,11 +11,11 @@ import sys
 
 from worker.core import logs
 from worker.core import settings as worker_settings
-from worker.core.errors import SettingError, StartError
+from worker.core.errors import SettingError
 from worker.core.settings import Settings
 from worker.server.server import Server, server_of
 from worker.startup.boot import leave
-from worker.startup.build import Serving, start
+from worker.startup.build import Serving, start, why
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -61,15 +61,10 @@ def main() -> None:
     worker_settings.warn_of_doubtful()
     worker_settings.stay_offline(settings)
     served: list[Serving] = []
-    failures: list[StartError] = []
     server: Server | None = None
 
     def load() -> Serving:
-        try:
-            served.append(start(settings))
-        except StartError as error:
-            failures.append(error)
-            raise
+        served.append(start(settings))
         return served[-1]
 
     def leave_early(*_: object) -> None:
@@ -85,8 +80,8 @@ def main() -> None:
             server.run()
     except (SettingError, OSError) as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
-    if server is not None and server.has_failed:
-        sys.exit(f"worker-qwen-vl cannot start: {failures[0] if failures else 'an unexpected error, see above'}")
+    if server is not None and server.failure is not None:
+        sys.exit(f"worker-qwen-vl cannot start: {why(server.failure)}")
     states = [serving.engine.state for serving in served]
     if any(state in ("dead", "stuck") for state in states):
         leave(1, at_once="stuck" in states)

@@ -29,7 +29,7 @@ from worker.server.middleware import PING, PLAYGROUND, Admission, RequestMiddlew
 from worker.server.openapi import describe
 from worker.server.slots import Slots
 from worker.server.streaming import Outputs, Streamed, until_gone
-from worker.startup.build import ModelHandle, Serving
+from worker.startup.build import ModelHandle, OnFailure, Serving
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 FORMATS = ["image", "video"]
@@ -57,9 +57,9 @@ def create(
     load: Callable[[], Serving],
     admission: Admission,
     dialects: DialectTable = DIALECTS,
-    on_failure: Callable[[], None] = lambda: None,
+    on_failure: OnFailure = lambda _: None,
 ) -> FastAPI:
-    """The application. `load` gives what serves; it is called on a thread of its own. `on_failure`: called where it
+    """The application. `load` gives what serves; it is called on a thread of its own. `on_failure`: hears why it
     could not."""
     handle = ModelHandle(load, on_failure)
 

@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         self._on_refusal = on_refusal
         self._listening: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self.has_failed = False
+        self.failure: BaseException | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the application, then listen: at the host and port of the settings, or at what is given."""
@@ -65,9 +65,9 @@ class Server(uvicorn.Server):
             task.add_done_callback(self._stop_where_failed)
             self._accepting.append(task)
 
-    def stop_failed(self) -> None:
+    def fail(self, failure: BaseException) -> None:
         """Stop, since the model cannot be loaded: whoever watches the process replaces it."""
-        self.has_failed = self.should_exit = True
+        self.failure, self.should_exit = failure, True
 
     def _stop_where_failed(self, accepting: asyncio.Task[None]) -> None:
         if not accepting.cancelled() and (error := accepting.exception()) is not None:
@@ -111,7 +111,7 @@ def server_of(settings: Settings, load: Callable[[], Serving], dialects: Dialect
     admission = admission_of(settings, num_connections)
     connections = Connections(num_connections)
     admission.metrics.gauge("http_connections", "Connections that are open", lambda: len(connections))
-    app = create(settings, load, admission, dialects, on_failure=lambda: server.stop_failed())
+    app = create(settings, load, admission, dialects, on_failure=lambda failure: server.fail(failure))
     server = Server(app, settings, connections, admission.metrics.refused)
     return server
 

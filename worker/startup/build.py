@@ -23,6 +23,7 @@ from worker.service import Service
 from worker.startup.engines import LoadedEngine, load_engine
 
 log = logging.getLogger(__name__)
+OnFailure = Callable[[BaseException], None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,15 @@ class Serving:
         self.service.history.close()
 
 
-class ModelHandle:
-    """A model on its way, here, or gone. on_failure: called where it could not be loaded."""
+def why(failure: BaseException) -> str:
+    """What the last line of a process says whose model could not be loaded."""
+    return str(failure) if isinstance(failure, StartError) else "an unexpected error, see above"
 
-    def __init__(self, load: Callable[[], Serving], on_failure: Callable[[], None] = lambda: None) -> None:
+
+class ModelHandle:
+    """A model on its way, here, or gone. on_failure: hears why it could not be loaded."""
+
+    def __init__(self, load: Callable[[], Serving], on_failure: OnFailure = lambda _: None) -> None:
         self._load = load
         self._on_failure = on_failure
         self._loading: asyncio.Task[Serving] | None = None
@@ -80,7 +86,7 @@ class ModelHandle:
                 log.error("the model could not be loaded: %s", error)
             else:
                 log.error("the model could not be loaded", exc_info=error)
-            self._on_failure()
+            self._on_failure(error)
 
     async def serving(self) -> Serving:
         """What serves, as soon as it does. Raises EngineStopped where it never will."""
