@@ -36,6 +36,12 @@ class Plan:
     kept: tuple[tuple[str, float], ...] = ()
 
 
+ALL_OF_IT = Stage(
+    "all of it", 750, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
+    (0.44, 0.2, 0.14, 0.02, 0.2), 3, 0.2, skills.BOX_SKILLS, at_border=False,
+    clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.25, compares=0.7, pair_asks=4,
+    pair_tokens=48, own_sizes=True,
+)  # fmt: skip
 PLANS = {
     "first": Plan((
         Stage("first shapes", 850, 20, (0, 1, 1, 1, 1, 1, 2), (1, 1, 2), (2, 4), False, (0.6, 0.28, 0.08, 0.04)),
@@ -64,28 +70,17 @@ PLANS = {
               (0.18, 0.1, 0.1, 0.01, 0.61), 4, 0.3, skills.ALL_SCENE_SKILLS, at_border=False,
               clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.9, pair_asks=6,
               pair_tokens=20),
-        Stage("all of it", 750, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
-              (0.44, 0.2, 0.14, 0.02, 0.2), 3, 0.2, skills.BOX_SKILLS, at_border=False,
-              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.25, compares=0.7, pair_asks=4,
-              pair_tokens=48, own_sizes=True),
+        ALL_OF_IT,
     ), peak_rate=1e-3, warmup_steps=50),
     "polish": Plan((
-        Stage("numbers and edges", 360, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
-              (0.45, 0.3, 0.09, 0.01, 0.15), 3, 0.2, skills.BOX_SKILLS, at_border=False,
-              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
-              pair_tokens=48, own_sizes=True),
+        replace(ALL_OF_IT, name="numbers and edges", steps=360, mix=(0.45, 0.3, 0.09, 0.01, 0.15), follow_ups=0.2),
     ), peak_rate=6e-4, warmup_steps=30, kept=(("side by side", 0.5), ("edges", 0.12))),
     "small talk": Plan((
-        Stage("as people type", 160, 36, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
-              (0.25, 0.13, 0.06, 0.46, 0.1), 3, 0.2, skills.BOX_SKILLS, at_border=False,
-              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.2, compares=0.7, pair_asks=4,
-              pair_tokens=48, own_sizes=True),
+        replace(ALL_OF_IT, name="as people type", steps=160, max_tokens=36,
+                mix=(0.25, 0.13, 0.06, 0.46, 0.1), follow_ups=0.2),
     ), peak_rate=4e-4, warmup_steps=30),
     "all again": Plan((
-        Stage("all again", 140, 64, (0, 1, 1, 2, 2, 3, 3, 4), (2, 3, 4, 4), (4, 6, 8), True,
-              (0.42, 0.16, 0.06, 0.22, 0.14), 3, 0.2, skills.BOX_SKILLS, at_border=False,
-              clip_skills=skills.TIMED_CLIP_SKILLS, late=True, follow_ups=0.3, compares=0.7, pair_asks=4,
-              pair_tokens=48, own_sizes=True),
+        replace(ALL_OF_IT, name="all again", steps=140, mix=(0.42, 0.16, 0.06, 0.22, 0.14), follow_ups=0.3),
     ), peak_rate=3e-4, warmup_steps=20),
 }  # fmt: skip
 ROWS = 64

@@ -61,11 +61,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None:
-    required = {
-        re.split(r"[=<>]", line)[0].strip()
-        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith(("#", "-"))
-    }
+    required = dependencies.required()
     sources = [ROOT / "handler.py", *(ROOT / "worker").rglob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     imported = set(re.findall(r"^(?:from|import) ([a-z_0-9]+)", code, re.MULTILINE | re.IGNORECASE))
