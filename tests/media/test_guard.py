@@ -20,8 +20,8 @@ INVALID = [
     "http://@a.test/",
     "http://a.test\\@b.test/",
     "http://a.test/\r\nHost: b.test",
-    "http://a.test/\t",
-    "http://a.test/ x",
+    "http://a. test/x",
+    "http:// a.test/x",
     "http://a.test/\x00",
     "http://[::1]@",
     "http://[a]@/",
@@ -48,6 +48,42 @@ def test_only_the_two_web_ports_are_fetched(url: str) -> None:
 )
 def test_plain_addresses_pass(url: str) -> None:
     assert check_url(url).scheme in ("http", "https")
+
+
+TARGETS = [
+    "/a%2Fb/%7Euser/it%27s?sig=a%2Fb%3D%3D&x=%27%7e&y=~'",
+    "/a/../b//c/./d",
+    "/a?",
+    "/a?b=?&&c",
+    "/%zz?100%",
+    "/[a]{b}|^`?x={y}",
+    "/a+b%20c?d+e=%2B",
+    "/;v=1,2:3@4!$&()*",
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_asked_of_the_server_is_what_was_written(target: str) -> None:
+    assert check_url("https://a.test" + target).raw_path_qs == target
+    assert check_url("https://A.test:443" + target + "#part?x").raw_path_qs == target
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "target"),
+    [
+        ("  https://a.test/x.png\n", "a.test", "/x.png"),
+        ("\ufeffhttps://a.test/x.png\r\n", "a.test", "/x.png"),
+        ("https://a.test/long/\n  path.png?a=\r\n\tb", "a.test", "/long/%20%20path.png?a=b"),
+        ("https://a.test/my photo.png?a=b c", "a.test", "/my%20photo.png?a=b%20c"),
+        ("https://bücher.test/ü?q=é%2F", "xn--bcher-kva.test", "/%C3%BC?q=%C3%A9%2F"),
+        ("https://a.test?x=%2F", "a.test", "/?x=%2F"),
+        ("https://a.test", "a.test", "/"),
+        ("https://a.test#x", "a.test", "/"),
+    ],
+)
+def test_addresses_as_people_paste_them(text: str, host: str, target: str) -> None:
+    url = check_url(text)
+    assert (url.raw_host, url.raw_path_qs) == (host, target)
 
 
 @pytest.mark.parametrize("url", ["https://cdn.test/x", "https://a.cdn.test/x", "https://CDN.test./x"])

@@ -6,6 +6,7 @@ Each fetch has its own session: no cookies, no shared connections, no proxy from
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from yarl import URL
 from worker.core.errors import MediaFetchFailed, MediaFetchTimeout, MediaTooLarge, MediaUrlForbidden, MediaUrlInvalid
 from worker.core.settings import Settings
 from worker.core.units import over
+from worker.media.content_encoding import unpacking
 from worker.media.guard import check_url, is_allowed_address
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _PASSING = (408, 425, 429)
 DNS_TRIES = 2
 _CHUNK_BYTES = 64 * 1024
@@ -149,23 +152,30 @@ class Fetcher:
         """The body, or the address that a redirect names."""
         async with session.get(url, headers=_HEADERS, allow_redirects=False) as response:
             if response.status in _REDIRECTS:
-                return str(url.join(_location(response)))
+                return _redirected(url, _location(response))
             if response.status in _PASSING or response.status >= 500:
                 raise MediaFetchFailed(detail=f"its server answered with status {response.status}", retryable=True)
             if response.status != 200:
                 raise MediaFetchFailed(detail=f"its server answered with status {response.status}")
-            if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-                raise MediaFetchFailed(detail="its server sent a compressed body (Content-Encoding)")
+            decode = unpacking(response.headers.getall("Content-Encoding", []))
             if (response.content_length or 0) > max_bytes:
                 raise MediaTooLarge(detail=over(max_bytes, response.content_length))
-            if response.content_length is not None:
+            if response.content_length is not None and decode is None:
                 expect(response.content_length)
-            body = bytearray()
+            body, num_received = bytearray(), 0
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-                take(len(chunk))
-                body += chunk
-                if len(body) > max_bytes:
+                num_received += len(chunk)
+                if num_received > max_bytes:
                     raise MediaTooLarge(detail=over(max_bytes))
+                for part in (chunk,) if decode is None else decode.fed(chunk):
+                    if decode is not None:
+                        await asyncio.sleep(0)  # a small chunk may become many parts: others come in between
+                    take(len(part))
+                    body += part
+                    if len(body) > max_bytes:
+                        raise MediaTooLarge(detail=over(max_bytes))
+            if decode is not None:
+                decode.end()
             return bytes(body)
 
 
@@ -176,8 +186,19 @@ def _reason(url: URL, error: Exception) -> str:
     return f"{url.scheme}://{url.host}: {type(cause).__name__}{'' if number is None else f' {number}'}"
 
 
-def _location(response: aiohttp.ClientResponse) -> URL:
+def _location(response: aiohttp.ClientResponse) -> str:
+    """Raises MediaFetchFailed."""
+    location = response.headers.get("Location")
+    if not location:
+        raise MediaFetchFailed(detail="a redirect without a valid Location")
+    return location
+
+
+def _redirected(url: URL, location: str) -> str:
+    """The address that a redirect names, whole, as it writes it. Raises MediaFetchFailed."""
+    if _ABSOLUTE.match(location):
+        return location
     try:
-        return URL(response.headers["Location"])
-    except (KeyError, ValueError, IndexError):
+        return str(url.join(URL(location, encoded=True)))
+    except (ValueError, IndexError):
         raise MediaFetchFailed(detail="a redirect without a valid Location") from None

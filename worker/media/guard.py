@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from yarl import URL
 
@@ -11,7 +12,11 @@ from worker.core.errors import MediaUrlForbidden, MediaUrlInvalid
 MAX_URL_CHARS = 8192
 _PORTS = (80, 443)
 _BAD_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
+_AROUND = "\ufeff\u200b\xa0 \t\r\n"
+_BREAKS = re.compile(r"[\t\r\n]+")
+_HEADER_AFTER_BREAK = re.compile(r"[\r\n][ \t]*[A-Za-z][A-Za-z0-9-]*:[ \t]")
 _AUTHORITY_END = re.compile(r"[/?#]")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Reserved or translating networks; several count as global for Python's `is_global`, which alone is not enough.
@@ -28,7 +33,9 @@ _DENIED = tuple(
 
 
 def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = False) -> URL:
-    """The address, if its form and its domain are allowed. Raises MediaUrlInvalid, MediaUrlForbidden."""
+    """The address, if its form and its domain are allowed. What is asked of its server is, byte for byte, what the text
+    says: a signature may be over that. Raises MediaUrlInvalid, MediaUrlForbidden."""
+    text = _as_pasted(text)
     if len(text) > MAX_URL_CHARS or _BAD_CHARACTERS.search(text):
         raise MediaUrlInvalid()
     try:
@@ -40,13 +47,37 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
         raise MediaUrlInvalid(detail="files are only read from the folders of ALLOWED_MEDIA_PATHS")
     if url.scheme not in ("http", "https") or not host:
         raise MediaUrlInvalid()
-    if "@" in _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]:
+    authority = _AUTHORITY_END.split(text.partition("//")[2], maxsplit=1)[0]
+    if "%20" in authority:
+        raise MediaUrlInvalid()
+    if "@" in authority:
         raise MediaUrlInvalid(detail="URLs with a user name or password are refused")
     if port not in _PORTS and not allow_loopback:
         raise MediaUrlForbidden(detail="only the ports 80 and 443 are allowed")
     if domains and not _is_in_domains(url.raw_host or "", domains):
         raise MediaUrlForbidden(detail="its domain is not among the allowed ones")
-    return url
+    return _exactly(url, text)
+
+
+def _as_pasted(text: str) -> str:
+    """Without what a person's clipboard adds: as browsers do, blanks around it and line ends go, a blank inside is
+    %20."""
+    text = text.strip(_AROUND)
+    if _HEADER_AFTER_BREAK.search(text):
+        raise MediaUrlInvalid()
+    return _BREAKS.sub("", text).replace(" ", "%20")
+
+
+def _exactly(url: URL, text: str) -> URL:
+    """The same address, with path and query as they are written; only what is not ASCII is encoded."""
+    place, _, _ = text.partition("#")
+    authority_end = _AUTHORITY_END.search(place, place.index("//") + 2)
+    target = "" if authority_end is None else place[authority_end.start() :]
+    target = _NOT_ASCII.sub(lambda found: quote(found.group()), target if target.startswith("/") else "/" + target)
+    exact = URL(f"{url.scheme}://{url.raw_authority}{target}", encoded=True)
+    if exact.raw_path_qs != target:  # a question mark with nothing behind it
+        exact._cache["raw_path_qs"] = target  # yarl has no other way to keep it
+    return exact
 
 
 def _is_in_domains(host: str, domains: Sequence[str]) -> bool:

@@ -4,28 +4,38 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
+from urllib.parse import unquote_to_bytes
 
 from worker.core.errors import MediaBase64Invalid, MediaTooLarge
 from worker.core.units import over
 
 _SLICE_CHARS = 2**20  # each step below holds the interpreter's lock: a slice costs about 2 ms, 20 MB would cost 40
-_DATA_URI = re.compile(r"data:[^,]{0,256}?;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:(?:[^,\"]|\"[^\"]*\"){0,256}?;\s*base64\s*,", re.IGNORECASE)
+_AROUND = "\ufeff\u200b\xa0 \t\r\n"
+_BARE_ADDRESS = re.compile(r"(www\.|[\w-]+(\.[\w-]+)+[/:?])\S{0,2000}", re.ASCII)
 _LOCAL_PATH = re.compile(r"([A-Za-z]:\\|[~.]{0,2}/)?[^\0\n]{1,300}\.[A-Za-z0-9]{2,4}")  # base64 has no dot
 _DROPPED = str.maketrans({" ": None, "\t": None, "\r": None, "\n": None, "-": "+", "_": "/"})
 
 
 def decode(data: str, max_bytes: int) -> bytes:
-    """The bytes. White space, the URL-safe alphabet and missing padding are accepted.
+    """The bytes. White space, the URL-safe alphabet, percent-encoding and missing padding are accepted.
 
     Raises MediaTooLarge before decoding, MediaBase64Invalid.
     """
+    if data[:1] in _AROUND or data[-1:] in _AROUND:
+        data = data.strip(_AROUND)
     head = _DATA_URI.match(data)
     start = head.end() if head else 0
     if data[:5].lower() == "data:" and head is None:
         raise MediaBase64Invalid(detail="a data URI needs ;base64, before its data")
     if len(data) - start > max_bytes * 3 // 2 + 1024:
         raise MediaTooLarge(detail=over(max_bytes, (len(data) - start) * 3 // 4))
+    if data.find("%", start) >= 0:
+        data = _without_percents(data[start:])
+        start = 0
     end = len(data.rstrip("= \t\r\n"))
+    if _BARE_ADDRESS.fullmatch(data):
+        raise MediaBase64Invalid(detail="it looks like an address without https:// before it")
     if _LOCAL_PATH.fullmatch(data):
         raise MediaBase64Invalid(
             detail="it looks like a local path, which is not read: send the file's bytes, or a URL"
@@ -41,6 +51,14 @@ def decode(data: str, max_bytes: int) -> bytes:
     if len(decoded) > max_bytes:
         raise MediaTooLarge(detail=over(max_bytes, len(decoded)))
     return decoded
+
+
+def _without_percents(data: str) -> str:
+    """Percent-encoded base64, decoded. Raises MediaBase64Invalid."""
+    try:
+        return unquote_to_bytes(data).decode("ascii")
+    except UnicodeError:
+        raise MediaBase64Invalid() from None
 
 
 def _slices(data: str, start: int, end: int) -> Iterator[bytes]:
