@@ -47,9 +47,19 @@ DEPENDENCIES = (
     Dependency("pillow", "PIL.Image", "`media`", "decodes images; has limits and lazy loading", True),
     Dependency("av", "av", "`media`", "FFmpeg without its command line: exact packets, frames and times", True),
     Dependency(
+        "pi-heif", "pi_heif", "`media/still.py`",
+        "HEIC photos through libheif and libde265 (LGPL), 1.5 MB. Used instead of `pillow-heif`, whose wheel carries "
+        "x265 (GPL)", False,
+    ),
+    Dependency(
         "aiohttp", "aiohttp", "`media/fetch.py`, `platform/sdk.py`",
         "fetches URLs through sockets that we make and check; the SDK uses it too. Used instead of `requests`, which "
         "blocks a thread per URL and connects by name", True,
+    ),
+    Dependency("brotli", "brotli", "`media/content_encoding.py`", "bodies that a server sends as `br`", True),
+    Dependency(
+        "backports.zstd", "backports.zstd", "`media/content_encoding.py`",
+        "bodies that a server sends as `zstd`; Python has it from 3.14 on", True,
     ),
     Dependency("aiodns", "aiodns", "through aiohttp", "name lookups without threads, with a time limit", True),
     Dependency("yarl", "yarl", "`media/guard.py`", "parses URLs as aiohttp will", True),
@@ -71,7 +81,7 @@ BESIDE = (
 def required() -> set[str]:
     """The packages of requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return {re.split(r"[=<>]", line)[0].strip() for line in lines if line and not line.startswith(("#", "-"))}
+    return {re.split(r"[=<>;]", line)[0].strip() for line in lines if line and not line.startswith(("#", "-"))}
 
 
 def import_seconds(module: str) -> float:

@@ -34,6 +34,8 @@ MAY_IMPORT_LATE = {
     "handler",
     "worker.checkpoint.locate",
     "worker.history.history",
+    "worker.media.color",
+    "worker.media.still",
     "worker.models.loading",
     "worker.startup.boot",
     "worker.startup.engines",

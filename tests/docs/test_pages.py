@@ -67,9 +67,9 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported() -> None
     imported = set(re.findall(r"^(?:from|import) ([a-z_0-9]+)", code, re.MULTILINE | re.IGNORECASE))
     names = {"PIL": "pillow", "dotenv": "python-dotenv", "prometheus_client": "prometheus-client"}
     theirs = {names.get(name, name) for name in imported} & (required | set(names.values()))
-    # what transformers puts weights on a device with, Starlette reads forms with, the history imports when used, and
-    # aiohttp looks names up with
-    assert theirs | {"accelerate", "python-multipart", "redis", "aiodns"} == required
+    # what transformers puts weights on a device with, Starlette reads forms with, aiohttp looks names up with, and what
+    # is imported when it is used
+    assert theirs | {"accelerate", "python-multipart", "aiodns", "redis", "pi-heif", "backports.zstd"} == required
 
 
 def test_the_site_has_every_page() -> None:

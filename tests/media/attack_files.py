@@ -118,13 +118,13 @@ PICTURES: dict[str, Sent] = {
     "MPO": Sent(_of("RGB", "MPO")),
     "AVIF": Sent(_of("RGB", "AVIF")),
     "AVIF of 8000x8000 that says 64x64": Sent(lambda: small_avif_of(8000), _CORRUPT),
-    "HEIC": Sent(lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), _UNSUPPORTED),
+    "HEIC without pictures": Sent(lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), _CORRUPT),
     "SVG": Sent(
         lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", _UNSUPPORTED
     ),
     "EPS": Sent(lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file", _UNSUPPORTED),
     "PDF": Sent(lambda: b"%PDF-1.7\n", _UNSUPPORTED),
-    "TIFF": Sent(_of("RGB", "TIFF"), _UNSUPPORTED),
+    "TIFF": Sent(_of("RGB", "TIFF")),
     "GIF and a script": Sent(lambda: encoded(Image.new("RGB", (6, 6)), "GIF") + b"<?php system('id'); ?>%PDF-1.4"),
     **{f"animated {form}": Sent(_moving(form)) for form in ("GIF", "WEBP", "PNG")},
     **{f"flipped bits {seed}": Sent(_flipped(lambda: encoded(_detailed(), "JPEG"), seed), _ANY) for seed in range(4)},
@@ -204,7 +204,7 @@ FILMS: dict[str, Sent] = {
         lambda: film(20, form="mpegts") + film(20, form="mpegts", size=(320, 192)), f"seen | {_SIDES}"
     ),
     "JPEG 2000 in QuickTime": Sent(lambda: film(4, codec="jpeg2000", form="mov", pixels="rgb24"), _UNSUPPORTED),
-    "MJPEG in QuickTime": Sent(lambda: film(4, codec="mjpeg", form="mov", pixels="yuvj420p"), _UNSUPPORTED),
+    "MJPEG in QuickTime": Sent(lambda: film(4, codec="mjpeg", form="mov", pixels="yuvj420p")),
     "cut in its index": Sent(lambda: film(20)[:-200], _CORRUPT),
     "without its index": Sent(lambda: film(20)[:600], _CORRUPT),
     "begins at 7 s": Sent(lambda: film(20, times=[7 + index / 10 for index in range(20)], form="matroska")),

@@ -21,7 +21,7 @@ from tests.fakes import encoded
 from tests.media.films import film
 from worker.core.errors import MediaError
 from worker.core.settings import Settings
-from worker.media import video
+from worker.media import packets, video
 from worker.media.sniff import sniff
 
 MANY = 80_000_000
@@ -255,7 +255,7 @@ def _weigh(form: str, name: str, is_counted: bool, told: "multiprocessing.Queue[
     make, _ = FORMS[form][name]
     data = make()
     if not is_counted:
-        video.refuse_large_index = lambda *_: None
+        packets.refuse_large_index = lambda *_: None  # type: ignore[attr-defined]
     found = sniff(data).video
     assert found is not None
     codes: list[str] = []

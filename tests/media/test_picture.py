@@ -31,7 +31,7 @@ def corners() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "WEBP", "JPEG", "AVIF", "MPO"])
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "WEBP", "JPEG", "AVIF", "MPO", "TIFF", "JPEG2000"])
 def test_these_formats_are_read(form: str) -> None:
     options = {"quality": 100} if form in ("JPEG", "AVIF", "MPO") else {"lossless": True} if form == "WEBP" else {}
     pixels = opened(encoded(Image.new("RGB", (40, 24), (255, 0, 0)), form, **options))
@@ -126,10 +126,10 @@ REFUSED: dict[str, tuple[bytes, type[MediaError]]] = {
     "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", MediaUnsupportedType),
     "PDF": (b"%PDF-1.7\n", MediaUnsupportedType),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0", MediaUnsupportedType),
-    "TIFF": (encoded(Image.new("RGB", (8, 8)), "TIFF"), MediaUnsupportedType),
-    "ICO": (encoded(Image.new("RGB", (16, 16)), "ICO"), MediaUnsupportedType),
+    "JPEG XL": (b"\xff\x0a" + bytes(64), MediaUnsupportedType),
+    "Photoshop": (b"8BPS\0\1" + bytes(64), MediaUnsupportedType),
     "PPM": (encoded(Image.new("RGB", (8, 8)), "PPM"), MediaUnsupportedType),
-    "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64), MediaUnsupportedType),
+    "a HEIC without pictures": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64), MediaCorrupt),
     "mp4": (b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isommp41" + bytes(64), MediaUnsupportedType),
     "webm": (b"\x1aE\xdf\xa3" + bytes(64), MediaUnsupportedType),
     "cut PNG": (encoded(corners())[:-30], MediaCorrupt),

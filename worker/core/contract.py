@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from worker.core.media_warnings import MediaWarning
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "time"]
 Kind = Literal["image", "video"]
 # What the numbers of a box count in an answer's text: thousandths of the source, or pixels of the resized picture.
 Coordinates = Literal["thousandths", "resized_pixels"]
+Color = Literal["srgb", "as_is"]
 TemplateValue = str | bool | int | float
 
 
@@ -57,11 +60,10 @@ class Frames(Value):
 
 
 class Controls(Value):
-    """How a picture or video is to be seen; None takes the checkpoint's or the worker's own.
-
-    Sides and pixels are of one picture or frame, total_pixels of all temporal patches of a video. fps and nframes say
-    how many frames of a video file are seen, video_start and video_end (seconds) of which part.
-    """
+    """How a picture or video is to be seen; None takes the checkpoint's or the worker's own. Sides and pixels are of
+    one picture or frame, total_pixels of all temporal patches of a video. fps and nframes say how many frames of a
+    video file are seen, video_start and video_end (seconds) of which part. strict_media: damage is refused instead of
+    seen as far as it can be; color: a picture's color profile is applied, or not."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -74,6 +76,8 @@ class Controls(Value):
     max_frames: int | None = None
     video_start: float | None = None
     video_end: float | None = None
+    strict_media: bool | None = None
+    color: Color | None = None
 
 
 NO_CONTROLS = Controls.model_construct()
@@ -137,13 +141,11 @@ class ConversationRef(Value):
 
 
 class ChatRequest(Value):
-    """A whole request: what is said, how to answer, and in which form.
-
-    max_seconds: from its arrival to its end. counts_only: the prompt is built and counted, and the model is not run.
-    conversation: the one message continues a conversation that is remembered. template: further variables of the chat
-    template. ignored: fields of the body that change nothing here, for the log. caller: whose key it came with, where
-    there are several; cache_salt: what the caller itself keeps its users apart by.
-    """
+    """A whole request: what is said, how to answer, and in which form. max_seconds: from its arrival to its end.
+    counts_only: the prompt is built and counted, and the model is not run. conversation: the one message continues a
+    conversation that is remembered. template: further variables of the chat template. ignored: fields of the body that
+    change nothing here, for the log. caller: whose key it came with, where there are several; cache_salt: what the
+    caller itself keeps its users apart by."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
@@ -181,12 +183,16 @@ RGB = npt.NDArray[np.uint8]
 @dataclass(frozen=True)
 class Source:
     """A file before anything is made of it. height, width: upright, in pixels. orientation: EXIF's number of how its
-    pixels are stored (1: upright). files: its bytes as they came, for an engine that reads files itself."""
+    pixels are stored (1: upright). files: its bytes as they came, for an engine that reads files itself. warnings: what
+    its report says; frames_lost, is_truncated: of a video, what damage took."""
 
     height: int
     width: int
     orientation: int = 1
     files: tuple[bytes, ...] = field(default=(), repr=False)
+    warnings: tuple[MediaWarning, ...] = ()
+    frames_lost: int = 0
+    is_truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -206,11 +212,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Clip:
-    """An opened video: frames of one size, (height, width, 3) each.
-
-    times: seconds at which they are shown; without them, `fps` a second (None: the checkpoint's rate).
-    is_sized: they have the size at which the model sees them.
-    """
+    """An opened video: frames of one size, (height, width, 3) each. times: seconds at which they are shown; without
+    them, `fps` a second (None: the checkpoint's rate). is_sized: they have the size at which the model sees them."""
 
     frames: tuple[RGB, ...]
     fps: float | None
@@ -259,7 +262,9 @@ def _parts_of(part: Text | Media, left: Iterator[tuple[Opened, ...]]) -> list[Te
 class MediaInfo(Value):
     """A picture or video as the model saw it. where: its place in the request; width, height: of the resized picture;
     times: seconds of a video's frames. source_width, source_height: upright, before resizing; orientation: EXIF's
-    number of how the source is stored; coordinates: what the model's boxes count."""
+    number of how the source is stored; coordinates: what the model's boxes count. frames_lost: frames of a video that
+    cannot be decoded; truncated: it ends before its last frame; warnings: why what was seen is not just what is stored.
+    """
 
     where: str
     kind: Kind
@@ -271,6 +276,9 @@ class MediaInfo(Value):
     source_height: int = 0
     orientation: int = 1
     coordinates: Coordinates = "thousandths"
+    frames_lost: int = 0
+    truncated: bool = False
+    warnings: tuple[MediaWarning, ...] = ()
 
 
 class Usage(Value):

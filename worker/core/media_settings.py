@@ -87,5 +87,10 @@ class DecodeSettings(Group):
         description="Memory for media of all requests: a quarter for files, half for decoders, a quarter for decoded "
         "pixels at the size that the model sees",
     )
+    video_pixel_aspect: Literal["display", "coded"] = Field(
+        "display",
+        description="How videos whose pixels are not square are seen. `display`: in the shape in which players show "
+        "them; `coded`: as stored, as qwen-vl-utils and transformers do",
+    )
     decode_timeout_s: Seconds = Field(10.0, description="Max seconds to decode an image")
     video_decode_timeout_s: Seconds = Field(60.0, description="Max seconds to decode a video")

@@ -4,19 +4,24 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
-from worker.core.contract import NO_CONTROLS, Controls, File, Frames, Inline, Media, Message, Upload, Url
+from worker.core.contract import NO_CONTROLS, Color, Controls, File, Frames, Inline, Media, Message, Upload, Url
 from worker.core.errors import MediaParamInvalid
 from worker.dialects.base import Body, Whole
 
 LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's `detail: low` sees pictures at this size
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
+_ADDRESS = re.compile(r"[\ufeff\u200b\xa0\s]{0,64}[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
+# vLLM's form of a list of frames: their base64 in one data URI, with commas between.
+_FRAMES_URI = re.compile(
+    r"[\ufeff\s]{0,64}data:video/(?:jpeg|jpg|png|webp)(?:;[^,;]{0,64}){0,4};base64,", re.IGNORECASE
+)
+_PICTURE_HEADS = ("/9j/", "iVBOR", "UklGR")  # of JPEG, PNG and WebP, in base64
 
 Pixels = Annotated[Whole, Field(ge=1, le=2**31)]
 NumFrames = Annotated[Whole, Field(ge=1, le=100_000)]
@@ -31,6 +36,8 @@ class PictureControls(Body):
     max_pixels: Pixels | None = None
     resized_height: Pixels | None = None
     resized_width: Pixels | None = None
+    strict_media: bool | None = None
+    color: Color | None = None
 
 
 class FramesControls(PictureControls):
@@ -147,7 +154,12 @@ def video(form: VideoForm, where: str, beside: VideoControls | None = None) -> M
     """A video from any of its forms; beside a list of frames, `fps` is the list's rate."""
     controls = _controls(where, form, beside)
     if not isinstance(form, FramesForm | list):
-        return Media(kind="video", source=source(form), where=where, controls=controls)
+        file = source(form)
+        parts = _frames_in_one(file, where)
+        if not parts:
+            return Media(kind="video", source=file, where=where, controls=controls)
+        form = FramesForm.model_construct(frames=list(parts[: controls.nframes]))
+        controls = controls.model_copy(update={"nframes": None})
     chosen = [name for name in _CHOOSING if getattr(controls, name) is not None]
     if chosen:
         raise MediaParamInvalid(
@@ -157,6 +169,16 @@ def video(form: VideoForm, where: str, beside: VideoControls | None = None) -> M
     times = _times(form, controls, where) if isinstance(form, FramesForm) else None
     frames = Frames(frames=tuple(source(frame) for frame in forms), fps=controls.fps, times=times)
     return Media(kind="video", source=frames, where=where, controls=controls.model_copy(update={"fps": None}))
+
+
+def _frames_in_one(file: File, where: str) -> list[str]:
+    """The frames of a data URI that is a list of them, in base64; else nothing. Raises MediaParamInvalid."""
+    if not isinstance(file, Inline) or (head := _FRAMES_URI.match(file.data)) is None:
+        return []
+    parts = [part for part in file.data[head.end() :].split(",", MAX_FORMS + 1) if part.strip()]
+    if len(parts) > MAX_FORMS:
+        raise MediaParamInvalid(where=where, detail=f"more than {MAX_FORMS} frames in one data URI")
+    return parts if len(parts) > 1 or (parts and parts[0].lstrip().startswith(_PICTURE_HEADS)) else []
 
 
 def _times(form: FramesForm, controls: Controls, where: str) -> tuple[float, ...] | None:
@@ -178,7 +200,7 @@ _CHOOSING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
 
 def _controls(where: str, form: object, beside: PictureControls | None) -> Controls:
     """Raises MediaParamInvalid."""
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for body in (beside, form):
         if isinstance(body, PictureControls):
             values |= _set_controls(body, Controls.model_fields)
@@ -189,12 +211,12 @@ def _controls(where: str, form: object, beside: PictureControls | None) -> Contr
     return _consistent(values, where)
 
 
-def _set_controls(body: PictureControls, names: Iterable[str]) -> dict[str, float]:
+def _set_controls(body: PictureControls, names: Iterable[str]) -> dict[str, Any]:
     """Those of the named controls that a body has a value for."""
     return {name: value for name in names if (value := getattr(body, name, None)) is not None}
 
 
-def _consistent(values: dict[str, float], where: str) -> Controls:
+def _consistent(values: dict[str, Any], where: str) -> Controls:
     """Raises MediaParamInvalid."""
     for side, other in (("resized_height", "resized_width"), ("resized_width", "resized_height")):
         if side in values and other not in values:
@@ -232,6 +254,22 @@ def _seen_as(media: Media, defaults: VideoControls) -> Media:
         if added.get(low, 0) > chosen.get(high, math.inf):
             added.pop(low)
     return media.model_copy(update={"controls": _consistent({**added, **chosen}, media.where)})
+
+
+def with_first_frames(message: Message, count: int) -> Message:
+    """The message, its lists of frames no longer than `count`."""
+    parts = tuple(_with_first_frames(part, count) if isinstance(part, Media) else part for part in message.parts)
+    return message.model_copy(update={"parts": parts})
+
+
+def _with_first_frames(media: Media, count: int) -> Media:
+    frames = media.source
+    if not isinstance(frames, Frames):
+        return media
+    times = None if frames.times is None else frames.times[:count]
+    return media.model_copy(
+        update={"source": frames.model_copy(update={"frames": frames.frames[:count], "times": times})}
+    )
 
 
 def source(form: MediaForm | VideoUrlForm | VideoBase64Form | ImageUrl) -> File:

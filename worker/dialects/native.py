@@ -13,7 +13,6 @@ from worker.core.contract import (
     ChatRequest,
     Choice,
     Done,
-    MediaInfo,
     Message,
     Meta,
     Piece,
@@ -25,12 +24,11 @@ from worker.core.contract import (
 from worker.core.errors import InputInvalid, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, StreamWriter, answers_only
-from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoForm, image, video
+from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoControls, VideoForm, image, seen_as, video
+from worker.dialects.media_report import media_report
 from worker.dialects.messages import PlainMessage, conversation, message
 from worker.dialects.sampling_fields import SamplingFields, logprobs
 from worker.dialects.validation import validated
-
-_SHOWN_OF_MEDIA = ("where", "kind", "width", "height", "tokens", "times")
 
 
 class NativeBody(SamplingFields):
@@ -44,6 +42,7 @@ class NativeBody(SamplingFields):
     videos: Annotated[list[VideoForm], Field(max_length=MAX_FORMS, fail_fast=True)] = []
     messages: list[PlainMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     stream: bool = False
+    strict_media: bool | None = None
 
 
 def _parse(body: JsonObject) -> ChatRequest:
@@ -51,8 +50,11 @@ def _parse(body: JsonObject) -> ChatRequest:
     if "route" in body:
         raise RouteUnknown(where="route")
     form = validated(NativeBody, body)
+    messages = conversation(_messages(form))
+    if form.strict_media is not None:
+        messages = tuple(seen_as(turn, VideoControls(strict_media=form.strict_media)) for turn in messages)
     return ChatRequest(
-        messages=conversation(_messages(form)),
+        messages=messages,
         sampling=form.sampling(),
         max_seconds=form.max_seconds,
         stream=form.stream,
@@ -84,19 +86,17 @@ def _shape(answer: Answer) -> JsonObject:
     first, *others = choices = [_choice(choice) for choice in answer.choices]
     head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **first}
     more = {"choices": choices} if others else {}
-    return {**head, **more, **_media(answer.media), "usage": _usage(answer.usage), **_cold_start(answer.cold_start)}
+    return {
+        **head,
+        **more,
+        **media_report(answer.media),
+        "usage": _usage(answer.usage),
+        **_cold_start(answer.cold_start),
+    }
 
 
 def _cold_start(phases: Mapping[str, float] | None) -> JsonObject:
     return {} if phases is None else {"cold_start": phases}
-
-
-def _media(media: tuple[MediaInfo, ...]) -> JsonObject:
-    """How the model saw the request's pictures and videos: sides in pixels, tokens, seconds of the frames."""
-    if not media:
-        return {}
-    shown = set(_SHOWN_OF_MEDIA)
-    return {"media": [item.model_dump(mode="json", include=shown, exclude_defaults=True) for item in media]}
 
 
 def _choice(choice: Choice) -> JsonObject:
@@ -128,7 +128,7 @@ def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
             end["finish_reason"] = event.reasons[0]
             if len(event.reasons) > 1:
                 end["finish_reasons"] = list(event.reasons)
-            return [{**end, **_media(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}]
+            return [{**end, **media_report(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}]
 
 
 def _piece(event: Piece, meta: Meta) -> JsonObject:

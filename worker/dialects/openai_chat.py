@@ -5,9 +5,10 @@ fields that are unknown are ignored and named in the log.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from worker.core.contract import (
     Answer,
@@ -25,7 +26,8 @@ from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import MAX_MESSAGES, Body, Chunk, Dialect, HttpError, ReplyBody, StreamWriter, answers_only
 from worker.dialects.chat_vl import TokenUsage, token_usage
-from worker.dialects.media_fields import VideoControls, seen_as
+from worker.dialects.media_fields import NumFrames, Rate, VideoControls, seen_as, with_first_frames
+from worker.dialects.media_report import media_report
 from worker.dialects.messages import Content, conversation, message
 from worker.dialects.sampling_fields import MaxTokens, SamplingFields, TemplateVariables, logprobs
 from worker.dialects.validation import shown_name, validated
@@ -62,6 +64,20 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class MediaIo(Body):
+    """vLLM's `media_io_kwargs`: how video files are read. num_frames: -1 for as many as there are."""
+
+    class Video(Body):
+        model_config = ConfigDict(extra="ignore")
+
+        fps: Rate | None = None
+        num_frames: Annotated[NumFrames | None, BeforeValidator(lambda value: None if value == -1 else value)] = None
+
+    model_config = ConfigDict(extra="ignore")
+
+    video: Video | None = None
+
+
 class OpenAIBody(SamplingFields):
     """What is honoured of a Chat Completions body."""
 
@@ -73,6 +89,8 @@ class OpenAIBody(SamplingFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     mm_processor_kwargs: VideoControls | None = None
+    media_io_kwargs: MediaIo | None = None
+    strict_media: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
 
 
@@ -125,6 +143,7 @@ class OpenAIReply(ReplyBody):
     choices: list[ChatChoice]
     usage: ChatUsage
     response: str
+    media: list[JsonObject] | None = None
 
 
 def _parse(body: JsonObject) -> ChatRequest:
@@ -139,8 +158,11 @@ def _parse(body: JsonObject) -> ChatRequest:
         message(_ROLES[turn.role], turn.content, f"messages[{index}].content")
         for index, turn in enumerate(chat.messages)
     )
-    if chat.mm_processor_kwargs is not None:
-        messages = tuple(seen_as(turn, chat.mm_processor_kwargs) for turn in messages)
+    for defaults in _seeing(chat):
+        messages = tuple(seen_as(turn, defaults) for turn in messages)
+    if chat.media_io_kwargs is not None and chat.media_io_kwargs.video is not None:
+        count = chat.media_io_kwargs.video.num_frames
+        messages = messages if count is None else tuple(with_first_frames(turn, count) for turn in messages)
     return ChatRequest(
         messages=messages,
         template=tuple((chat.chat_template_kwargs or {}).items()),
@@ -151,6 +173,17 @@ def _parse(body: JsonObject) -> ChatRequest:
         model=chat.model,
         ignored=_ignored(body),
     )
+
+
+def _seeing(chat: OpenAIBody) -> Iterator[VideoControls]:
+    """What the body says of all pictures and videos, what takes precedence first."""
+    if chat.mm_processor_kwargs is not None:
+        yield chat.mm_processor_kwargs
+    video = None if chat.media_io_kwargs is None else chat.media_io_kwargs.video
+    if video is not None:
+        yield VideoControls(fps=video.fps, nframes=video.num_frames)
+    if chat.strict_media is not None:
+        yield VideoControls(strict_media=chat.strict_media)
 
 
 def _ignored(body: JsonObject) -> tuple[str, ...]:
@@ -180,7 +213,8 @@ def _shape(answer: Answer) -> JsonObject:
         for index, choice in enumerate(answer.choices)
     ]
     head = _head(answer.meta, "chat.completion")
-    return {**head, "choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
+    words = {"choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
+    return {**head, **words, **media_report(answer.media)}
 
 
 def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
@@ -192,9 +226,9 @@ def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
         case Piece():
             return [_sse(_chunk(meta, {"content": event.text}, event.index, logprobs=_logprobs(event.logprobs)))]
         case Done():
-            text = "".join(
-                _sse(_chunk(meta, {}, index, _REASONS[reason])) for index, reason in enumerate(event.reasons)
-            )
+            chunks = [_chunk(meta, {}, index, _REASONS[reason]) for index, reason in enumerate(event.reasons)]
+            chunks[-1] |= media_report(event.media)
+            text = "".join(_sse(chunk) for chunk in chunks)
             if meta.include_usage:
                 text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
             return [text + "data: [DONE]\n\n"]

@@ -4,7 +4,6 @@ Two passes, as for video files: the first tells every frame's time, the second k
 those before them, so both decode all up to the last that is wanted.
 """
 
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from worker.core.errors import (
     MediaVideoTooLong,
 )
 from worker.core.settings import Settings
-from worker.media.limits import refuse_costly
 from worker.media.picture import BROKEN, bounded, check_size, pixels_of
 from worker.media.sniff import SniffResult
+from worker.media.still import opened, prepared
 from worker.media.video import Shrink
 
 MOVING = ("GIF", "WEBP", "PNG")
@@ -87,9 +86,9 @@ def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Imag
     """Frame after frame, each composed with those before it."""
     assert found.picture is not None
     deadline = time.monotonic() + settings.video_decode_timeout_s
-    refuse_costly(data, found.picture)
+    still = prepared(data, found.picture)
     try:
-        with bounded(settings), Image.open(io.BytesIO(data), formats=(found.picture,)) as image:
+        with bounded(settings), opened(still) as image:
             size = image.size
             check_size(*size, settings)
             index = 0

@@ -10,13 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from worker.core.contract import RGB, Clip, Controls, File, Frames, Kind, Media, Opened, Picture, Source
-from worker.core.errors import MediaDimensions, MediaError, MediaTooManyItems, MediaUnsupportedType
+from worker.core.errors import (
+    MediaCorrupt,
+    MediaDimensions,
+    MediaError,
+    MediaTooManyItems,
+    MediaUnsupportedType,
+    MediaVideoNoFrames,
+)
 from worker.core.media_protocol import SizePolicy
 from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.allowance import Allowance
 from worker.media.handing_over import InParent
-from worker.media.sniff import VIDEOS, SniffResult, sniff
+from worker.media.sniff import VIDEOS, SniffResult, VideoFormat, sniff
 from worker.media.sources import Sources
 from worker.media.workers import Workers
 
@@ -75,12 +82,12 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
     assert not isinstance(item.source, Frames)
     policy = context.size_policy
     async with context.sources.opened(item.source, "image", context.left) as data:
-        header = await _header(context, data)
+        header = await _header(context, data, item.controls)
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
         resize = InParent(policy.resized)
         rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), resize)
-        source = Source(header.height, header.width, header.orientation, context.kept(data))
+        source = Source(header.height, header.width, header.orientation, context.kept(data), header.warnings)
         return (Picture(rgb, item.controls, source),)
 
 
@@ -98,8 +105,8 @@ async def open_video(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
 DECODERS: Mapping[Kind, Decoder] = {"image": open_picture, "video": open_video}
 
 
-async def _header(context: DecodeContext, data: bytes) -> picture.Header:
-    header = await context.decode(HEADER_BYTES, picture.read_header, data, context.settings)
+async def _header(context: DecodeContext, data: bytes, controls: Controls) -> picture.Header:
+    header = await context.decode(HEADER_BYTES, picture.read_header, data, context.settings, controls.color)
     context.left.take_pixels(header.num_pixels)
     context.workers.check_memory(header.decode_bytes)
     return header
@@ -112,16 +119,18 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
         raise MediaTooManyItems(detail=f"{count} frames, limit {context.settings.max_frames} (MAX_FRAMES)")
     places = [f"{where}.frames[{index}]" for index in range(count)]
 
-    async def header(file: File, place: str) -> picture.Header:
+    async def header(file: File, place: str) -> tuple[picture.Header, tuple[bytes, ...]]:
         with named(place):
-            return await _header(context, await context.sources.read(file, "image", context.left))
+            data = await context.sources.read(file, "image", context.left)
+            return await _header(context, data, controls), context.kept(data)
 
     async def pixels(of: picture.Header, place: str, size: tuple[int, int]) -> RGB:
         with named(place):
             return await context.decode(of.decode_bytes, picture.decode, of, size, InParent(policy.resized))
 
     async with context.sources.room_for(count, context.left):
-        headers = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
+        read = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
+        headers, files = [of for of, _ in read], tuple(file for _, kept in read for file in kept)
         first = headers[0]
         for other, place in zip(headers, places, strict=True):
             if (other.height, other.width) != (first.height, first.width):
@@ -130,35 +139,86 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
         context.left.take_tokens(tokens)
         size = height, width
         shown = await together([pixels(of, place, size) for of, place in zip(headers, places, strict=True)])
-        files = context.kept(*(of.data for of in headers))
-    opened = Source(first.height, first.width, first.orientation, files)
+    warnings = tuple(dict.fromkeys(told for of in headers for told in of.warnings))
+    opened = Source(first.height, first.width, first.orientation, files, warnings)
     return Clip(tuple(shown), source.fps, source.times, controls, is_sized=True, source=opened)
 
 
 async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult, controls: Controls) -> Clip:
     """Two passes over the file: the times of all frames, then the pixels of those that are wanted."""
+    if found.video is not None:
+        clip = await _clip_of_film(context, data, found.video, controls)
+    else:
+        clip = await _clip_of_animation(context, data, found, controls)
+    assert clip.source is not None
+    return replace(clip, source=replace(clip.source, files=context.kept(data)))
+
+
+async def _clip_of_film(context: DecodeContext, data: bytes, form: VideoFormat, controls: Controls) -> Clip:
+    """What is damaged is decoded once as a whole, to choose among the frames that come out."""
     settings = context.settings
     timeout_s = settings.video_decode_timeout_s
-    times: video.Packets | animation.Times
-    if found.video is not None:
-        read = video.read_packets
-        times = await context.decode(INDEX_BYTES, read, data, found.video, settings, timeout_s=timeout_s)
-        work: tuple[Any, ...] = (video.decode, data, found.video, times)
-    else:
-        header = await context.decode(HEADER_BYTES, picture.read_header, data, settings)
-        context.workers.check_memory(header.decode_bytes)
-        read_times = animation.read_times
-        times = await context.decode(header.decode_bytes, read_times, data, found, settings, timeout_s=timeout_s)
-        work = (animation.decode, data, found, times)
-    limits = frames.Limits(settings.max_video_fps, settings.max_frames)
-    chosen = await context.workers.run(HEADER_BYTES, frames.choose, times.times, controls, limits, owner=context.left)
-    *_, tokens = context.size_policy.clip(times.height, times.width, len(chosen), controls)
-    context.left.take_tokens(tokens)
-    context.workers.check_memory(times.decode_bytes)
+    is_strict = bool(controls.strict_media)
+    is_coded_shape = settings.video_pixel_aspect == "coded"
     shrink = InParent(_Shrink(context.size_policy, controls))
-    clip: Clip = await context.decode(times.decode_bytes, *work, chosen, settings, shrink, timeout_s=timeout_s)
-    source = clip.source or Source(times.height, times.width)
-    return replace(clip, source=replace(source, files=context.kept(data)))
+    read = video.read_packets
+    packets = await context.decode(INDEX_BYTES, read, data, form, settings, timeout_s=timeout_s)
+    if is_strict or packets.is_unclear:
+        packets = await _examined(context, data, form, packets)
+    while True:
+        if is_strict and packets.is_damaged:
+            raise MediaCorrupt(detail="strict_media is set, and frames are missing or damaged")
+        size = (packets.height, packets.width) if is_coded_shape else packets.shown_size
+        chosen, tokens = await _chosen(context, packets.times, *size, controls)
+        context.workers.check_memory(packets.decode_bytes)
+        work = (video.decode, data, form, packets, chosen, settings, shrink, is_coded_shape)
+        clip: Clip | None = None
+        try:
+            clip = await context.decode(packets.decode_bytes, *work, timeout_s=timeout_s)
+        except (MediaCorrupt, MediaVideoNoFrames):
+            if packets.is_examined:
+                raise
+        if clip is not None and (packets.is_examined or not (clip.source and clip.source.frames_lost)):
+            return clip
+        del clip
+        context.left.num_tokens += tokens
+        packets = await _examined(context, data, form, packets)
+
+
+async def _examined(context: DecodeContext, data: bytes, form: VideoFormat, packets: video.Packets) -> video.Packets:
+    settings = context.settings
+    num_bytes = min(packets.examining_bytes, context.workers.memory.largest)
+    work = (video.examine, data, form, packets, settings)
+    examined: video.Packets = await context.decode(num_bytes, *work, timeout_s=settings.video_decode_timeout_s)
+    return examined
+
+
+async def _clip_of_animation(context: DecodeContext, data: bytes, found: SniffResult, controls: Controls) -> Clip:
+    settings = context.settings
+    timeout_s = settings.video_decode_timeout_s
+    header = await context.decode(HEADER_BYTES, picture.read_header, data, settings)
+    context.workers.check_memory(header.decode_bytes)
+    read_times = animation.read_times
+    times = await context.decode(header.decode_bytes, read_times, data, found, settings, timeout_s=timeout_s)
+    chosen, _ = await _chosen(context, times.times, times.height, times.width, controls)
+    context.workers.check_memory(times.decode_bytes)
+    work = (animation.decode, data, found, times, chosen, settings, InParent(_Shrink(context.size_policy, controls)))
+    clip: Clip = await context.decode(times.decode_bytes, *work, timeout_s=timeout_s)
+    return clip
+
+
+async def _chosen(
+    context: DecodeContext, times: Sequence[float], height: int, width: int, controls: Controls
+) -> tuple[Sequence[int], int]:
+    """The frames to see, and their tokens, which the request may still bring. Raises MediaTokenBudget,
+    MediaParamInvalid."""
+    limits = frames.Limits(context.settings.max_video_fps, context.settings.max_frames)
+    chosen: Sequence[int] = await context.workers.run(
+        HEADER_BYTES, frames.choose, times, controls, limits, owner=context.left
+    )
+    *_, tokens = context.size_policy.clip(height, width, len(chosen), controls)
+    context.left.take_tokens(tokens)
+    return chosen, tokens
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ which two bytes are enough, and inflates blocks of tracks that are compressed.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from worker.core.errors import MediaCorrupt, MediaTooLarge, MediaUnsupportedType
 
@@ -66,6 +67,16 @@ def is_master(identity: int) -> bool:
 def refuse_large_index(data: bytes) -> None:
     """Raises MediaTooLarge, MediaUnsupportedType for a video that is compressed once more, MediaCorrupt."""
     _Weigher(data).weigh()
+
+
+def announced_end(data: bytes) -> int:
+    """Where the file's segment ends by what it says, in bytes; 0 where it does not say."""
+    outer = islice(elements(data, 0, len(data)), MAX_TRACKS)
+    segment = next((element for element in outer if element.id == _SEGMENT), None)
+    if segment is None or not segment.is_sized:
+        return 0
+    size_bytes = segment.begin - segment.at - 4
+    return segment.begin + (int.from_bytes(data[segment.at + 4 : segment.begin], "big") & ((1 << 7 * size_bytes) - 1))
 
 
 class _Weigher:

@@ -7,6 +7,7 @@ table of twenty bytes can announce four thousand million.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -80,6 +81,52 @@ def refuse_large_index(data: bytes, limit: int) -> None:
     """Raises MediaTooLarge where the tables announce more than `limit` entries, MediaUnsupportedType for an index that
     is compressed itself."""
     _Weigher(data, limit).weigh(Box(b"", 0, len(data)), _Track(), 0)
+
+
+def announced_end(data: bytes) -> int:
+    """Where the last of the outermost boxes ends by what it says, in bytes."""
+    at, end = 0, 0
+    for _ in range(MAX_BOXES):
+        if at + 8 > len(data):
+            break
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:  # to the end of the file, or no box
+            break
+        at = end = at + size
+    return end
+
+
+def aligned(data: bytes) -> bytes:
+    """The file without the boxes that somebody put before its `ftyp` and that its table of chunks does not count: where
+    they count, or nothing tells, it stays as it is."""
+    if data[4:8] == b"ftyp":
+        return data
+    outer = list(islice(boxes(data, 0, len(data)), MAX_BOXES))
+    lead = next((box.begin - 8 for box in outer if box.kind == b"ftyp"), 0)
+    first = _first_chunk(data, outer)
+    if not lead or first is None:
+        return data
+    media = [box for box in outer if box.kind == b"mdat"]
+    is_counted = any(box.begin <= first < box.end for box in media)
+    is_left_out = any(box.begin <= first + lead < box.end for box in media)
+    return data[lead:] if is_left_out and not is_counted else data
+
+
+def _first_chunk(data: bytes, outer: list[Box]) -> int | None:
+    """Where the first table of chunks says that its first one is."""
+    level = outer
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        found = next((box for box in level if box.kind == kind), None)
+        if found is None:
+            return None
+        level = list(islice(boxes(data, found.begin, found.end), MAX_BOXES))
+    for box in level:
+        if box.kind in (b"stco", b"co64") and int.from_bytes(data[box.begin + 4 : box.begin + 8], "big"):
+            width = 4 if box.kind == b"stco" else 8
+            return int.from_bytes(data[box.begin + 8 : box.begin + 8 + width], "big")
+    return None
 
 
 class _Weigher:

@@ -27,6 +27,12 @@ def refuse_large_index(data: bytes, limit: int) -> None:
             raise MediaTooLarge(detail=f"its index has more than {limit} entries")
 
 
+def announced_end(data: bytes) -> int:
+    """Where the file's first RIFF ends by what it says, in bytes; 0 where nothing tells (a writer that was cut off)."""
+    size = int.from_bytes(data[4:8], "little")
+    return 0 if size in (0, 2**32 - 1) else 8 + size
+
+
 def _entries_of_indexes(data: bytes, begin: int) -> int:
     count = min(int.from_bytes(data[begin + 4 : begin + 8], "little"), (len(data) - begin) // _ENTRY_BYTES)
     total = 0

@@ -141,6 +141,9 @@ class PromptBuilder:
             source_height=height,
             orientation=1 if source is None else source.orientation,
             coordinates=self._spec.family.coordinates,
+            frames_lost=0 if source is None else source.frames_lost,
+            truncated=source is not None and source.is_truncated,
+            warnings=() if source is None else source.warnings,
         )
 
     def _picture(self, picture: Picture) -> Patches:

@@ -136,6 +136,7 @@ def _info(where: str, opened: Opened, image: Image.Image, tokens: int) -> MediaI
         source_width=width,
         source_height=height,
         orientation=1 if opened.source is None else opened.source.orientation,
+        warnings=() if opened.source is None else opened.source.warnings,
     )
 
 

@@ -1,0 +1,61 @@
+"""Uncompressed BMP whose colors lie behind bit masks: Pillow knows some masks, this any."""
+
+import struct
+
+import numpy as np
+
+from worker.core.contract import RGB
+
+_FILE_HEAD_BYTES, _INFO_HEAD_BYTES = 14, 40
+_BITFIELDS = (3, 6)  # without and with a mask for transparency
+_WITH_ALPHA_BYTES = 56  # of a head that has that mask
+
+
+def has_masks(data: bytes) -> bool:
+    """Whether its head names masks."""
+    if len(data) < _FILE_HEAD_BYTES + _INFO_HEAD_BYTES:
+        return False
+    head, bits, compression = struct.unpack_from("<I10xHI", data, _FILE_HEAD_BYTES)
+    return head >= _INFO_HEAD_BYTES and compression in _BITFIELDS and bits in (16, 32)
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height."""
+    width, height = struct.unpack_from("<ii", data, _FILE_HEAD_BYTES + 4)
+    return width, abs(height)
+
+
+def decode(data: bytes) -> RGB:
+    """(height, width, 3), on white where it is transparent. Raises ValueError, struct.error."""
+    head, width, height = struct.unpack_from("<Iii", data, _FILE_HEAD_BYTES)
+    bits, compression = struct.unpack_from("<HI", data, _FILE_HEAD_BYTES + 14)
+    masks = list(struct.unpack_from("<III", data, _FILE_HEAD_BYTES + _INFO_HEAD_BYTES))
+    has_alpha = head >= _WITH_ALPHA_BYTES or compression == _BITFIELDS[1]
+    masks += struct.unpack_from("<I", data, _FILE_HEAD_BYTES + _INFO_HEAD_BYTES + 12) if has_alpha else (0,)
+    rows, word = abs(height), "<u2" if bits == 16 else "<u4"
+    stride = -(-width * bits // 32) * 4
+    begin = struct.unpack_from("<I", data, 10)[0]
+    stored = np.frombuffer(data, np.uint8, stride * rows, begin).reshape(rows, stride)
+    pixels = np.ascontiguousarray(stored[:, : width * bits // 8]).view(word).astype(np.uint32)
+    if height > 0:
+        pixels = pixels[::-1]
+    rgb = np.stack([_channel(pixels, mask) for mask in masks[:3]], axis=-1)
+    if not masks[3]:
+        return rgb.astype(np.uint8)
+    alpha = _channel(pixels, masks[3])[..., None]
+    shown: RGB = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return shown
+
+
+def _channel(pixels: np.ndarray, mask: int) -> np.ndarray:
+    """The masked bits of each pixel, stretched to 0 to 255. Raises ValueError for bits that do not touch."""
+    if not mask:
+        return np.zeros_like(pixels)
+    shift = (mask & -mask).bit_length() - 1
+    most = mask >> shift
+    if most & (most + 1):
+        raise ValueError("its mask has holes")
+    values = (pixels & np.uint32(mask)) >> np.uint32(shift)
+    if most > 255:
+        return values >> np.uint32(most.bit_length() - 8)
+    return (values * 255 + most // 2) // most

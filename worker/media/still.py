@@ -1,0 +1,107 @@
+"""A picture's file as Pillow is given it, and what else is read of it: orientation, color profile, and what is wrong
+with the rest. Metadata that cannot be read never costs the picture."""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from worker.core.media_warnings import MediaWarning, warning
+from worker.media import bmp, ico, limits, orientation, png, tiff
+from worker.media.sniff import PictureFormat
+
+_EXIF_ITEM = re.compile(rb"(infe[\x02\x03].{7,9})Exif", re.DOTALL)  # an entry of an ISO file's list of items
+
+
+@dataclass(frozen=True)
+class Still:
+    """data: what Pillow is given; form: as what. exif, profile: bodies where they are not left to Pillow; lacks_end: of
+    a JPEG, its end marker; is_exact: pixels that Pillow does not keep apart are decoded elsewhere; warnings: what its
+    report says."""
+
+    data: bytes
+    form: PictureFormat
+    exif: bytes | None = None
+    profile: bytes | None = None
+    lacks_end: bool = False
+    is_exact: bool = False
+    warnings: tuple[MediaWarning, ...] = ()
+
+
+def prepared(data: bytes, form: PictureFormat) -> Still:
+    """Raises MediaTooLarge, MediaUnsupportedType, MediaCorrupt."""
+    prepare = _PREPARED.get(form)
+    return Still(data, form) if prepare is None else prepare(data)
+
+
+def _jpeg(data: bytes) -> Still:
+    if limits.weigh_jpeg(data):
+        return Still(data, "JPEG")
+    return Still(data, "JPEG", lacks_end=True, warnings=(warning("IMAGE_END_MISSING"),))
+
+
+def _png(data: bytes) -> Still:
+    limits.weigh_png(data)
+    found = png.read(data)
+    warnings = []
+    if found.ignores_metadata:
+        warnings.append(warning("IMAGE_METADATA_IGNORED"))
+    if found.ignores_profile:
+        warnings.append(warning("IMAGE_PROFILE_IGNORED"))
+    is_exact = found.needs_sixteen_bits and found.color == png.RGB
+    return Still(found.data, "PNG", found.exif, found.profile, is_exact=is_exact, warnings=tuple(warnings))
+
+
+def _ico(data: bytes) -> Still:
+    found = ico.largest(data)
+    return prepared(found.data, "PNG") if found.is_png else Still(found.data, "ICO")
+
+
+def _tiff(data: bytes) -> Still:
+    count = tiff.count_pages(data)
+    return Still(data, "TIFF", warnings=() if count == 1 else (warning("IMAGE_FIRST_PAGE", count=count),))
+
+
+def _bmp(data: bytes) -> Still:
+    limits.weigh_bmp(data)
+    return Still(data, "BMP", is_exact=bmp.has_masks(data))
+
+
+_PREPARED: Mapping[PictureFormat, Callable[[bytes], Still]] = {
+    "JPEG": _jpeg, "PNG": _png, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp,
+}  # fmt: skip
+
+
+def opened(still: Still) -> Image.Image:
+    """The picture, its header read. Raises what `BROKEN` names."""
+    file = io.BytesIO(still.data)
+    match still.form:
+        case "JPEG":  # whatever follows the picture, as a film or other sizes of it, is none of its business
+            return JpegImagePlugin.JpegImageFile(file)
+        case "HEIF":
+            from pi_heif import HeifImageFile  # type: ignore[import-untyped]  # 25 ms that no other picture needs
+
+            image: Image.Image = HeifImageFile(file)
+            return image
+        case "AVIF":
+            try:
+                return Image.open(file, formats=("AVIF",))
+            except UnidentifiedImageError:  # also where its EXIF alone is broken
+                return Image.open(io.BytesIO(_EXIF_ITEM.sub(rb"\1skip", still.data)), formats=("AVIF",))
+        case _:
+            return Image.open(file, formats=(still.form,))
+
+
+def oriented(still: Still, image: Image.Image) -> tuple[int, Still]:
+    """EXIF's number of how the picture is stored, 1 for upright and for formats whose decoders turn it themselves."""
+    if still.form in ("HEIF", "TIFF"):
+        return orientation.UPRIGHT, still
+    exif = image.info.get("exif") if still.exif is None else still.exif
+    if not isinstance(exif, bytes) or not exif:
+        return orientation.UPRIGHT, still
+    number = orientation.of_exif(exif)
+    if number is not None:
+        return number, still
+    return orientation.UPRIGHT, replace(still, warnings=(*still.warnings, warning("IMAGE_METADATA_IGNORED")))
