@@ -17,7 +17,7 @@ from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaUnsupporte
 from worker.core.settings import Settings
 from worker.media import ebml, iso_boxes, riff
 from worker.media.codec_names import DECODERS, unsupported_codec
-from worker.media.sniff import VideoFormat
+from worker.media.sniff import VideoFormat, transport_packets
 
 INDEX_ENTRIES_PER_FRAME = 16  # of all streams together: an index of a film with several sounds has some
 CODED_MARGIN = 128  # that a coded frame's sides may have beyond those that the file announces
@@ -25,6 +25,9 @@ LEAST_CODED_PIXELS = 2**18
 DEFAULT_RATE = 25.0  # of a file that says nothing of its times; FFmpeg's
 _MAX_STREAMS = 32
 _JUMP_S, _BACK_S = 10.0, 0.1  # ffmpeg's `-dts_delta_threshold`, and how far back it lets a clock go
+_TS_BYTES = 188  # of a packet, without a time before it or check bytes behind
+_FLV_TAG_BYTES = 11  # of a tag's head
+_WITHOUT_HEADER = ("mpeg", "flv")
 _RESTARTING = ("mpegts", "mpeg")  # formats whose clock may start again in the middle of a file
 Span = range
 
@@ -53,6 +56,7 @@ class Film:
         self.num_errors = 0  # packets that could not be decoded
         self.is_broken_off = False  # reading failed before the end
         self.num_streams = num_streams
+        self.is_av1 = stream.codec_context.codec.canonical_name == "av1"
         self._clock = _Clock(self.unit) if form in _RESTARTING else None
 
     @property
@@ -106,7 +110,6 @@ class Film:
         context = self.stream.codec_context
         left = None if spans is None else list(reversed(spans))
         has_begun = False
-        is_av1 = context.codec.canonical_name == "av1"  # a packet may show a frame that came hidden in an earlier one
         for place, packet in self.packets():
             if left is not None:
                 if place.number == left[-1].stop:
@@ -119,7 +122,8 @@ class Film:
                 if place.number not in left[-1]:
                     continue
             has_begun = True
-            is_whole = wanted is None or place.number in wanted or is_av1
+            # A packet of AV1 may show a frame that came hidden in an earlier one.
+            is_whole = wanted is None or place.number in wanted or self.is_av1
             context.skip_frame = "DEFAULT" if is_whole else "NONREF"
             packet.pts = place.number
             yield from self._decoded(packet)
@@ -192,8 +196,29 @@ def announced_end(data: bytes, form: VideoFormat) -> int:
             return ebml.announced_end(data)
         case "avi":
             return riff.announced_end(data)
+        case "flv":
+            return _end_of_flv(data)
+        case "mpegts":
+            return _end_of_transport_stream(data)
         case _:
             return 0
+
+
+def _end_of_transport_stream(data: bytes) -> int:
+    """Its last packet is whole, or it was cut off."""
+    found = transport_packets(data)
+    if found is None:
+        return 0
+    first, size = found
+    return 0 if (len(data) - first) % size in (0, _TS_BYTES % size) else len(data) + 1
+
+
+def _end_of_flv(data: bytes) -> int:
+    """Behind each tag its length is told again."""
+    size = int.from_bytes(data[-4:], "big")
+    begin = len(data) - 4 - size
+    is_whole = begin >= 0 and int.from_bytes(data[begin + 1 : begin + 4], "big") + _FLV_TAG_BYTES == size
+    return 0 if is_whole else len(data) + 1
 
 
 @contextmanager
@@ -216,12 +241,15 @@ def opened(
         "codec_whitelist": ",".join(sorted(DECODERS)),
         "max_streams": str(_MAX_STREAMS),
     }
-    # FFmpeg decodes a frame of some streams to learn their form, whatever their sides: not beyond ours.
+    # FFmpeg decodes a frame of some streams to learn their form, whatever their sides: not beyond ours. Where it learns
+    # of streams while it reads, PyAV 18 takes no such options: what that frame takes is bounded by the child process.
     while_opening = [{"max_pixels": str(settings.max_video_frame_pixels)}] * _MAX_STREAMS
+    if form in _WITHOUT_HEADER:
+        while_opening = []
     seconds = timeout_s or settings.video_decode_timeout_s
     try:
         with av.open(  # type: ignore[call-overload]  # its stubs say that these are strings
-            io.BytesIO(iso_boxes.aligned(data) if form.startswith("mov") else data),
+            io.BytesIO(iso_boxes.readable(data) if form.startswith("mov") else data),
             mode="r",
             format=form.split(",")[0],
             options=options,

@@ -98,12 +98,18 @@ def announced_end(data: bytes) -> int:
     return end
 
 
-def aligned(data: bytes) -> bytes:
-    """The file without the boxes that somebody put before its `ftyp` and that its table of chunks does not count: where
-    they count, or nothing tells, it stays as it is."""
-    if data[4:8] == b"ftyp":
-        return data
+def readable(data: bytes) -> bytes:
+    """The file as a demuxer can read it: without an index of a fragment that was cut off, and without what somebody put
+    before its `ftyp`."""
     outer = list(islice(boxes(data, 0, len(data)), MAX_BOXES))
+    if outer and outer[-1].kind == b"moof" and announced_end(data) > len(data):
+        data = data[: outer.pop().begin - 8]
+    return data if data[4:8] == b"ftyp" else _aligned(data, outer)
+
+
+def _aligned(data: bytes, outer: list[Box]) -> bytes:
+    """Without the boxes before `ftyp` that the table of chunks does not count: where they count, or nothing tells, it
+    stays as it is."""
     lead = next((box.begin - 8 for box in outer if box.kind == b"ftyp"), 0)
     first = _first_chunk(data, outer)
     if not lead or first is None:

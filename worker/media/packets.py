@@ -152,7 +152,7 @@ def examine(data: bytes, form: VideoFormat, packets: Packets, settings: Settings
                 most_pixels = max(most_pixels, frame.width * frame.height)
         except MediaDecodeTimeout:
             is_cut_short = True
-        num_errors = film.num_errors
+        num_errors, is_av1 = film.num_errors, film.is_av1
     shown = {place.number for place in found if place.is_shown}
     order = [number for number in dict.fromkeys(order) if number in shown]
     if is_cut_short:
@@ -160,7 +160,8 @@ def examine(data: bytes, form: VideoFormat, packets: Packets, settings: Settings
         order += sorted(number for number in shown if number > last)
     if not order:
         raise MediaCorrupt() if num_errors else MediaVideoNoFrames()
-    lost = len(shown) - len(order) if num_errors or num_damaged else 0
+    # Of some codecs a packet may have no frame of its own to show; of AV1 every one has.
+    lost = len(shown) - len(order) if num_errors or num_damaged or is_av1 else 0
     packets = replace(
         packets, most_pixels=most_pixels, frames_lost=max(0, lost), frames_damaged=num_damaged, is_examined=True
     )

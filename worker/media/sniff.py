@@ -91,7 +91,7 @@ def sniff(data: bytes) -> SniffResult:
         return _iso_brand(data, 0)
     if data[4:8] in _UNBRANDED:
         return _iso_after_boxes(data)
-    if _is_transport_stream(data):
+    if transport_packets(data) is not None:
         return _MPEG_TS
     return _elementary_stream(data)
 
@@ -119,16 +119,17 @@ def _iso_brand(data: bytes, at: int) -> SniffResult:
     return pictures[0] if pictures else _ISO_VIDEO
 
 
-def _is_transport_stream(data: bytes) -> bool:
-    """A stream may be cut anywhere: its first whole packet begins within the first bytes."""
+def transport_packets(data: bytes) -> tuple[int, int] | None:
+    """Where the first whole packet of a transport stream begins, and how many bytes there are from one to the next: a
+    stream may be cut anywhere. None where it is none."""
     for size in _TS_SIZES:
         most = min(_TS_PACKETS, len(data) // size)
         if most < 3:
             continue
         for first in range(size):
             if data[first] == 0x47 and all(data[first + size * turn] == 0x47 for turn in range(most)):
-                return True
-    return False
+                return first, size
+    return None
 
 
 def _elementary_stream(data: bytes) -> SniffResult:

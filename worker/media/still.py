@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin
 
 from worker.core.media_warnings import MediaWarning, warning
 from worker.media import bmp, ico, limits, orientation, png, tiff
 from worker.media.sniff import PictureFormat
 
 _EXIF_ITEM = re.compile(rb"(infe[\x02\x03].{7,9})Exif", re.DOTALL)  # an entry of an ISO file's list of items
+
+_ITEMS_BYTES = 2**16  # in which that list is
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,25 @@ def _tiff(data: bytes) -> Still:
     return Still(data, "TIFF", warnings=() if count == 1 else (warning("IMAGE_FIRST_PAGE", count=count),))
 
 
+def _avif(data: bytes) -> Still:
+    """Without its EXIF, which says nothing about how it is turned and which libavif refuses the picture for."""
+    items = data[:_ITEMS_BYTES]
+    return Still(_EXIF_ITEM.sub(rb"\1skip", items) + data[_ITEMS_BYTES:] if b"Exif" in items else data, "AVIF")
+
+
 def _bmp(data: bytes) -> Still:
     limits.weigh_bmp(data)
     return Still(data, "BMP", is_exact=bmp.has_masks(data))
 
 
 _PREPARED: Mapping[PictureFormat, Callable[[bytes], Still]] = {
-    "JPEG": _jpeg, "PNG": _png, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp,
+    "JPEG": _jpeg, "PNG": _png, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp, "AVIF": _avif,
 }  # fmt: skip
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Nobody wants it, and Pillow reads all of the EXIF for it."""
 
 
 def opened(still: Still) -> Image.Image:
@@ -79,17 +92,12 @@ def opened(still: Still) -> Image.Image:
     file = io.BytesIO(still.data)
     match still.form:
         case "JPEG":  # whatever follows the picture, as a film or other sizes of it, is none of its business
-            return JpegImagePlugin.JpegImageFile(file)
+            return _Jpeg(file)
         case "HEIF":
             from pi_heif import HeifImageFile  # type: ignore[import-untyped]  # 25 ms that no other picture needs
 
             image: Image.Image = HeifImageFile(file)
             return image
-        case "AVIF":
-            try:
-                return Image.open(file, formats=("AVIF",))
-            except UnidentifiedImageError:  # also where its EXIF alone is broken
-                return Image.open(io.BytesIO(_EXIF_ITEM.sub(rb"\1skip", still.data)), formats=("AVIF",))
         case _:
             return Image.open(file, formats=(still.form,))
 

@@ -19,6 +19,7 @@ from worker.media.packets import Packets, examine, read_packets, spans_of
 from worker.media.sniff import VideoFormat
 
 __all__ = ["Packets", "Shrink", "decode", "examine", "read_packets"]
+MAPPED_PIXELS = 2**21  # of a frame, at the most, that are mapped: no model sees more of one
 Shrink = Callable[[RGB, int], RGB]
 
 
@@ -112,12 +113,16 @@ class _Frames:
         return canvas
 
     def _pixels(self, frame: Any) -> RGB:
-        rgb: RGB = frame.to_ndarray(format="rgb24")
         curve = tone_map.CURVES.get(int(frame.color_trc))
         if curve is None:
+            rgb: RGB = frame.to_ndarray(format="rgb24")
             return rgb
         self.warn("VIDEO_TONE_MAPPED", curve=curve)
-        return tone_map.mapped(rgb, curve)
+        part = min(1.0, (MAPPED_PIXELS / (frame.width * frame.height)) ** 0.5)
+        height, width = round(frame.height * part), round(frame.width * part)
+        smaller: RGB = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+        shown = tone_map.mapped(smaller, curve)
+        return shown if part == 1 else _resized(shown, frame.height, frame.width)
 
 
 def _resized(rgb: RGB, height: int, width: int) -> RGB:
