@@ -12,6 +12,7 @@ from tests.fakes import FakeEngine, FakeOpener
 from worker.core.contract import MediaInfo, Usage
 from worker.core.errors import InternalError, MediaCorrupt, OutOfMemory
 from worker.core.logs import AsJson
+from worker.core.media_warnings import warning
 from worker.core.settings import load
 from worker.service import Service
 
@@ -233,3 +234,26 @@ def test_the_answer_says_how_its_pictures_were_seen(stream: bool) -> None:
     seen = MediaInfo(where="image", kind="image", width=64, height=32, tokens=2)
     last = outputs({"prompt": "x", "image": "y", "stream": stream}, FakeEngine(media=(seen,)))[-1]
     assert last["media"] == [{"where": "image", "kind": "image", "width": 64, "height": 32, "tokens": 2}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("is_openai", [False, True])
+def test_the_answer_says_what_damage_took_and_why_it_was_seen_otherwise(stream: bool, is_openai: bool) -> None:
+    """Natively, and on OpenAI's form in a field that its clients keep."""
+    told = warning("VIDEO_FRAMES_LOST", count=15, total=120)
+    seen = MediaInfo(
+        where="video", kind="video", width=64, height=32, tokens=2, frames_lost=15, truncated=True, warnings=(told,)
+    )
+    body: dict[str, Any] = {"prompt": "x", "video": "y", "stream": stream}
+    if is_openai:
+        block = {"type": "video_url", "video_url": {"url": "y"}}
+        messages = [{"role": "user", "content": [block]}]
+        body = {"openai_route": "/v1/chat/completions", "openai_input": {"messages": messages, "stream": stream}}
+    last = outputs(body, FakeEngine(media=(seen,)))[-1]
+    if isinstance(last, str):
+        last = json.loads(last.split("\n\n")[0].removeprefix("data: "))
+    [entry] = last["media"]
+    assert (entry["frames_lost"], entry["truncated"]) == (15, True)
+    assert entry["warnings"] == [
+        {"code": "VIDEO_FRAMES_LOST", "message": "15 of 120 frames cannot be decoded: the others are used."}
+    ]

@@ -9,7 +9,9 @@ import openai
 import pytest
 
 from tests.fakes import FakeEngine, FakeOpener
+from worker.core.contract import MediaInfo
 from worker.core.engine_protocol import Engine
+from worker.core.media_warnings import warning
 from worker.core.settings import load
 from worker.service import Service
 
@@ -141,3 +143,15 @@ def test_the_models_are_listed_and_found_by_name() -> None:
         assert openai_client.models.retrieve("tiny-qwen3-vl").owned_by == "worker-qwen-vl"
         with pytest.raises(openai.APIStatusError, match="not served here"):
             openai_client.models.retrieve("gpt-4")
+
+
+def test_the_client_keeps_the_media_report() -> None:
+    told = warning("IMAGE_COLOR_CONVERTED")
+    seen = MediaInfo(where="image", kind="image", width=64, height=32, tokens=2, warnings=(told,))
+    openai_client = client(FakeEngine(media=(seen,)))
+    completion = openai_client.chat.completions.create(model="tiny-qwen3-vl", messages=MESSAGES)
+    assert completion.model_extra is not None
+    assert completion.model_extra["media"][0]["warnings"][0]["code"] == "IMAGE_COLOR_CONVERTED"
+    stream = openai_client.chat.completions.create(model="tiny-qwen3-vl", messages=MESSAGES, stream=True)
+    [report] = [chunk.model_extra["media"] for chunk in stream if chunk.model_extra]
+    assert report[0]["warnings"][0]["code"] == "IMAGE_COLOR_CONVERTED"

@@ -1,5 +1,6 @@
 """Good bodies: what they become in the contract."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -287,3 +288,75 @@ def test_a_named_dialect_takes_precedence_over_the_table(body: dict[str, Any], n
 def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(name: object) -> None:
     with pytest.raises(InputInvalid, match=r"dialect: .*one of bot_group, bot_private, chat_vl, generate, native"):
         DIALECTS.choose({"dialect": name, "prompt": "x"})
+
+
+FRAME = base64.b64encode(b"\xff\xd8\xff\xe0 picture").decode()
+
+
+@pytest.mark.parametrize(
+    "head", ["data:video/jpeg;base64,", " DATA:video/jpg;charset=x;base64,", "data:video/png;base64,"]
+)
+def test_frames_in_one_data_uri_are_a_list_of_frames(head: str) -> None:
+    """vLLM's form for frames."""
+    block = {"type": "video_url", "video_url": {"url": head + ",".join([FRAME] * 3)}}
+    [media] = openai_chat(block).media
+    assert isinstance(media.source, Frames)
+    assert [frame.data for frame in media.source.frames if isinstance(frame, Inline)] == [FRAME] * 3
+    assert media.source.fps is None
+    [media] = openai_chat({**block, "video_url": {**block["video_url"], "fps": 4}}).media
+    assert isinstance(media.source, Frames)
+    assert media.source.fps == 4
+    [media] = parse({"prompt": "x", "video": head + FRAME}).media
+    assert isinstance(media.source, Frames)
+    assert len(media.source.frames) == 1
+
+
+def test_a_whole_file_in_a_data_uri_is_one() -> None:
+    for text in ("data:video/mp4;base64,AAAA,BBBB", "data:video/jpeg;base64,AAAAIGZ0eXA="):
+        [media] = parse({"prompt": "x", "video": text}).media
+        assert media.source == Inline(data=text)
+
+
+def test_vllms_media_arguments_choose_frames() -> None:
+    frames = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join([FRAME] * 5)}}
+    film = {"type": "video_url", "video_url": {"url": "https://a.test/film.mp4"}}
+    picture = {"type": "image_url", "image_url": {"url": "https://a.test/"}}
+
+    def media_of(**video: Any) -> list[Media]:
+        return list(openai_chat(frames, film, picture, media_io_kwargs={"video": video}).media)
+
+    first, second, third = media_of(fps=4, num_frames=-1)
+    assert isinstance(first.source, Frames)
+    assert (first.source.fps, len(first.source.frames)) == (4, 5)
+    assert (second.controls, third.controls) == (Controls(fps=4), Controls())
+    first, second, third = media_of(num_frames=3)
+    assert isinstance(first.source, Frames)
+    assert len(first.source.frames) == 3
+    assert (second.controls, third.controls) == (Controls(nframes=3), Controls())
+    own = {**film, "video_url": {**film["video_url"], "nframes": 8}}
+    [media] = openai_chat(own, media_io_kwargs={"video": {"num_frames": 3}, "image": {"mode": "RGB"}}).media
+    assert media.controls == Controls(nframes=8)
+    with pytest.raises(InputInvalid, match=r"media_io_kwargs.video.num_frames"):
+        openai_chat(film, media_io_kwargs={"video": {"num_frames": 0}})
+
+
+def test_damage_is_refused_where_the_request_says_so() -> None:
+    film = {"type": "video_url", "video_url": {"url": "https://a.test/film.mp4"}}
+    mild = {"type": "video_url", "video_url": {"url": "https://a.test/film.mp4", "strict_media": False}}
+    said = [media.controls.strict_media for media in openai_chat(film, mild, strict_media=True).media]
+    assert said == [True, False]
+    [media] = parse({"prompt": "x", "video": "https://a.test/film.mp4", "strict_media": True}).media
+    assert media.controls == Controls(strict_media=True)
+
+
+def test_a_picture_may_keep_its_colors_as_stored() -> None:
+    [media] = parse({"prompt": "x", "image": {"url": "https://a.test/", "color": "as_is"}}).media
+    assert media.controls == Controls(color="as_is")
+    with pytest.raises(InputInvalid, match="color"):
+        parse({"prompt": "x", "image": {"url": "https://a.test/", "color": "cmyk"}})
+
+
+@pytest.mark.parametrize("text", ["\n https://a.test/x.png", "\ufeffhttps://a.test/x.png"])
+def test_an_address_with_blanks_before_it_is_one(text: str) -> None:
+    [media] = parse({"prompt": "x", "image": text}).media
+    assert media.source == Url(url=text)

@@ -1,14 +1,18 @@
 """The fetcher against a server on the loopback that misbehaves to order; and against addresses it must never reach."""
 
 import asyncio
+import gzip
 import socket
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import brotli  # type: ignore[import-untyped]
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from backports import zstd
 from yarl import URL
 
 from worker.core.errors import (
@@ -81,13 +85,19 @@ async def server(serve: Serve) -> Any:
         await listening.wait_closed()
 
 
-def fetch(serve: Serve, path: str = "/x", max_bytes: int = 1000, timeout_s: float = 5.0, **settings: Any) -> bytes:
+def fetch(
+    serve: Serve,
+    path: str = "/x",
+    max_bytes: int = 1000,
+    timeout_s: float = 5.0,
+    take: Callable[[int], None] = ignore,
+    **settings: Any,
+) -> bytes:
     limits = Settings(media_allow_loopback=True, **settings)
-    taken: list[int] = []
 
     async def run() -> bytes:
         async with server(serve) as (port, _):
-            return await Fetcher(limits).fetch(f"http://127.0.0.1:{port}{path}", max_bytes, timeout_s, taken.append)
+            return await Fetcher(limits).fetch(f"http://127.0.0.1:{port}{path}", max_bytes, timeout_s, take)
 
     return asyncio.run(run())
 
@@ -293,3 +303,97 @@ def test_the_reason_of_a_failure_names_the_host_and_nothing_that_may_be_a_secret
         asyncio.run(fetcher.fetch(f"http://127.0.0.1:{port}/secret?token=secret", 10, 10, lambda _: None))
     assert failure.value.reason == "http://127.0.0.1: ConnectionRefusedError 111"
     assert "127.0.0.1" not in failure.value.message
+
+
+SENT = bytes(range(256)) * 900
+PACKED: dict[str, tuple[str, bytes]] = {
+    "gzip": ("gzip", gzip.compress(SENT)),
+    "gzip, another name": ("x-gzip", gzip.compress(SENT)),
+    "gzip of two parts": ("GZIP", gzip.compress(SENT[:1000]) + gzip.compress(SENT[1000:])),
+    "deflate": ("deflate", zlib.compress(SENT)),
+    "deflate without its head": ("deflate", zlib.compress(SENT)[2:-4]),
+    "brotli": ("br", brotli.compress(SENT)),
+    "zstd": ("zstd", zstd.compress(SENT)),
+    "zstd of two parts": ("zstd", zstd.compress(SENT[:1000]) + zstd.compress(SENT[1000:])),
+    "one in the other": ("br, gzip", gzip.compress(brotli.compress(SENT))),
+    "one that is none beside it": ("aws-chunked,gzip", gzip.compress(SENT)),
+    **{
+        f"as it is, called {name!r}": (name, SENT)
+        for name in ("aws-chunked", "utf-8", "binary", "none", "", "identity")
+    },
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_what_a_store_packs_is_unpacked(name: str) -> None:
+    coding, body = PACKED[name]
+    head = f"HTTP/1.1 200 OK\nContent-Length: {len(body)}\nContent-Encoding: {coding}".encode()
+    taken: list[int] = []
+    assert fetch(says(head, body), max_bytes=len(SENT), take=taken.append) == SENT
+    assert sum(taken) == len(SENT)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "brotli", "zstd", "one in the other"])
+def test_what_is_packed_and_damaged_is_refused(name: str) -> None:
+    coding, body = PACKED[name]
+    for damaged in (body[:-6], b"\x7f" * 50, body[: len(body) // 2] + bytes(40)):
+        head = f"HTTP/1.1 200 OK\nContent-Length: {len(damaged)}\nContent-Encoding: {coding}".encode()
+        with pytest.raises(MediaFetchFailed, match="Content-Encoding"):
+            fetch(says(head, damaged), max_bytes=len(SENT))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, brotli.compress, zstd.compress, zlib.compress])
+def test_a_bomb_is_unpacked_no_further_than_the_limit(pack: Callable[[bytes], bytes]) -> None:
+    coding = {gzip.compress: "gzip", brotli.compress: "br", zstd.compress: "zstd", zlib.compress: "deflate"}[pack]
+    body, taken = pack(bytes(50_000_000)), list[int]()
+    head = f"HTTP/1.1 200 OK\nContent-Length: {len(body)}\nContent-Encoding: {coding}".encode()
+    with pytest.raises(MediaTooLarge):
+        fetch(says(head, body), max_bytes=300_000, take=taken.append)
+    assert sum(taken) < 600_000
+
+
+@pytest.mark.parametrize("coding", ["compress", "gzip, gzip, gzip", "exi"])
+def test_other_codings_are_refused(coding: str) -> None:
+    head = f"HTTP/1.1 200 OK\nContent-Length: 5\nContent-Encoding: {coding}".encode()
+    with pytest.raises(MediaFetchFailed, match="not decoded"):
+        fetch(says(head, b"hello"))
+
+
+@pytest.mark.parametrize("target", ["/a%2Fb/%7Ex/it%27s?sig=a%2Fb%3D%3D&x=%27%7e", "/a/../b//c?", "/{a}|b?c=[d]"])
+def test_the_server_is_asked_for_what_the_address_says_byte_for_byte(target: str) -> None:
+    async def run() -> list[str]:
+        async with server(says(b"HTTP/1.1 200 OK\nContent-Length: 2", b"ok")) as (port, asked):
+            fetcher = Fetcher(Settings(media_allow_loopback=True))
+            await fetcher.fetch(f"http://127.0.0.1:{port}{target}", 100, 5, ignore)
+            return list(asked)
+
+    assert asyncio.run(run()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("location", "then"),
+    [
+        ("/b%2Fc/%7E?sig=%27%2F", "/b%2Fc/%7E?sig=%27%2F"),
+        ("http://127.0.0.1:{port}/x%2Fy?s=%2F%27", "/x%2Fy?s=%2F%27"),
+        ("next%2Fone?s=%7E", "/from/next%2Fone?s=%7E"),
+    ],
+)
+def test_a_redirect_is_followed_byte_for_byte(location: str, then: str) -> None:
+    async def run() -> list[str]:
+        ports: list[int] = []
+
+        async def serve(path: str, writer: asyncio.StreamWriter) -> None:
+            if path == "/from/here":
+                where = location.format(port=ports[0]).encode()
+                writer.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        async with server(serve) as (port, asked):
+            ports.append(port)
+            await Fetcher(Settings(media_allow_loopback=True)).fetch(
+                f"http://127.0.0.1:{port}/from/here", 100, 5, ignore
+            )
+            return list(asked)
+
+    assert asyncio.run(run()) == ["/from/here", then]

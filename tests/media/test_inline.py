@@ -1,6 +1,7 @@
 """Base64 in all the shapes in which it comes."""
 
 import base64
+from urllib.parse import quote
 
 import pytest
 
@@ -22,6 +23,13 @@ TEXT = base64.b64encode(DATA).decode()
         f"data:image/png;base64,{TEXT}",
         f"data:video/mp4;charset=x;base64,{TEXT}",
         f"DATA:;BASE64,{TEXT}",
+        f"data:image/png;name=a%20b.png;charset=utf-8;base64,{TEXT}",
+        f'data:image/png;name="a, b.png";base64,{TEXT}',
+        f"\ufeff data:image/png; base64 , {TEXT}\n",
+        "data:image/png;base64," + quote(TEXT, safe=""),
+        "data:image/png;base64," + quote("\r\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), safe=""),
+        quote(base64.urlsafe_b64encode(DATA).decode(), safe=""),
+        "data:image/png;base64,\n\t" + " ".join(TEXT[at : at + 8] for at in range(0, len(TEXT), 8)),
     ],
 )
 def test_these_forms_are_read(form: str) -> None:
@@ -41,6 +49,9 @@ def test_these_forms_are_read(form: str) -> None:
         "A",
         "AA==AA",
         "\x00\x01",
+        "%zz%41",
+        "AAAA%E9",
+        "\ufeff",
     ],
 )
 def test_these_are_not_base64(form: str) -> None:
@@ -62,3 +73,9 @@ def test_what_is_just_too_large_is_refused() -> None:
 def test_slices_join_without_a_seam() -> None:
     data = bytes(3_000_017)
     assert decode(base64.b64encode(data).decode(), 4_000_000) == data
+
+
+@pytest.mark.parametrize("text", ["www.example.org/a.png", "example.org/pictures/a.jpg?b=c", "cdn.example.org:443/x"])
+def test_an_address_without_its_scheme_is_told_so(text: str) -> None:
+    with pytest.raises(MediaBase64Invalid, match="https://"):
+        decode(text, 10_000)
