@@ -1,5 +1,5 @@
-"""Films as phones, editors, disks and broken downloads leave them, made on the spot: edit lists, display matrices, damage,
-old containers. Frames show their own numbers (`films.py`)."""
+"""Films as phones, editors, disks and broken downloads leave them, made on the spot: edit lists, display matrices,
+damage, old containers. Frames show their own numbers (`films.py`)."""
 
 import io
 import struct

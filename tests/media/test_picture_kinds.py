@@ -1,5 +1,5 @@
-"""Pictures as people really have them: metadata that is broken, formats of phones and old programs, color profiles. What
-is seen is what independent decoders show."""
+"""Pictures as people really have them: metadata that is broken, formats of phones and old programs, color profiles.
+What is seen is what independent decoders show."""
 
 import io
 import struct
@@ -47,25 +47,26 @@ def are_four_colors(rgb: RGB, tolerance: int = 6) -> bool:
 
 
 MEGABYTES = bytes(3_000_000)
+IGNORED, NO_PROFILE = "IMAGE_METADATA_IGNORED", "IMAGE_PROFILE_IGNORED"
 BROKEN_METADATA = {
-    "eXIf that is none": (chunk(b"eXIf", b"junk" * 9), "IMAGE_METADATA_IGNORED"),
-    "eXIf that ends in its head": (chunk(b"eXIf", b"II*\0\x08\0\0\0"), "IMAGE_METADATA_IGNORED"),
-    "eXIf with a wrong checksum": (chunk(b"eXIf", exif(6)[6:], 1), "IMAGE_METADATA_IGNORED"),
-    "a raw profile that is none": (kinds.text_chunk(b"Raw profile type exif", b"\nexif\n 8\nzz"), "IMAGE_METADATA_IGNORED"),
-    "a text of three megabytes": (kinds.text_chunk(b"Comment", MEGABYTES), "IMAGE_METADATA_IGNORED"),
+    "eXIf that is none": (chunk(b"eXIf", b"junk" * 9), IGNORED),
+    "eXIf that ends in its head": (chunk(b"eXIf", b"II*\0\x08\0\0\0"), IGNORED),
+    "eXIf with a wrong checksum": (chunk(b"eXIf", exif(6)[6:], 1), IGNORED),
+    "a raw profile that is none": (kinds.text_chunk(b"Raw profile type exif", b"\nexif\n 8\nzz"), IGNORED),
+    "a text of three megabytes": (kinds.text_chunk(b"Comment", MEGABYTES), IGNORED),
     "an international text of three megabytes": (
         chunk(b"iTXt", b"Comment\0\1\0en\0Comment\0" + zlib.compress(MEGABYTES)),
-        "IMAGE_METADATA_IGNORED",
+        IGNORED,
     ),
-    "a packed text that is none": (chunk(b"zTXt", b"Comment\0\0junk"), "IMAGE_METADATA_IGNORED"),
-    "a text with a wrong checksum": (chunk(b"tEXt", b"Comment\0words", 1), "IMAGE_METADATA_IGNORED"),
-    "a profile of five megabytes": (kinds.profile_chunk(bytes(5 * 2**20)), "IMAGE_PROFILE_IGNORED"),
-    "a profile that is none": (kinds.profile_chunk(b"junk" * 99), "IMAGE_PROFILE_IGNORED"),
-    "a profile that is not packed": (chunk(b"iCCP", b"profile\0\0junk"), "IMAGE_PROFILE_IGNORED"),
-    "a profile with a wrong checksum": (chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x"), 1), "IMAGE_PROFILE_IGNORED"),
+    "a packed text that is none": (chunk(b"zTXt", b"Comment\0\0junk"), IGNORED),
+    "a text with a wrong checksum": (chunk(b"tEXt", b"Comment\0words", 1), IGNORED),
+    "a profile of five megabytes": (kinds.profile_chunk(bytes(5 * 2**20)), NO_PROFILE),
+    "a profile that is none": (kinds.profile_chunk(b"junk" * 99), NO_PROFILE),
+    "a profile that is not packed": (chunk(b"iCCP", b"profile\0\0junk"), NO_PROFILE),
+    "a profile with a wrong checksum": (chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x"), 1), NO_PROFILE),
     "sides of its pixels that end early": (chunk(b"pHYs", b"\0\0"), None),
     "a time that is none": (chunk(b"tIME", b""), None),
-    "chunks of its own": (chunk(b"prVt", b"x" * 100, 5), "IMAGE_METADATA_IGNORED"),
+    "chunks of its own": (chunk(b"prVt", b"x" * 100, 5), IGNORED),
 }  # fmt: skip
 
 

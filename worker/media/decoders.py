@@ -83,6 +83,8 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
     policy = context.size_policy
     async with context.sources.opened(item.source, "image", context.left) as data:
         header = await _header(context, data, item.controls)
+        if item.controls.strict_media and header.still.lacks_end:
+            raise MediaCorrupt(detail="strict_media is set, and the end marker is missing")
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
         resize = InParent(policy.resized)
