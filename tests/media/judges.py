@@ -57,3 +57,11 @@ def imagemagick_picture(path: Path, *operations: str) -> np.ndarray:
     """The first picture of a file, (height, width, 3), upright, through operations."""
     ppm = _output("convert", f"{path}[0]", "-auto-orient", *operations, "-depth", "8", "ppm:-")
     return np.asarray(Image.open(io.BytesIO(ppm)).convert("RGB"))
+
+
+def ffmpeg_size(path: Path) -> tuple[int, int] | None:
+    """Width and height at which ffmpeg shows the stream that it chooses; None where it shows none."""
+    png = _output(
+        "ffmpeg", "-v", "quiet", "-i", str(path), "-frames:v", "1", "-f", "image2pipe", "-c:v", "png", "-"
+    )  # fmt: skip
+    return Image.open(io.BytesIO(png)).size if png else None

@@ -150,7 +150,10 @@ REFUSED: dict[str, tuple[bytes, type[MediaError]]] = {
         MediaTooLarge,
     ),
     "20,000 chunks": (b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x00aaAa\x00\x00\x00\x00" * 20_000, MediaTooLarge),
-    "run lengths": (b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 8, 8, 1, 8, 1) + bytes(64), MediaUnsupportedType),
+    "run lengths that are none": (
+        b"BM" + bytes(12) + struct.pack("<IiiHHI", 40, 8, 8, 1, 8, 1) + bytes(64),
+        MediaCorrupt,
+    ),
 }
 
 

@@ -228,6 +228,44 @@ def test_imagemagick_reads_the_same_bmp(name: str, tmp_path: Path) -> None:
     assert difference.max() <= (15 if name.startswith("444") else 1)  # four bits ImageMagick does not stretch to white
 
 
+def _run_lengths(rgb: np.ndarray, bits: int) -> bytes:
+    """A BMP of runs: a palette of two colors, each row one run of each."""
+    height, width = rgb.shape[:2]
+    palette = bytes([0, 0, 255, 0, 255, 0, 0, 0]) + bytes(4 * (2**bits - 2))
+    left = width // 2
+    row = bytes([left, 0, width - left, 0x11 if bits == 4 else 1, 0, 0])
+    body = row * height + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(body), 0, 0, 2**bits, 0)
+    at = 14 + 40 + len(palette)
+    return b"BM" + struct.pack("<IHHI", at + len(body), 0, 0, at) + head + palette + body
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_run_lengths_are_read(bits: int) -> None:
+    shown = seen(_run_lengths(np.zeros((33, 127, 3)), bits))
+    assert shown.shape == (33, 127, 3)
+    assert (shown[:, :63] == RED).all()
+    assert (shown[:, 63:] == BLUE).all()
+    with pytest.raises(MediaCorrupt):
+        seen(_run_lengths(np.zeros((33, 127, 3)), bits)[:60])
+
+
+def test_a_tiff_whose_compression_is_not_decoded_is_named() -> None:
+    data = bytearray(encoded(four_colors(), "TIFF"))
+    at = data.index(struct.pack("<HHI", 259, 3, 1)) + 8
+    data[at : at + 2] = struct.pack("<H", 50001)
+    with pytest.raises(MediaError, match="compression is not decoded"):
+        seen(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [b"acTL", b"fcTL"])
+def test_a_broken_animation_is_a_picture(kind: bytes) -> None:
+    frames = [four_colors(), Image.new("RGB", (64, 48), "white")]
+    data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    at = data.index(kind)
+    assert are_four_colors(seen(data[:at] + b"prVt" + data[at + 4 :]))
+
+
 def _dib(image: Image.Image) -> bytes:
     """A bitmap as it stands in an ICO: twice as high, with a mask below."""
     return encoded(image, "ICO", sizes=[image.size], bitmap_format="bmp")[22:]

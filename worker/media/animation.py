@@ -86,7 +86,7 @@ def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Imag
     """Frame after frame, each composed with those before it."""
     assert found.picture is not None
     deadline = time.monotonic() + settings.video_decode_timeout_s
-    still = prepared(data, found.picture)
+    still = prepared(data, found.picture, is_moving=True)
     try:
         with bounded(settings), opened(still) as image:
             size = image.size

@@ -1,12 +1,16 @@
-"""Uncompressed BMP whose colors lie behind bit masks: Pillow knows some masks, this any."""
+"""BMP that Pillow does not read well: colors behind bit masks, of which it knows some, and run lengths, which it
+decodes byte by byte in Python and FFmpeg a hundred times as fast."""
 
 import struct
 
+import av
 import numpy as np
 
 from worker.core.contract import RGB
 
 _FILE_HEAD_BYTES, _INFO_HEAD_BYTES = 14, 40
+_RUN_LENGTHS = (1, 2)
+_MARGIN = 128  # that FFmpeg asks for beyond the sides
 _BITFIELDS = (3, 6)  # without and with a mask for transparency
 _WITH_ALPHA_BYTES = 56  # of a head that has that mask
 
@@ -19,6 +23,14 @@ def has_masks(data: bytes) -> bool:
     return head >= _INFO_HEAD_BYTES and compression in _BITFIELDS and bits in (16, 32)
 
 
+def is_run_length_coded(data: bytes) -> bool:
+    """Whether its head says so."""
+    if len(data) < _FILE_HEAD_BYTES + _INFO_HEAD_BYTES:
+        return False
+    head, compression = struct.unpack_from("<I12xI", data, _FILE_HEAD_BYTES)
+    return head >= _INFO_HEAD_BYTES and compression in _RUN_LENGTHS
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Width and height."""
     width, height = struct.unpack_from("<ii", data, _FILE_HEAD_BYTES + 4)
@@ -27,6 +39,21 @@ def size(data: bytes) -> tuple[int, int]:
 
 def decode(data: bytes) -> RGB:
     """(height, width, 3), on white where it is transparent. Raises ValueError, struct.error."""
+    return _unpacked(data) if is_run_length_coded(data) else _unmasked(data)
+
+
+def _unpacked(data: bytes) -> RGB:
+    width, height = size(data)
+    context = av.CodecContext.create("bmp", "r")
+    context.options = {"max_pixels": str((width + _MARGIN) * (height + _MARGIN))}
+    try:
+        [frame] = [*context.decode(av.Packet(data)), *context.decode(None)]
+    except av.FFmpegError:
+        raise ValueError("its run lengths are damaged") from None
+    return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+def _unmasked(data: bytes) -> RGB:
     head, width, height = struct.unpack_from("<Iii", data, _FILE_HEAD_BYTES)
     bits, compression = struct.unpack_from("<HI", data, _FILE_HEAD_BYTES + 14)
     masks = list(struct.unpack_from("<III", data, _FILE_HEAD_BYTES + _INFO_HEAD_BYTES))

@@ -5,14 +5,12 @@ thousand segments or of three hundred scans costs seconds.
 """
 
 import re
-import struct
 
-from worker.core.errors import MediaTooLarge, MediaUnsupportedType
+from worker.core.errors import MediaTooLarge
 from worker.media import png
 
 MAX_JPEG_SCANS = 64
 MAX_JPEG_SEGMENTS = 2048
-_RUN_LENGTH_CODED = (1, 2)
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _NEXT_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -39,10 +37,3 @@ def weigh_png(data: bytes) -> None:
     for index, _ in enumerate(png.chunks(data)):
         if index >= png.MAX_CHUNKS:
             raise MediaTooLarge(detail=f"more than {png.MAX_CHUNKS} chunks")
-
-
-def weigh_bmp(data: bytes) -> None:
-    """Pillow decodes run lengths byte by byte in Python. Raises MediaUnsupportedType."""
-    is_modern = len(data) >= 34 and struct.unpack_from("<I", data, 14)[0] >= 40
-    if is_modern and struct.unpack_from("<I", data, 30)[0] in _RUN_LENGTH_CODED:
-        raise MediaUnsupportedType(detail="run-length encoded BMP is not read: convert it to PNG")

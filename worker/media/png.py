@@ -15,7 +15,7 @@ MAX_TEXTS = 16  # that are looked at
 MAX_PROFILE_BYTES = 4 * 2**20
 RGB = 2  # the kind of color without a palette and without transparency
 _HEAD_BYTES, _CHECKSUM_BYTES = 8, 4
-_OF_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})  # beside those that every reader must know
+_MOVING = frozenset({b"acTL", b"fcTL", b"fdAT"})  # the chunks of an animation
 _RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
 
 
@@ -27,9 +27,9 @@ class Chunk:
     begin: int
     end: int
 
-    @property
-    def is_of_pixels(self) -> bool:
-        return not self.kind[0] & 0x20 or self.kind in _OF_PIXELS
+    def is_of_pixels(self, *, is_moving: bool) -> bool:
+        """Whether pixels depend on it; is_moving: those of an animation too."""
+        return not self.kind[0] & 0x20 or self.kind == b"tRNS" or (is_moving and self.kind in _MOVING)
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def chunks(data: bytes) -> Iterator[Chunk]:
         at += _HEAD_BYTES + size + _CHECKSUM_BYTES
 
 
-def read(data: bytes) -> Png:
-    """What is in the file. Its sides and its number of chunks are checked elsewhere."""
+def read(data: bytes, *, is_moving: bool = False) -> Png:
+    """What is in the file; is_moving: as an animation. Its sides and its number of chunks are checked elsewhere."""
     kept = bytearray(data[:_HEAD_BYTES])
     exif = profile = b""
     ignores_metadata = ignores_profile = is_keyed = False
     found, num_texts = list(chunks(data)), 0
     for chunk in found:
-        if chunk.is_of_pixels:
+        if chunk.is_of_pixels(is_moving=True):
             is_keyed |= chunk.kind == b"tRNS"
             continue
         body = data[chunk.begin + _HEAD_BYTES : chunk.end]
@@ -81,9 +81,9 @@ def read(data: bytes) -> Png:
         elif num_texts < MAX_TEXTS:
             num_texts += 1
             ignores_metadata |= not is_whole or not _is_legible(chunk.kind, body)
-    if any(not chunk.is_of_pixels for chunk in found):
+    if not all(chunk.is_of_pixels(is_moving=is_moving) for chunk in found):
         for chunk in found:
-            if chunk.is_of_pixels:
+            if chunk.is_of_pixels(is_moving=is_moving):
                 kept += data[chunk.begin : chunk.end + _CHECKSUM_BYTES]
     bits, color = (data[24], data[25]) if len(data) > 25 else (8, 2)
     return Png(

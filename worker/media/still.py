@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, JpegImagePlugin
 
+from worker.core.errors import MediaUnsupportedType
 from worker.core.media_warnings import MediaWarning, warning
 from worker.media import bmp, ico, limits, orientation, png, tiff
 from worker.media.sniff import PictureFormat
@@ -32,8 +33,10 @@ class Still:
     warnings: tuple[MediaWarning, ...] = ()
 
 
-def prepared(data: bytes, form: PictureFormat) -> Still:
-    """Raises MediaTooLarge, MediaUnsupportedType, MediaCorrupt."""
+def prepared(data: bytes, form: PictureFormat, *, is_moving: bool = False) -> Still:
+    """is_moving: as an animation. Raises MediaTooLarge, MediaUnsupportedType, MediaCorrupt."""
+    if form == "PNG":
+        return _png(data, is_moving=is_moving)
     prepare = _PREPARED.get(form)
     return Still(data, form) if prepare is None else prepare(data)
 
@@ -44,9 +47,9 @@ def _jpeg(data: bytes) -> Still:
     return Still(data, "JPEG", lacks_end=True, warnings=(warning("IMAGE_END_MISSING"),))
 
 
-def _png(data: bytes) -> Still:
+def _png(data: bytes, *, is_moving: bool) -> Still:
     limits.weigh_png(data)
-    found = png.read(data)
+    found = png.read(data, is_moving=is_moving)
     warnings = []
     if found.ignores_metadata:
         warnings.append(warning("IMAGE_METADATA_IGNORED"))
@@ -63,6 +66,8 @@ def _ico(data: bytes) -> Still:
 
 def _tiff(data: bytes) -> Still:
     count = tiff.count_pages(data)
+    if tiff.compression(data) not in tiff.DECODED:
+        raise MediaUnsupportedType(detail="a TIFF with this compression is not decoded: convert it to PNG")
     return Still(data, "TIFF", warnings=() if count == 1 else (warning("IMAGE_FIRST_PAGE", count=count),))
 
 
@@ -73,12 +78,11 @@ def _avif(data: bytes) -> Still:
 
 
 def _bmp(data: bytes) -> Still:
-    limits.weigh_bmp(data)
-    return Still(data, "BMP", is_exact=bmp.has_masks(data))
+    return Still(data, "BMP", is_exact=bmp.has_masks(data) or bmp.is_run_length_coded(data))
 
 
 _PREPARED: Mapping[PictureFormat, Callable[[bytes], Still]] = {
-    "JPEG": _jpeg, "PNG": _png, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp, "AVIF": _avif,
+    "JPEG": _jpeg, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp, "AVIF": _avif,
 }  # fmt: skip
 
 
@@ -94,10 +98,9 @@ def opened(still: Still) -> Image.Image:
         case "JPEG":  # whatever follows the picture, as a film or other sizes of it, is none of its business
             return _Jpeg(file)
         case "HEIF":
-            from pi_heif import HeifImageFile  # type: ignore[import-untyped]  # 25 ms that no other picture needs
+            from worker.media.heif import Photo  # no other picture needs it
 
-            image: Image.Image = HeifImageFile(file)
-            return image
+            return Photo(still.data)
         case _:
             return Image.open(file, formats=(still.form,))
 

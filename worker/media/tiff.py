@@ -9,6 +9,9 @@ MAX_PAGES = 10_000
 MAX_ENTRIES = 1024
 _BYTES_OF = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _ENTRY_BYTES = 12
+_COMPRESSION, _SHORT = 259, 3
+# None, CCITT's, LZW, JPEG old and new, Deflate, PackBits, LZMA, Zstandard: what Pillow's libtiff decodes.
+DECODED = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000})
 
 
 def count_pages(data: bytes) -> int:
@@ -34,6 +37,19 @@ def count_pages(data: bytes) -> int:
     if not seen:
         raise MediaCorrupt()
     return len(seen)
+
+
+def compression(data: bytes) -> int:
+    """The number of the first picture's."""
+    order = "<" if data[:2] == b"II" else ">"
+    at = _number(data, order + "I", 4)
+    for entry in range(at + 2, min(at + 2 + MAX_ENTRIES * _ENTRY_BYTES, len(data) - _ENTRY_BYTES), _ENTRY_BYTES):
+        tag, kind = struct.unpack_from(order + "HH", data, entry)
+        if tag == _COMPRESSION:
+            return _number(data, order + ("H" if kind == _SHORT else "I"), entry + 8)
+        if tag > _COMPRESSION:
+            break
+    return 1
 
 
 def _number(data: bytes, form: str, at: int) -> int:
