@@ -1,6 +1,8 @@
 """CPU seconds and memory from files to patches: this worker, and the references as their users call them.
 
-python -m benchmarks.media [--rounds 3] [--save]      in the environment of `make parity`
+python -m benchmarks.media [--rounds 3] [--save] [--before FOLDER]      in the environment of `make parity`
+
+`--before`: another checkout of this worker instead of the references, as to see what a change costs.
 
 Every case runs in a process of its own, by turns: qwen-vl-utils and transformers' image processor, or transformers'
 PyAV reader and video processor; and this worker's opener and patches. Both are measured when they hand over what goes
@@ -243,14 +245,18 @@ def _mib(name: str) -> float:
     return int(Path("/proc/self/status").read_text(encoding="ascii").partition(f"{name}:")[2].split()[0]) / 1024
 
 
-def measure(folder: Path, rounds: int) -> list[JsonObject]:
+def measure(folder: Path, rounds: int, before: Path | None = None) -> list[JsonObject]:
+    """By turns; `before`: a checkout that takes the references' place."""
     rows = []
+    others = {"references": ROOT} if before is None else {"before": before}
+    checkouts = {**others, "this worker": ROOT}
     for case in CASES:
-        seen: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        seen: dict[str, list[dict[str, float]]] = {way: [] for way in checkouts}
         for _ in range(rounds):
-            for way in WAYS:
-                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--case", way, case, str(folder)]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            for way, checkout in checkouts.items():
+                name = way if way in WAYS else "this worker"
+                command = [sys.executable, "-W", "ignore", "-m", "benchmarks.media", "--case", name, case, str(folder)]
+                done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise RuntimeError(f"{way}, {case}: {done.stderr[-2000:]}")
                 seen[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -263,14 +269,20 @@ def measure(folder: Path, rounds: int) -> list[JsonObject]:
 
 
 def table(rows: list[JsonObject]) -> str:
+    other = "before" if "before" in rows[0] else "references"
     lines = [
-        "| file | references: CPU, s | MiB | this worker: CPU, s | MiB | CPU | memory | time "
+        f"| file | {other}: CPU, s | MiB | this worker: CPU, s | MiB | CPU | memory | time "
         "| with float32: CPU | memory | time |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        a, b = row["references"], row["this worker"]
-        shares = [b[f"{end}{what}"] / a[what] for end in ("", "float32_") for what in ("cpu", "mib", "wall")]
+        a, b = row[other], row["this worker"]
+        # The references hand over float32, an earlier version bytes, as this one does.
+        shares = [
+            b[f"{end}{what}"] / a[f"{end if other == 'before' else ''}{what}"]
+            for end in ("", "float32_")
+            for what in ("cpu", "mib", "wall")
+        ]
         lines.append(
             f"| {row['case']} | {a['cpu']:.2f} | {a['mib']:.0f} | {b['cpu']:.2f} | {b['mib']:.0f} | "
             + " | ".join(f"{share:.2f}x" for share in shares)
@@ -283,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--before", type=Path, help="another checkout, instead of the references")
     parser.add_argument("--case", nargs=3, metavar=("WAY", "CASE", "FOLDER"), help="one case, in this process")
     arguments = parser.parse_args()
     if arguments.case:
@@ -291,7 +304,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder))
-        rows = measure(Path(folder), arguments.rounds)
+        rows = measure(Path(folder), arguments.rounds, arguments.before)
     print(table(rows))
     if arguments.save:
         command = f"python -m benchmarks.media --rounds {arguments.rounds}"

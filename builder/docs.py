@@ -20,7 +20,7 @@ from builder import architecture, costs, dependencies, models
 from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.core import error_table, settings
+from worker.core import error_table, media_warnings, settings
 from worker.core.contract import Clip, Picture
 from worker.models.loading import LoadedModel, load
 from worker.prompt.builder import PromptBuilder
@@ -140,6 +140,7 @@ def main() -> None:
     write(DOCS / "settings.md", "settings", settings.table())
     write(DOCS / "modules.md", "modules", architecture.modules())
     write(DOCS / "errors.md", "errors", error_table.table())
+    write(DOCS / "api.md", "warnings", media_warnings.table())
     write(DOCS / "models.md", "checkpoints", models.checkpoints())
     write(DOCS / "models.md", "cards", models.cards())
     write(DOCS / "costs.md", "prices", costs.price_table())

@@ -85,7 +85,8 @@ def with_matrix(data: bytes, orientation: int) -> bytes:
 
 def packets_of(data: bytes) -> list[tuple[int, int]]:
     """Where each packet of a film lies in its file: first byte and length."""
-    with av.open(io.BytesIO(data)) as container:
+    container: Any
+    with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         return [(data.index(bytes(packet), packet.pos or 0), packet.size) for packet in packets]
 

@@ -14,6 +14,11 @@ from PIL import Image
 from tests.media.films import number_of
 
 TIMEOUT_S = 60
+# ffmpeg's filters from HDR to what a common screen shows.
+TO_SDR = (
+    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=tonemap=hable:desat=0",
+    "zscale=t=bt709:m=gbr:r=pc,format=gbrp",
+)
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 needs_imagemagick = pytest.mark.skipif(shutil.which("convert") is None, reason="ImageMagick is not installed")
 

@@ -117,7 +117,8 @@ def heic(image: Image.Image, quarters: int = 0, mirror: int | None = None) -> by
     data = out.getvalue()
     at = data.index(b"hvcC") - 4
     hvcc = data[at : at + int.from_bytes(data[at : at + 4], "big")]
-    with av.open(io.BytesIO(data)) as source:
+    source: Any
+    with av.open(io.BytesIO(data), "r") as source:
         coded = b"".join(bytes(packet) for packet in source.demux(video=0) if packet.size)
 
     def full(kind: bytes, body: bytes, version: int = 0) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.media import film_kinds as kinds
 from tests.media.films import film, number_of
-from tests.media.judges import ffmpeg_frames, ffmpeg_picture, needs_ffmpeg
+from tests.media.judges import TO_SDR, ffmpeg_frames, ffmpeg_picture, needs_ffmpeg
 from tests.media.test_opener import AsItIs, Slow
 from worker.core.contract import RGB, Clip, Controls, Media, Upload
 from worker.core.errors import MediaCorrupt, MediaError, MediaUnsupportedType
@@ -437,11 +437,7 @@ def test_hdr_is_mapped_as_ffmpeg_maps_it(curve: str, tmp_path: Path) -> None:
     data = _hdr(curve)
     (tmp_path / "film.mp4").write_bytes(data)
     clip = seen(data)
-    theirs = ffmpeg_picture(
-        tmp_path / "film.mp4",
-        "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=tonemap=hable:desat=0",
-        "zscale=t=bt709:m=gbr:r=pc,format=gbrp",
-    )
+    theirs = ffmpeg_picture(tmp_path / "film.mp4", *TO_SDR)
     difference = np.abs(clip.frames[0].astype(int) - theirs.astype(int))
     assert difference.mean() < 6
     assert np.percentile(difference, 90) < 16

@@ -237,7 +237,8 @@ def _run_lengths(rgb: np.ndarray, bits: int) -> bytes:
     body = row * height + b"\0\1"
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(body), 0, 0, 2**bits, 0)
     at = 14 + 40 + len(palette)
-    return b"BM" + struct.pack("<IHHI", at + len(body), 0, 0, at) + head + palette + body
+    made: bytes = b"BM" + struct.pack("<IHHI", at + len(body), 0, 0, at) + head + palette + body
+    return made
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -268,7 +269,8 @@ def test_a_broken_animation_is_a_picture(kind: bytes) -> None:
 
 def _dib(image: Image.Image) -> bytes:
     """A bitmap as it stands in an ICO: twice as high, with a mask below."""
-    return encoded(image, "ICO", sizes=[image.size], bitmap_format="bmp")[22:]
+    data: bytes = encoded(image, "ICO", sizes=[image.size], bitmap_format="bmp")
+    return data[22:]
 
 
 def test_of_an_icon_the_largest_picture_is_seen() -> None:

@@ -105,10 +105,10 @@ def both(family: str, folder: Path) -> Both:
     return Both(family, model, processor)
 
 
-def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls) -> Opened:
+def opened(model: LoadedModel, kind: str, data: bytes, controls: Controls, settings: Settings = UNLIMITED) -> Opened:
     """A file as this worker opens it."""
-    size_policy = SmartResizePolicy(model.spec.preprocessor, UNLIMITED, model.spec.max_model_len)
-    opener = Opener(UNLIMITED, Fetcher(UNLIMITED), size_policy)
+    size_policy = SmartResizePolicy(model.spec.preprocessor, settings, model.spec.max_model_len)
+    opener = Opener(settings, Fetcher(settings), size_policy)
     item = Media(kind=kind, source=Upload(data=data), where="test", controls=controls)
     try:
         [(seen,)] = asyncio.run(opener.open([item]))

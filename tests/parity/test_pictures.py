@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.fakes import encoded
+from tests.media.test_picture_kinds import WIDE
 from tests.parity.conftest import note
 from tests.parity.reference import FAMILIES, Both, both, our_pixels, prompt, their_picture, their_size
 from worker.core.contract import Controls
@@ -113,6 +114,16 @@ def test_modes_are_seen_as_they_are_seen_there(pair: Both, mode: str) -> None:
         far / (LEVEL * 0.5 / pair.model.spec.preprocessor.std[0]),
     )
     assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
+
+
+def test_a_color_profile_is_left_alone_as_there_where_that_is_asked_for(pair: Both) -> None:
+    data = encoded(drawn(300, 200), "PNG", icc_profile=WIDE["Display P3"])
+    theirs = their_picture(pair, Image.open(io.BytesIO(data)).convert("RGB"))["pixel_values"]
+    as_is, shown = (
+        our_pixels(pair.model, prompt(pair.model, "image", data, Controls(color=color))) for color in ("as_is", None)
+    )
+    assert (as_is - theirs).abs().max() <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
+    assert (shown - theirs).abs().max() > 0.1
 
 
 def test_a_picture_is_not_equal_to_another_one(pair: Both) -> None:

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.video_utils import load_video
 
+from tests.media.film_kinds import of_wide_pixels
 from tests.media.films import film, number_of
 from tests.parity.conftest import note
 from tests.parity.reference import (
     FAMILIES,
+    UNLIMITED,
     Both,
     both,
     frames_of,
@@ -103,6 +107,17 @@ def told(pair: Both, ids: Sequence[int]) -> list[float]:
     """The seconds that a prompt names."""
     text = pair.model.spec.tokenizer.decode(ids, with_special=True)
     return [float(at) for at in re.findall(r"<(\d+\.\d) seconds>", text)]
+
+
+def test_pixels_that_are_not_square_are_seen_as_stored_where_that_is_asked_for(pair: Both, tmp_path: Path) -> None:
+    """As transformers' reader does; otherwise in the shape of the screen."""
+    path = tmp_path / "wide.mp4"
+    path.write_bytes(of_wide_pixels(Fraction(2)))
+    theirs, _ = load_video(str(path), backend="pyav", num_frames=4)
+    assert theirs.shape[1:3] == (96, 160)
+    coded = UNLIMITED.model_copy(update={"video_pixel_aspect": "coded"})
+    sizes = [opened(pair.model, "video", path.read_bytes(), Controls(), each).size for each in (coded, UNLIMITED)]
+    assert sizes == [(96, 160), (96, 320)]
 
 
 def test_another_frame_is_seen(pair: Both, files: dict[str, bytes]) -> None:

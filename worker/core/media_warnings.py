@@ -1,6 +1,7 @@
 """What a media report says of a picture or video that is not seen just as its bytes are stored: a stable code, and a
 sentence with our own words and numbers. Never the file's texts."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,13 @@ class MediaWarning:
 
     code: Code
     message: str
+
+
+def table() -> str:
+    """All of them, as Markdown."""
+    rows = ["| code | message |", "|---|---|"]
+    rows += [f"| `{code}` | {re.sub(r'{[a-z]+}', '…', sentence)} |" for code, sentence in SENTENCES.items()]
+    return "\n".join(rows) + "\n"
 
 
 def warning(code: Code, **numbers: int | str) -> MediaWarning:
