@@ -1,6 +1,7 @@
 """Films as people really have them. The frames that come out and their times are those that ffmpeg shows."""
 
 import asyncio
+import gc
 import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -453,3 +454,24 @@ def test_a_codec_that_is_not_decoded_is_named(codec: str, name: str) -> None:
     form = "matroska" if codec == "ffv1" else "mov"
     with pytest.raises(MediaUnsupportedType, match=f"{name}.*re-encode"):
         seen(film(4, codec=codec, form=form, pixels=pixels))
+
+
+def test_decoded_frames_are_freed_as_they_are_seen() -> None:
+    """Without waiting for Python to collect garbage."""
+    data = kinds.with_matrix(film(40, size=(640, 480)), 2)
+    form = sniff(data).video
+    assert form is not None
+    packets = video.read_packets(data, form, AS_SENT)
+    alive: list[int] = []
+
+    def shrink(rgb: RGB, num_frames: int) -> RGB:
+        alive.append(sum(type(each) is av.VideoFrame for each in gc.get_objects()))
+        return rgb[::8, ::8].copy()
+
+    gc.collect()
+    gc.disable()
+    try:
+        video.decode(data, form, packets, range(40), AS_SENT, shrink)
+    finally:
+        gc.enable()
+    assert max(alive) <= min(alive) + 2

@@ -79,6 +79,7 @@ class _Frames:
         self._shape = 1 if is_coded_shape else packets.pixel_shape
         self.size = self._coded if is_coded_shape else packets.shown_size
         self.orientation = UPRIGHT
+        self._rotation: int | None = None
         self._warnings: dict[Code, MediaWarning] = {}
         if self.size != self._coded:
             self.warn("VIDEO_PIXELS_STRETCHED", stored=_sides(self._coded), shown=_sides(self.size))
@@ -92,7 +93,9 @@ class _Frames:
 
     def upright(self, frame: Any) -> RGB:
         """(height, width, 3), turned as the file says."""
-        self.orientation = _orientation(frame)
+        if frame.rotation != self._rotation:
+            # Asked for once: a frame whose side data were looked at lives until Python collects garbage (PyAV 18).
+            self._rotation, self.orientation = frame.rotation, _orientation(frame)
         if self.orientation in MIRRORED:
             self.warn("VIDEO_MIRRORED")
         return upright(self._of_one_size(frame), self.orientation)
