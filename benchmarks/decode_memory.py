@@ -10,14 +10,16 @@ import argparse
 import io
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.media import picture_kinds
 from worker.core.settings import Settings
-from worker.media.picture import WORKING_BYTES_PER_PIXEL, decode, read_header
+from worker.media.picture import decode, read_header
 
 STATUS = Path("/proc/self/status")
 
@@ -35,6 +37,11 @@ def _rgba(side: int) -> Image.Image:
 
 def _deep(side: int) -> Image.Image:
     return Image.fromarray(np.asarray(_rgb(side).convert("L")).astype(np.uint16) << 8)
+
+
+def gamma_profile() -> bytes:
+    """A screen's with another gamma than sRGB's."""
+    return picture_kinds.screen_profile((0.6485, 0.3309), (0.3212, 0.5979), (0.1559, 0.0660), 1.6)
 
 
 Make = Callable[[int], Image.Image]
@@ -58,7 +65,37 @@ FORMS: dict[str, tuple[str, Make, dict[str, object]]] = {
     "AVIF 4:4:4": ("AVIF", _rgba, {"speed": 10, "subsampling": "4:4:4"}),
     "GIF": ("GIF", lambda side: _rgb(side).quantize(64), {}),
     "BMP": ("BMP", _rgb, {}),
+    "TIFF": ("TIFF", _rgb, {}),
+    "TIFF, LZW": ("TIFF", _rgb, {"compression": "tiff_lzw"}),
+    "TIFF, JPEG": ("TIFF", _rgb, {"compression": "jpeg"}),
+    "TIFF, CMYK": ("TIFF", lambda side: _rgb(side).convert("CMYK"), {}),
+    "TIFF, turned": ("TIFF", _rgb, {"tiffinfo": {274: 6}}),
+    "JPEG 2000": ("JPEG2000", _rgb, {"quality_layers": [40]}),
+    "JPEG 2000 with alpha": ("JPEG2000", _rgba, {"quality_layers": [40]}),
+    "JPEG with a profile": ("JPEG", _rgb, {"icc_profile": gamma_profile()}),
+    "PNG with alpha and a profile": ("PNG", _rgba, {"compress_level": 1, "icc_profile": gamma_profile()}),
 }
+# Written byte by byte.
+WRITTEN: dict[str, Callable[[int], bytes]] = {
+    "HEIC": lambda side: picture_kinds.heic(_rgb(side)),
+    "HEIC, turned": lambda side: picture_kinds.heic(_rgb(side), 1),
+    "PNG, one of 16 bits is transparent": lambda side: picture_kinds.deep_png(
+        np.asarray(_rgb(side)).astype(np.uint16) << 8, 2, bytes(6)
+    ),
+    "BMP behind masks": lambda side: picture_kinds.bmp_with_masks(
+        np.asarray(_rgb(side)), 32, (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
+    ),
+    "BMP behind masks, 16 bits": lambda side: picture_kinds.bmp_with_masks(
+        np.asarray(_rgb(side)), 16, (0xF800, 0x07E0, 0x1F)
+    ),
+    "JPEG without its end": lambda side: _jpeg(side)[:-2],
+}
+
+
+def _jpeg(side: int) -> bytes:
+    buffer = io.BytesIO()
+    _rgb(side).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
 
 
 def _peak() -> int:
@@ -66,14 +103,20 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(name: str, side: int) -> float:
-    """Bytes for each pixel, in this process."""
+def made(name: str, side: int) -> bytes:
+    """The file."""
+    if name in WRITTEN:
+        return WRITTEN[name](side)
     form, make, options = FORMS[name]
     buffer = io.BytesIO()
     make(side).save(buffer, form, **options)
-    header = read_header(buffer.getvalue(), Settings())
-    del buffer
-    return growth(lambda: decode(header)) / header.num_pixels
+    return buffer.getvalue()
+
+
+def measure(file: Path) -> tuple[float, float]:
+    """Bytes for each pixel, in this process, and those that are counted for it."""
+    header = read_header(file.read_bytes(), Settings())
+    return growth(lambda: decode(header)) / header.num_pixels, header.decode_bytes / header.num_pixels
 
 
 def growth(work: Callable[[], object]) -> int:
@@ -84,26 +127,30 @@ def growth(work: Callable[[], object]) -> int:
     return _peak() - before
 
 
-def in_process(name: str, side: int) -> float:
-    """The same in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.decode_memory", "--side", str(side), "--only", name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def in_process(name: str, side: int) -> tuple[float, float]:
+    """The same in a process of its own, which has not made the file."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(made(name, side))
+        file.flush()
+        command = [sys.executable, "-m", "benchmarks.decode_memory", "--file", file.name]
+        taken, counted = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(taken), float(counted)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=4800, help="pixels")
-    parser.add_argument("--only", choices=FORMS)
+    parser.add_argument("--file", type=Path, help="measure this one, in this process")
     options = parser.parse_args()
-    if options.only:
-        print(measure(options.only, options.side))
+    if options.file:
+        print(*measure(options.file))
         return
     print("| picture | bytes a pixel | counted |\n|---|---|---|")
     worst = 0.0
-    for name, (form, *_) in FORMS.items():
-        taken, counted = in_process(name, options.side), WORKING_BYTES_PER_PIXEL[form]
+    for name in (*FORMS, *WRITTEN):
+        taken, counted = in_process(name, options.side)
         worst = max(worst, taken / counted)
-        print(f"| {name} | {taken:.1f} | {counted} |", flush=True)
+        print(f"| {name} | {taken:.1f} | {counted:.0f} |", flush=True)
     if worst > 1:
         sys.exit("a format takes more than is counted for it")
 

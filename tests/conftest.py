@@ -22,6 +22,7 @@ MARKS = {
     "process": (
         *("tests/platform/test_deploy.py", "tests/platform/test_outcomes.py", "tests/platform/test_soak.py"),
         *("tests/media/test_attacks.py", "tests/media/test_isolate.py", "tests/startup/test_boot.py"),
+        *("tests/media/test_film_kinds.py", "tests/media/test_picture_kinds.py"),
         *("tests/server/test_app.py", "tests/server/test_clients.py", "tests/test_handler.py"),
         *("tests/server/test_strangers.py", "tests/server/test_http1.py"),
         *("tests/builder/test_download.py", "tests/prompt/test_without_weights.py", "tests/docs/test_quickstart.py"),

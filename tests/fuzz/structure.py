@@ -35,7 +35,7 @@ def changed(data: bytes, seed: int) -> bytes:
     draw = random.Random(seed)
     if form.video == "matroska,webm":
         return _changed(_elements(data, 0, len(data)), draw, _element)
-    if form.picture == "AVIF" or (form.video or "").startswith("mov"):
+    if form.picture in ("AVIF", "HEIF") or (form.video or "").startswith("mov"):
         return _changed(_boxes(data, 0, len(data)), draw, _box)
     return data
 

@@ -40,6 +40,8 @@ def _open_video(data: bytes) -> None:
     limits = frames.Limits(SETTINGS.max_video_fps, SETTINGS.max_frames)
     if found.video is not None:
         packets = video.read_packets(data, found.video, SETTINGS)
+        if packets.is_unclear:
+            packets = video.examine(data, found.video, packets, SETTINGS)
         chosen = frames.choose(packets.times, Controls(), limits)
         clip = video.decode(data, found.video, packets, chosen, SETTINGS, _as_it_is)
     elif found.picture in animation.MOVING:

@@ -161,3 +161,28 @@ def png_info(**texts: str) -> PngImagePlugin.PngInfo:
     for name, text in texts.items():
         info.add_text(name, text)
     return info
+
+
+def screen_profile(
+    red: tuple[float, float], green: tuple[float, float], blue: tuple[float, float], gamma: float
+) -> bytes:
+    """A profile of a screen with these primaries, D50 white, as its maker would write it."""
+
+    def xyz(x: float, y: float) -> np.ndarray:
+        return np.array([x / y, 1, (1 - x - y) / y])
+
+    white = np.array([0.9642, 1, 0.8249])
+    primaries = np.stack([xyz(*each) for each in (red, green, blue)], axis=1)
+    columns = primaries * np.linalg.solve(primaries, white)
+    tags = [(b"desc", b"desc" + bytes(4) + struct.pack(">I", 5) + b"Test\0" + bytes(78 + 3))]
+    for name, value in ((b"wtpt", white), *zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns.T, strict=True)):
+        tags.append((name, b"XYZ " + bytes(4) + struct.pack(">3i", *(round(part * 65536) for part in value))))
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
+    at, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, value in tags:
+        table += struct.pack(">4sII", name, at + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head = head.ljust(36, b"\0") + b"acsp" + bytes(28)
+    return (head + struct.pack(">3i", 63190, 65536, 54061)).ljust(128, b"\0") + table + body

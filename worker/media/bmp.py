@@ -10,6 +10,7 @@ from worker.core.contract import RGB
 
 _FILE_HEAD_BYTES, _INFO_HEAD_BYTES = 14, 40
 _RUN_LENGTHS = (1, 2)
+_BAND_ROWS = 64  # that are converted at a time
 _MARGIN = 128  # that FFmpeg asks for beyond the sides
 _BITFIELDS = (3, 6)  # without and with a mask for transparency
 _WITH_ALPHA_BYTES = 56  # of a head that has that mask
@@ -62,16 +63,17 @@ def _unmasked(data: bytes) -> RGB:
     rows, word = abs(height), "<u2" if bits == 16 else "<u4"
     stride = -(-width * bits // 32) * 4
     begin = struct.unpack_from("<I", data, 10)[0]
-    stored = np.frombuffer(data, np.uint8, stride * rows, begin).reshape(rows, stride)
-    pixels = np.ascontiguousarray(stored[:, : width * bits // 8]).view(word).astype(np.uint32)
-    if height > 0:
-        pixels = pixels[::-1]
-    rgb = np.stack([_channel(pixels, mask) for mask in masks[:3]], axis=-1)
-    if not masks[3]:
-        return rgb.astype(np.uint8)
-    alpha = _channel(pixels, masks[3])[..., None]
-    shown: RGB = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return shown
+    stored = np.frombuffer(data, np.uint8, stride * rows, begin).reshape(rows, stride)[:, : width * bits // 8]
+    rgb = np.empty((rows, width, 3), np.uint8)
+    upright = stored if height < 0 else stored[::-1]
+    for top in range(0, rows, _BAND_ROWS):
+        pixels = np.ascontiguousarray(upright[top : top + _BAND_ROWS]).view(word).astype(np.uint32)
+        band = np.stack([_channel(pixels, mask) for mask in masks[:3]], axis=-1)
+        if masks[3]:
+            alpha = _channel(pixels, masks[3])[..., None]
+            band = (band * alpha + 255 * (255 - alpha) + 127) // 255
+        rgb[top : top + _BAND_ROWS] = band
+    return rgb
 
 
 def _channel(pixels: np.ndarray, mask: int) -> np.ndarray:
