@@ -4,6 +4,8 @@ set -eu
 missing=""
 command -v redis-server >/dev/null || missing="$missing redis-server"
 command -v chromedriver >/dev/null || missing="$missing chromium chromium-driver"
+command -v ffmpeg >/dev/null || missing="$missing ffmpeg"
+command -v identify >/dev/null || missing="$missing imagemagick"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "not installed, tests that need them will skip:$missing"

@@ -151,7 +151,7 @@ def examined(path: Path, kind: Kind) -> Found:
 def _difference(path: Path, kind: Kind, rgb: RGB) -> float | None:
     """255 where the sides differ."""
     try:
-        if kind == "image" and shutil.which("convert"):
+        if kind == "image" and shutil.which("identify"):
             theirs = imagemagick_picture(
                 path, "-background", "white", "-alpha", "remove", "-alpha", "off", "+repage", "-colorspace", "sRGB"
             )

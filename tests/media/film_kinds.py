@@ -15,6 +15,7 @@ from tests.media.films import film, frame
 from worker.media.iso_boxes import boxes
 
 ONE = 65536
+BT2020 = 9  # FFmpeg's number
 # The matrices of the eight orientations, by EXIF's number: how x and y of a stored pixel become those shown.
 MATRICES = {
     1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1),
@@ -209,8 +210,8 @@ def encoded(shown: Any, codec: str, options: dict[str, str], curve: int) -> byte
     with same_scheduling(), av.open(out, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = shown.width, shown.height, shown.format.name
-        context = stream.codec_context
-        context.color_primaries, context.color_trc, context.colorspace = 9, curve, 9
+        for name, number in (("color_primaries", BT2020), ("color_trc", curve), ("colorspace", BT2020)):
+            setattr(stream.codec_context, name, number)
         for number in range(10):
             shown.pts, shown.time_base = number, Fraction(1, 30)
             container.mux(stream.encode(shown))

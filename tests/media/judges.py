@@ -20,7 +20,7 @@ TO_SDR = (
     "zscale=t=bt709:m=gbr:r=pc,format=gbrp",
 )
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-needs_imagemagick = pytest.mark.skipif(shutil.which("convert") is None, reason="ImageMagick is not installed")
+needs_imagemagick = pytest.mark.skipif(shutil.which("identify") is None, reason="ImageMagick is not installed")
 
 
 def _output(*command: str) -> bytes:

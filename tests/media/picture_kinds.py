@@ -7,7 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from tests.media.film_kinds import box
 
@@ -154,13 +154,6 @@ def text_chunk(name: bytes, unpacked: bytes) -> bytes:
 
 def profile_chunk(profile: bytes) -> bytes:
     return chunk(b"iCCP", b"profile\0\0" + zlib.compress(profile))
-
-
-def png_info(**texts: str) -> PngImagePlugin.PngInfo:
-    info = PngImagePlugin.PngInfo()
-    for name, text in texts.items():
-        info.add_text(name, text)
-    return info
 
 
 def screen_profile(

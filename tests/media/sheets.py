@@ -21,7 +21,6 @@ from tests.media import film_kinds, judges, picture_kinds
 from tests.media.test_picture_kinds import WIDE
 from worker.core.contract import Clip
 
-SIZE = 320, 240
 STEADY = [index / 15 for index in range(60)]
 
 
