@@ -38,8 +38,19 @@ def chosen(times: Sequence[float], controls: Controls, settings: Settings) -> li
     return frames.choose(times, controls, frames.Limits(settings.max_video_fps, settings.max_frames))
 
 
-def film(
-    count: int = 60,
+_MADE: dict[str, bytes] = {}
+
+
+def film(count: int = 60, **made: Any) -> bytes:
+    """See `_film`; made once, as encoding takes most of a test's time."""
+    key = f"{count} {made}"
+    if key not in _MADE:
+        _MADE[key] = _film(count, **made)
+    return _MADE[key]
+
+
+def _film(
+    count: int,
     *,
     codec: str = "libx264",
     form: str = "mp4",
