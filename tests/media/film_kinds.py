@@ -217,3 +217,9 @@ def encoded(shown: Any, codec: str, options: dict[str, str], curve: int) -> byte
             container.mux(stream.encode(shown))
         container.mux(stream.encode(None))
     return out.getvalue()
+
+
+def with_hole(data: bytes, part: float) -> bytes:
+    """A file of which a few hundred bytes were overwritten, so far along."""
+    at = int(len(data) * part)
+    return data[:at] + np.random.default_rng(1).integers(0, 256, 700, np.uint8).tobytes() + data[at + 700 :]

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from worker.media.opener import Opener
 from worker.media.packets import Packets
 from worker.media.sniff import sniff
 
-AS_SENT = Settings()
+AS_SENT = Settings(media_isolate="process")
 FRAME_S = 1 / 30
 X265 = {"x265-params": "log-level=none:keyint=30"}
 VP9 = {"cpu-used": "8", "deadline": "realtime", "g": "30"}
@@ -47,14 +47,22 @@ def whole(data: bytes) -> tuple[Clip, Packets]:
 
 def seen(data: bytes, settings: Settings = AS_SENT, **controls: Any) -> Clip:
     """What a request sees."""
-    opener = Opener(settings, Slow(), AsItIs())
+    opener = OPENERS.get(settings) or OPENERS.setdefault(settings, Opener(settings, Slow(), AsItIs()))
     media = Media(kind="video", source=Upload(data=data), where="video", controls=Controls(**controls))
-    try:
-        [[clip]] = asyncio.run(opener.open([media]))
-    finally:
-        opener.close()
+    [[clip]] = asyncio.run(opener.open([media]))
     assert isinstance(clip, Clip)
     return clip
+
+
+OPENERS: dict[Settings, Opener] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def openers() -> Iterator[None]:
+    """What requests see comes from child processes, as where the worker is deployed."""
+    yield
+    for opener in OPENERS.values():
+        opener.close()
 
 
 def numbers(frames: Sequence[RGB]) -> list[int]:
@@ -267,6 +275,48 @@ def test_of_a_film_with_a_bad_packet_the_other_frames_are_seen(codec: str, numbe
     assert (packets.frames_lost > 0) == ("VIDEO_FRAMES_LOST" in codes(clip))
 
 
+UNTOLD = {
+    "MPEG-2 in MP4": lambda: kinds.with_noise(film(90, codec="mpeg2video", options={"b": "4M", "g": "30"}), 45),
+    "the first packet of MPEG-2": lambda: kinds.with_noise(
+        film(90, codec="mpeg2video", options={"b": "4M", "g": "30"}), 0
+    ),
+    "a hole in MPEG-TS": lambda: kinds.with_hole(film(90, form="mpegts", options={"g": "30"}), 0.4),
+    "a hole in WebM": lambda: kinds.with_hole(film(90, form="webm", codec="libvpx-vp9", options=VP9), 0.4),
+    "WMV that ends early": lambda: film(90, codec="wmv2", form="asf", options={"b": "4M"})[:-4000],
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_damage_that_no_decoder_complains_of_is_reported_and_refused_where_that_is_asked_for(name: str) -> None:
+    data = UNTOLD[name]()
+    clip = seen(data, nframes=90)
+    assert {"VIDEO_FRAMES_LOST", "VIDEO_FRAMES_DAMAGED", "VIDEO_TRUNCATED"} & set(codes(clip))
+    with pytest.raises(MediaCorrupt, match="strict_media"):
+        seen(data, strict_media=True)
+
+
+@pytest.mark.parametrize("form", ["mp4", "mov", "matroska", "mpegts", "flv", "avi"])
+@pytest.mark.parametrize("options", [{"bf": "3"}, {"g": "12", "x264-params": "open-gop=1:bframes=3"}], ids=str)
+def test_a_whole_film_is_not_refused_by_strict_media(form: str, options: dict[str, str]) -> None:
+    data = film(60, form=form, options=options)
+    for tail in (b"", bytes(50), b"\n"):
+        clip = seen(data + tail, strict_media=True)
+        assert clip.source is not None
+        assert (clip.source.frames_lost, clip.source.is_truncated) == (0, False)
+
+
+def test_one_absurd_time_costs_no_film() -> None:
+    data = bytearray(film(60, codec="libvpx", form="ivf"))
+    at = 32
+    for _ in range(30):
+        at += 12 + int.from_bytes(data[at : at + 4], "little")
+    data[at + 4 : at + 12] = b"\xff" * 7 + b"\x3f"
+    clip, _ = whole(bytes(data))
+    assert numbers(clip.frames) == [*range(60)]
+    assert clip.times is not None
+    assert clip.times[-1] == pytest.approx(59 / 30, abs=0.05)
+
+
 def test_frames_are_chosen_among_those_that_come_out() -> None:
     data = kinds.with_noise(film(120, options={"g": "60", "bf": "0"}), 0)
     clip = seen(data, nframes=4)
@@ -367,7 +417,7 @@ def test_frames_of_another_shape_have_black_bars() -> None:
 
 def test_frames_far_larger_than_announced_are_seen_up_to_1080p() -> None:
     """What is announced is what memory was counted by: it is counted anew."""
-    settings = Settings(max_video_fps=30)
+    settings = Settings(media_isolate="process", max_video_fps=30)
     clip = seen(kinds.of_two_sizes("libvpx", "webm", ((160, 96), (1280, 720)), count=10), settings, fps=30)
     assert numbers(clip.frames) == [*range(10)] * 2
     clip = seen(kinds.of_two_sizes("libvpx", "webm", ((160, 96), (2560, 1440)), count=10), settings, fps=30)
@@ -408,7 +458,7 @@ def test_pixels_that_are_not_square_are_seen_in_the_shape_of_the_screen(
     assert (clip.source.height, clip.source.width) == expected
     assert ("VIDEO_PIXELS_STRETCHED" in codes(clip)) == (shape != 1)
     assert number_of(clip.frames[-1]) == 29
-    assert seen(data, Settings(video_pixel_aspect="coded")).frames[0].shape[:2] == (96, 160)
+    assert seen(data, Settings(media_isolate="process", video_pixel_aspect="coded")).frames[0].shape[:2] == (96, 160)
 
 
 def test_a_pixel_shape_that_nobody_has_is_a_mistake() -> None:
@@ -475,3 +525,11 @@ def test_decoded_frames_are_freed_as_they_are_seen() -> None:
     finally:
         gc.enable()
     assert max(alive) <= min(alive) + 2
+
+
+def test_a_child_process_decodes_film_after_film() -> None:
+    """What a film leaves behind would soon be more than a child process may have."""
+    films = [kinds.with_matrix(film(20, size=(320, 240)), orientation) for orientation in (2, 6)]
+    for _ in range(15):
+        for data in films:
+            assert len(seen(data, nframes=4).frames) == 4

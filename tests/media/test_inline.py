@@ -1,6 +1,7 @@
 """Base64 in all the shapes in which it comes."""
 
 import base64
+import tracemalloc
 from urllib.parse import quote
 
 import pytest
@@ -29,6 +30,10 @@ TEXT = base64.b64encode(DATA).decode()
         "data:image/png;base64," + quote(TEXT, safe=""),
         "data:image/png;base64," + quote("\r\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)), safe=""),
         quote(base64.urlsafe_b64encode(DATA).decode(), safe=""),
+        "data:image/png;base64,\ufeff" + TEXT,
+        f'"{TEXT}"',
+        "\xa0" + TEXT[:50] + "\xa0" + TEXT[50:] + "\f",
+        "data:image/png%3Bbase64%2C" + TEXT,
         "data:image/png;base64,\n\t" + " ".join(TEXT[at : at + 8] for at in range(0, len(TEXT), 8)),
     ],
 )
@@ -73,6 +78,25 @@ def test_what_is_just_too_large_is_refused() -> None:
 def test_slices_join_without_a_seam() -> None:
     data = bytes(3_000_017)
     assert decode(base64.b64encode(data).decode(), 4_000_000) == data
+
+
+def test_long_texts_of_escapes_and_dots_take_no_more_than_themselves() -> None:
+    for text, error in (
+        ("%%%" * 1_000_000, MediaBase64Invalid),
+        ("a." * 1_000_000, MediaBase64Invalid),
+        ("%4" * 1_000_000, MediaBase64Invalid),
+    ):
+        tracemalloc.start()
+        with pytest.raises(error):
+            decode(text, 2_000_000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 60_000_000
+    data = b"".join(b"%%%02X" % ord(letter) for letter in TEXT).decode() * 200  # escapes across the slices
+    with pytest.raises(MediaBase64Invalid):
+        decode(data, 10_000_000)
+    whole = base64.b64encode(DATA * 300).decode()
+    assert decode("".join(f"%{ord(letter):02X}" for letter in whole), 2_000_000) == DATA * 300
 
 
 @pytest.mark.parametrize("text", ["www.example.org/a.png", "example.org/pictures/a.jpg?b=c", "cdn.example.org:443/x"])

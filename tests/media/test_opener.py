@@ -58,7 +58,7 @@ class Shelf:
         self.num_open = 0
 
     async def fetch(
-        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object
+        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object = None
     ) -> bytes:
         self.num_open += 1
         try:
@@ -71,7 +71,7 @@ class Shelf:
 
 class Slow:
     async def fetch(
-        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object
+        self, address: str, max_bytes: int, timeout_s: float, take: Callable[[int], None], expect: object = None
     ) -> bytes:
         raise MediaFetchTimeout(detail="our words")
 
@@ -393,6 +393,7 @@ def test_a_picture_is_shrunk_where_it_is_decoded_and_its_file_goes() -> None:
             assert still.rgb.nbytes <= 64 * 32 * 32 * 3
             assert still.size == (600, 900)
             assert moving.is_sized
+            assert still.source is not None and moving.source is not None
             assert not still.source.files and not moving.source.files
             room.settle([still, moving])
             held = opener.workers.pixels.total - opener.workers.pixels.free

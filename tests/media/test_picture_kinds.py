@@ -1,6 +1,7 @@
 """Pictures as people really have them: metadata that is broken, formats of phones and old programs, color profiles.
 What is seen is what independent decoders show."""
 
+import asyncio
 import io
 import struct
 import zlib
@@ -16,9 +17,11 @@ from tests.media import picture_kinds as kinds
 from tests.media.film_kinds import box
 from tests.media.judges import imagemagick_picture, needs_imagemagick
 from tests.media.picture_kinds import chunk, exif, four_colors, png_with
-from worker.core.contract import RGB
+from tests.media.test_opener import AsItIs, Slow
+from worker.core.contract import RGB, Controls, Frames, Media, Picture, Upload
 from worker.core.errors import MediaCorrupt, MediaError, MediaTooLarge
 from worker.core.settings import Settings
+from worker.media.opener import Opener
 from worker.media.picture import Header, decode, read_header
 
 RED, GREEN, BLUE, YELLOW, WHITE = [255, 0, 0], [0, 200, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255]
@@ -134,7 +137,16 @@ def test_a_jpeg_that_ends_before_its_last_pixels_is_not(options: dict[str, Any],
             seen(data[: int(len(data) * part)] + tail)
 
 
+def test_half_a_progressive_jpeg_is_refused_at_any_size() -> None:
+    data = encoded(Image.effect_noise((1600, 1200), 60).convert("RGB"), "JPEG", progressive=True)
+    for wanted in ((150, 200), (600, 800), None):
+        with pytest.raises(MediaCorrupt):
+            decode(header(data[: len(data) * 6 // 10]), wanted)
+
+
 TRAILERS = {
+    "a JPEG of a camera": encoded(four_colors(), "JPEG"),
+    "the beginning of one": b"\xff\xd8junk",
     "a film": box(b"ftyp", b"mp42" + bytes(4)) + bytes(range(256)) * 300,
     "a maker's trailer": b"SEFT" + bytes(500),
     "another picture, as a gain map": encoded(Image.new("L", (16, 12), 128), "JPEG"),
@@ -144,9 +156,11 @@ TRAILERS = {
 
 @pytest.mark.parametrize("name", TRAILERS)
 def test_what_stands_behind_a_jpeg_changes_nothing(name: str) -> None:
-    data = _jpeg()
-    assert np.array_equal(seen(data + TRAILERS[name]), seen(data))
-    assert codes(data + TRAILERS[name]) == []
+    for options in ({}, {"progressive": True}):
+        data = _jpeg(**options)
+        assert np.array_equal(seen(data + TRAILERS[name]), seen(data))
+        assert codes(data + TRAILERS[name]) == []
+        assert np.array_equal(seen(data[:-2] + TRAILERS[name]), seen(data))  # and without its end
 
 
 @pytest.mark.parametrize(
@@ -469,3 +483,129 @@ def test_cmyk_with_a_profile_for_other_pixels_is_seen_without_it(form: str) -> N
     data = encoded(_photo("CMYK"), form, icc_profile=WIDE["Display P3"])
     assert codes(data) == ["IMAGE_PROFILE_IGNORED"]
     assert seen(data).shape == (72, 96, 3)
+
+
+def j2k(width: int, height: int, coding: bytes) -> bytes:
+    """A codestream of nothing but its header."""
+
+    def segment(marker: bytes, body: bytes) -> bytes:
+        return marker + struct.pack(">H", len(body) + 2) + body
+
+    size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, width, height, 0, 0, 3) + bytes([7, 1, 1]) * 3
+    head = segment(b"\xff\x51", size) + segment(b"\xff\x52", coding) + segment(b"\xff\x5c", bytes([0x40, 64]))
+    return (
+        b"\xff\x4f" + head + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 18, 0, 1) + b"\xff\x93" + bytes(4) + b"\xff\xd9"
+    )
+
+
+COSTLY = {
+    "precincts of one pixel": j2k(2000, 2000, bytes([1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0])),
+    "code blocks of four pixels": j2k(4000, 4000, bytes([0, 0, 0, 1, 0, 0, 0, 0, 0, 1])),
+    "a TIFF in one huge tile": lambda: _tiled(64, 26752),
+    "pictures made of pictures": lambda: _nested(),
+}
+
+
+def _tiled(side: int, tile: int) -> bytes:
+    packed = zlib.compress(bytes(3 * side * side))
+    tags = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 2), (277, 3, 3), (322, 4, tile)]
+    tags += [(323, 4, tile), (324, 4, 200), (325, 4, len(packed))]
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
+    return (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + packed
+
+
+def _nested() -> bytes:
+    """Items made of ten others each, five times over."""
+    refs = b""
+    for level in range(1, 6):
+        for index in range(10):
+            below = [(level - 1) * 10 + other + 1 for other in range(10)]
+            refs += box(b"dimg", struct.pack(">HH10H", level * 10 + index + 1, 10, *below))
+    data = kinds.heic(four_colors())
+    at = data.index(b"meta") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    iref = box(b"iref", bytes(4) + refs)
+    return data[:at] + struct.pack(">I", size + len(iref)) + data[at + 4 : at + size] + iref + data[at + size :]
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_small_files_that_would_cost_much_are_refused_before_they_are_decoded(name: str) -> None:
+    made = COSTLY[name]
+    with pytest.raises(MediaTooLarge):
+        header(made() if callable(made) else made)  # type: ignore[arg-type]
+
+
+def test_a_profile_of_a_long_chain_of_elements_is_left_out() -> None:
+    profile = bytearray(WIDE["Display P3"])
+    at = int.from_bytes(profile[136:140], "big")
+    profile[at : at + 4] = b"mpet"
+    assert codes(encoded(_photo(), "PNG", icc_profile=bytes(profile))) == ["IMAGE_PROFILE_IGNORED"]
+
+
+def test_of_many_profiles_in_a_png_one_is_unpacked() -> None:
+    bomb = kinds.profile_chunk(bytes(4 * 2**20 + 100))
+    assert codes(png_with(*[bomb] * 2000)) == ["IMAGE_PROFILE_IGNORED"]
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_the_frames_of_an_animation_are_converted_too(form: str) -> None:
+    options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
+    frames = [_photo(), _photo().rotate(180)]
+    data = encoded(
+        frames[0], form, save_all=True, append_images=frames[1:], icc_profile=WIDE["ProPhoto RGB"], **options
+    )
+    clip = _isolated("video", data)
+    assert np.abs(clip.frames[0].astype(int) - _lcms(_photo(), WIDE["ProPhoto RGB"])).max() <= 1
+    assert [told.code for told in clip.source.warnings] == ["IMAGE_COLOR_CONVERTED"]
+    assert np.array_equal(_isolated("video", data, color="as_is").frames[0], np.asarray(_photo()))
+
+
+def _isolated(kind: Any, data: bytes | Frames, **controls: Any) -> Any:
+    """Through the opener and child processes, as where the worker is deployed."""
+    settings = Settings(media_isolate="process")
+    source = data if isinstance(data, Frames) else Upload(data=data)
+    opener = Opener(settings, Slow(), AsItIs())
+    try:
+        [[opened]] = asyncio.run(
+            opener.open([Media(kind=kind, source=source, where=kind, controls=Controls(**controls))])
+        )
+    finally:
+        opener.close()
+    return opened
+
+
+def test_kinds_are_seen_alike_in_child_processes() -> None:
+    settings = Settings(media_isolate="process")
+    files = [
+        encoded(_photo(), "PNG", icc_profile=WIDE["Display P3"]),
+        png_with(*(extra for extra, _ in BROKEN_METADATA.values())),
+        kinds.jpeg_with_exif(exif(6, *kinds.WRONG_ENTRIES)),
+        _jpeg()[:-2],
+        kinds.heic(four_colors(), 1),
+        encoded(four_colors(), "TIFF", save_all=True, append_images=[four_colors()]),
+        encoded(four_colors(), "JPEG2000"),
+        kinds.bmp_with_masks(np.asarray(four_colors()), 16, MASKS["444"][1]),
+        _run_lengths(np.zeros((8, 9, 3)), 8),
+    ]
+    opener = Opener(settings, Slow(), AsItIs())
+    items = [Media(kind="image", source=Upload(data=data), where=str(index)) for index, data in enumerate(files)]
+    try:
+        opened = [each for [each] in asyncio.run(opener.open(items))]
+    finally:
+        opener.close()
+    for data, each in zip(files, opened, strict=True):
+        assert isinstance(each, Picture)
+        assert np.array_equal(each.rgb, seen(data))
+        assert each.source is not None
+        assert [told.code for told in each.source.warnings] == codes(data)
+
+
+def test_damaged_frames_of_a_list_are_refused_where_that_is_asked_for() -> None:
+    frames = Frames(frames=tuple(Upload(data=data) for data in (_jpeg(), _jpeg()[:-2])))
+    assert [told.code for told in _isolated("video", frames).source.warnings] == ["IMAGE_END_MISSING"]
+    with pytest.raises(MediaCorrupt, match="strict_media"):
+        _isolated("video", frames, strict_media=True)
+    with pytest.raises(MediaCorrupt, match="strict_media"):
+        _isolated("image", _jpeg()[:-2], strict_media=True)

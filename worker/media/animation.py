@@ -20,6 +20,7 @@ from worker.core.errors import (
     MediaVideoTooLong,
 )
 from worker.core.settings import Settings
+from worker.media import color
 from worker.media.picture import BROKEN, bounded, check_size, pixels_of
 from worker.media.sniff import SniffResult
 from worker.media.still import opened, prepared
@@ -62,15 +63,21 @@ def read_times(data: bytes, found: SniffResult, settings: Settings) -> Times:
 
 
 def decode(
-    data: bytes, found: SniffResult, read: Times, chosen: Sequence[int], settings: Settings, shrink: Shrink
+    data: bytes,
+    found: SniffResult,
+    read: Times,
+    chosen: Sequence[int],
+    settings: Settings,
+    shrink: Shrink,
+    profile: color.Profile | None = None,
 ) -> Clip:
-    """The chosen frames through `shrink`. Raises MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, and what
-    `read_times` does."""
+    """The chosen frames through `shrink`; profile: of their colors, where they are not sRGB's. Raises
+    MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, and what `read_times` does."""
     count = len(chosen) + len(chosen) % 2
     kept: dict[int, RGB] = {}
     for index, image in enumerate(_shown(data, found, settings)):
         if index in chosen:
-            kept[index] = shrink(_pixels(image), count)
+            kept[index] = shrink(_pixels(image, profile), count)
         if index == chosen[-1]:
             break
     return Clip(
@@ -110,10 +117,10 @@ def _shown(data: bytes, found: SniffResult, settings: Settings) -> Iterator[Imag
         raise MediaCorrupt() from None
 
 
-def _pixels(image: Image.Image) -> RGB:
+def _pixels(image: Image.Image, profile: color.Profile | None) -> RGB:
     """(height, width, 3). Raises MediaCorrupt."""
     try:
-        return pixels_of(image)
+        return pixels_of(image, None, profile)
     except BROKEN:
         raise MediaCorrupt() from None
 

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 MAX_PROFILE_BYTES = 4 * 2**20
+MAX_TAGS = 100
+_TAGS_AT, _TAG_BYTES = 128, 12
 Verdict = Literal["none", "converts", "unusable"]
 _SPACES = {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY", "LAB": "Lab"}  # Pillow's modes, and ICC's names
 _SAME_LEVELS = 2  # out of 255: what a profile may change for its colors to count as sRGB's
@@ -38,9 +40,20 @@ def base_mode(mode: str) -> str:
 
 def judged(data: bytes, mode: str) -> Verdict:
     """Whether a profile changes the pixels of a picture of this mode."""
-    if not data or mode == "F":
+    if not data or mode in ("F", "1"):  # of which white stays white, and black black
         return "none"
-    return "unusable" if len(data) > MAX_PROFILE_BYTES else _judged(data, base_mode(mode))
+    return "unusable" if len(data) > MAX_PROFILE_BYTES or _is_costly(data) else _judged(data, base_mode(mode))
+
+
+def _is_costly(data: bytes) -> bool:
+    """Whether it has a chain of elements of any length (`mpet`), as which LittleCMS would compute every color; browsers
+    do not read those either."""
+    count = int.from_bytes(data[_TAGS_AT : _TAGS_AT + 4], "big")
+    if count > MAX_TAGS:
+        return True
+    entries = range(_TAGS_AT + 4, _TAGS_AT + 4 + count * _TAG_BYTES, _TAG_BYTES)
+    places = (int.from_bytes(data[entry + 4 : entry + 8], "big") for entry in entries)
+    return any(data[place : place + 4] == b"mpet" for place in places)
 
 
 @lru_cache(maxsize=32)

@@ -15,16 +15,18 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+MAX_MEMBERS = 1000  # of gzip, one behind the other
 PART_BYTES = 64 * 1024  # that are unpacked at a time
-MAX_CODINGS = 2  # one within the other
 MAX_WINDOW_LOG = 23  # of zstd: 8 MiB, the most that RFC 8878 lets a server use
-# Stores keep what an upload said of itself: none of these changes a byte.
-_IDENTITY = frozenset({"", "identity", "none", "binary", "utf-8", "utf8", "8bit", "aws-chunked"})
+# Stores keep what an upload said of itself, as aws-chunked, utf-8, binary or image/png: but for these, and for those
+# that are decoded, no word changes a byte.
+_OTHER_CODINGS = frozenset({"compress", "x-compress", "exi", "pack200-gzip", "dcb", "dcz"})
 
 
 class _Decoder(Protocol):
     def fed(self, data: bytes) -> Iterator[bytes]:
-        """What comes of the next bytes, in parts. Raises MediaFetchFailed."""
+        """What comes of the next bytes, in parts; a part may be empty, and takes about as long as a full one. Raises
+        MediaFetchFailed."""
         ...
 
     def end(self) -> None:
@@ -34,14 +36,13 @@ class _Decoder(Protocol):
 
 def unpacking(headers: Sequence[str]) -> _Decoder | None:
     """For the values of Content-Encoding; None where nothing is packed. Raises MediaFetchFailed."""
-    names = [name.strip().lower() for header in headers for name in header.split(",")]
-    packed = [name for name in names if name not in _IDENTITY]
+    names = [name.partition(";")[0].strip().lower() for header in headers for name in header.split(",")]
+    packed = [name for name in names if name in _MADE or name in _OTHER_CODINGS]
     if not packed:
         return None
-    if len(packed) > MAX_CODINGS or any(name not in _MADE for name in packed):
+    if len(packed) > 1 or packed[0] not in _MADE:
         raise MediaFetchFailed(detail="its server sent a body in a Content-Encoding that is not decoded")
-    decoders = [_MADE[name]() for name in reversed(packed)]
-    return decoders[0] if len(decoders) == 1 else _Chain(decoders)
+    return _MADE[packed[0]]()
 
 
 def _damaged() -> MediaFetchFailed:
@@ -55,16 +56,21 @@ class _Zlib:
         self._window_bits = window_bits
         self._inflater = zlib.decompressobj(window_bits)
         self._has_begun = False
+        self._num_members = 0
 
     def fed(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._inflater.eof:
-                if self._window_bits <= zlib.MAX_WBITS:
+                self._num_members += 1
+                if self._window_bits <= zlib.MAX_WBITS or self._num_members > MAX_MEMBERS:
                     return  # what follows the one stream of deflate
                 self._inflater = zlib.decompressobj(self._window_bits)
             try:
                 part = self._inflater.decompress(data, PART_BYTES)
             except zlib.error:
+                if self._num_members:
+                    self._num_members = MAX_MEMBERS + 1  # no member: what somebody put behind the last
+                    return
                 if self._has_begun or self._window_bits != zlib.MAX_WBITS:
                     raise _damaged() from None
                 self._window_bits, self._has_begun = -zlib.MAX_WBITS, True
@@ -72,11 +78,10 @@ class _Zlib:
                 continue
             self._has_begun = True
             data = self._inflater.unconsumed_tail or self._inflater.unused_data
-            if part:
-                yield part
+            yield part
 
     def end(self) -> None:
-        if not self._inflater.eof:
+        if not (self._inflater.eof or self._num_members > MAX_MEMBERS):
             raise _damaged()
 
 
@@ -93,7 +98,11 @@ class _Brotli:
             raise _damaged() from None
 
     def end(self) -> None:
-        if not self._decoder.is_finished():
+        try:
+            is_finished = self._decoder.is_finished()
+        except brotli.error:
+            is_finished = False
+        if not is_finished:
             raise _damaged()
 
 
@@ -102,35 +111,24 @@ class _Zstd:
         options: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
         self._make: Callable[[], Any] = partial(zstd.ZstdDecompressor, options=options)
         self._decoder = self._make()
+        self._num_frames, self._is_over = 0, False
 
     def fed(self, data: bytes) -> Iterator[bytes]:
         try:
-            while data or not (self._decoder.needs_input or self._decoder.eof):
+            while not self._is_over and (data or not (self._decoder.needs_input or self._decoder.eof)):
                 if self._decoder.eof:
+                    self._num_frames += 1
                     self._decoder = self._make()
                 yield self._decoder.decompress(data, PART_BYTES)
                 data = self._decoder.unused_data if self._decoder.eof else b""
         except zstd.ZstdError:
-            raise _damaged() from None
+            if not self._num_frames:
+                raise _damaged() from None
+            self._is_over = True  # no frame: what somebody put behind the last
 
     def end(self) -> None:
-        if not self._decoder.eof:
+        if not (self._decoder.eof or self._is_over):
             raise _damaged()
-
-
-class _Chain:
-    """One coding within the other, the outermost first."""
-
-    def __init__(self, decoders: Sequence[_Decoder]) -> None:
-        self._outer, self._inner = decoders
-
-    def fed(self, data: bytes) -> Iterator[bytes]:
-        for part in self._outer.fed(data):
-            yield from self._inner.fed(part)
-
-    def end(self) -> None:
-        self._outer.end()
-        self._inner.end()
 
 
 _MADE: Mapping[str, Callable[[], _Decoder]] = {

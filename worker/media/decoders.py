@@ -83,8 +83,6 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
     policy = context.size_policy
     async with context.sources.opened(item.source, "image", context.left) as data:
         header = await _header(context, data, item.controls)
-        if item.controls.strict_media and header.still.lacks_end:
-            raise MediaCorrupt(detail="strict_media is set, and the end marker is missing")
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
         resize = InParent(policy.resized)
@@ -109,6 +107,8 @@ DECODERS: Mapping[Kind, Decoder] = {"image": open_picture, "video": open_video}
 
 async def _header(context: DecodeContext, data: bytes, controls: Controls) -> picture.Header:
     header = await context.decode(HEADER_BYTES, picture.read_header, data, context.settings, controls.color)
+    if controls.strict_media and header.still.lacks_end:
+        raise MediaCorrupt(detail="strict_media is set, and the end marker is missing")
     context.left.take_pixels(header.num_pixels)
     context.workers.check_memory(header.decode_bytes)
     return header
@@ -198,15 +198,17 @@ async def _examined(context: DecodeContext, data: bytes, form: VideoFormat, pack
 async def _clip_of_animation(context: DecodeContext, data: bytes, found: SniffResult, controls: Controls) -> Clip:
     settings = context.settings
     timeout_s = settings.video_decode_timeout_s
-    header = await context.decode(HEADER_BYTES, picture.read_header, data, settings)
+    header = await context.decode(HEADER_BYTES, picture.read_header, data, settings, controls.color)
     context.workers.check_memory(header.decode_bytes)
     read_times = animation.read_times
     times = await context.decode(header.decode_bytes, read_times, data, found, settings, timeout_s=timeout_s)
     chosen, _ = await _chosen(context, times.times, times.height, times.width, controls)
     context.workers.check_memory(times.decode_bytes)
-    work = (animation.decode, data, found, times, chosen, settings, InParent(_Shrink(context.size_policy, controls)))
+    shrink = InParent(_Shrink(context.size_policy, controls))
+    work = (animation.decode, data, found, times, chosen, settings, shrink, header.profile)
     clip: Clip = await context.decode(times.decode_bytes, *work, timeout_s=timeout_s)
-    return clip
+    assert clip.source is not None
+    return replace(clip, source=replace(clip.source, warnings=header.warnings))
 
 
 async def _chosen(

@@ -25,8 +25,18 @@ LEAST_CODED_PIXELS = 2**18
 DEFAULT_RATE = 25.0  # of a file that says nothing of its times; FFmpeg's
 _MAX_STREAMS = 32
 _JUMP_S, _BACK_S = 10.0, 0.1  # ffmpeg's `-dts_delta_threshold`, and how far back it lets a clock go
+_TS_SYNC = 0x47
 _TS_BYTES = 188  # of a packet, without a time before it or check bytes behind
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_PROJECTION = b"\x76\x70"  # Matroska's element of how a track is turned
+_HEAD_BYTES = 2**16  # in which the head of a file is
+_FLV_TAGS = (b"\x08", b"\x09", b"\x12")  # of sound, of pictures and of words: one that was cut off
+_FLV_TAIL_BYTES = 64  # that somebody may have put behind the last tag
 _FLV_TAG_BYTES = 11  # of a tag's head
+_HIDING = ("vp8", "vp9", "mpeg4", "msmpeg4v3", "msmpeg4v2", "vc1", "wmv3")
+_TELLING_DURATION = ("matroska,webm", "flv", "asf", "ogg")
+_MOST_GAP_S = 30 * 3600  # between times of one film: ffmpeg's `-dts_error_threshold`
+_SHORT_OF = 0.1  # of the duration that is told, and a second, that a film may be
 _WITHOUT_HEADER = ("mpeg", "flv")
 _RESTARTING = ("mpegts", "mpeg")  # formats whose clock may start again in the middle of a file
 Span = range
@@ -48,15 +58,27 @@ class Place:
 class Film:
     """A file that FFmpeg has opened, and the one stream of it that is seen."""
 
-    def __init__(self, container: Any, stream: Any, num_streams: int, form: VideoFormat, deadline: float) -> None:
-        self._container, self.stream, self._deadline = container, stream, deadline
+    def __init__(
+        self,
+        container: Any,
+        stream: Any,
+        form: VideoFormat,
+        deadline: float,
+        *,
+        num_streams: int,
+        may_be_mirrored: bool,
+    ) -> None:
+        self._container, self.stream, self._form, self._deadline = container, stream, form, deadline
         self.unit = float(stream.time_base)
         # AVI has decoding times alone; of a stream with B-frames FFmpeg makes presentation times in that same order.
         self._is_unordered = form == "avi" and bool(stream.codec_context.has_b_frames)
         self.num_errors = 0  # packets that could not be decoded
         self.is_broken_off = False  # reading failed before the end
         self.num_streams = num_streams
-        self.is_av1 = stream.codec_context.codec.canonical_name == "av1"
+        codec = stream.codec_context.codec.canonical_name
+        self.is_av1 = codec == "av1"
+        self.may_be_mirrored = may_be_mirrored
+        self.has_hidden_frames = codec in _HIDING  # packets whose frame is not shown
         self._clock = _Clock(self.unit) if form in _RESTARTING else None
 
     @property
@@ -75,6 +97,15 @@ class Film:
         rate = self.stream.guessed_rate or self.stream.average_rate
         return float(rate) if rate and rate > 0 else DEFAULT_RATE
 
+    def ends_before(self, last_s: float) -> bool:
+        """Whether it tells a duration that goes on behind its last frame. Of files of one stream alone: sound may be
+        longer than a film."""
+        told = self._container.duration
+        if self._form not in _TELLING_DURATION or not told or len(self._container.streams) != 1:
+            return False
+        is_short: bool = last_s + 1 < told / av.time_base * (1 - _SHORT_OF)
+        return is_short
+
     @property
     def has_restarted(self) -> bool:
         """Whether its clock has, in what was read."""
@@ -82,7 +113,7 @@ class Film:
 
     def packets(self) -> Iterator[tuple[Place, Any]]:
         """Packets in the file's order, up to where it can be read. Raises MediaDecodeTimeout."""
-        number = 0
+        number, first = 0, None
         demuxed = self._container.demux(self.stream)
         while True:
             self.check_time()
@@ -100,6 +131,9 @@ class Film:
             pts, dts = None if self._is_unordered else packet.pts, packet.dts
             if self._clock is not None:
                 pts, dts = self._clock.continued(pts, dts, packet.duration)
+            if pts is not None:
+                first = pts if first is None else first
+                pts = None if abs(pts - first) * self.unit > _MOST_GAP_S else pts  # damage
             yield Place(number, pts, dts, packet.is_keyframe, not packet.is_discard, packet.is_corrupt), packet
             number += 1
 
@@ -198,10 +232,19 @@ def announced_end(data: bytes, form: VideoFormat) -> int:
             return riff.announced_end(data)
         case "flv":
             return _end_of_flv(data)
+        case "asf":
+            return _end_of_asf(data)
         case "mpegts":
             return _end_of_transport_stream(data)
         case _:
             return 0
+
+
+def _may_be_mirrored(data: bytes, form: VideoFormat) -> bool:
+    """Whether it has a display matrix that the angle of a frame does not tell."""
+    if form == "matroska,webm":
+        return _PROJECTION in data[:_HEAD_BYTES]
+    return form.startswith("mov") and iso_boxes.has_display_matrix(data)
 
 
 def _end_of_transport_stream(data: bytes) -> int:
@@ -210,15 +253,28 @@ def _end_of_transport_stream(data: bytes) -> int:
     if found is None:
         return 0
     first, size = found
-    return 0 if (len(data) - first) % size in (0, _TS_BYTES % size) else len(data) + 1
+    left = (len(data) - first) % size
+    is_cut = left not in (0, _TS_BYTES % size) and data[-left] == _TS_SYNC
+    return len(data) + 1 if is_cut else 0
+
+
+def _end_of_asf(data: bytes) -> int:
+    """The properties of the file tell its size."""
+    at = data.find(_ASF_PROPERTIES, 0, _HEAD_BYTES)
+    return int.from_bytes(data[at + 40 : at + 48], "little") if at > 0 else 0
 
 
 def _end_of_flv(data: bytes) -> int:
     """Behind each tag its length is told again."""
-    size = int.from_bytes(data[-4:], "big")
-    begin = len(data) - 4 - size
-    is_whole = begin >= 0 and int.from_bytes(data[begin + 1 : begin + 4], "big") + _FLV_TAG_BYTES == size
-    return 0 if is_whole else len(data) + 1
+    ends = range(len(data), max(0, len(data) - _FLV_TAIL_BYTES), -1)
+    last = next((end for end in ends if _is_flv_tag_end(data, end)), None)
+    return 0 if last is not None and data[last : last + 1] not in _FLV_TAGS else len(data) + 1
+
+
+def _is_flv_tag_end(data: bytes, end: int) -> bool:
+    size = int.from_bytes(data[end - 4 : end], "big")
+    begin = end - 4 - size
+    return begin >= 0 and int.from_bytes(data[begin + 1 : begin + 4], "big") + _FLV_TAG_BYTES == size
 
 
 @contextmanager
@@ -265,7 +321,8 @@ def opened(
             context = stream.codec_context
             context.options = {"max_pixels": str(pixels), **(_FAST if is_fast else {})}
             context.thread_count = 1
-            yield Film(container, stream, len(films), form, time.monotonic() + seconds)
+            deadline, may_be_mirrored = time.monotonic() + seconds, _may_be_mirrored(data, form)
+            yield Film(container, stream, form, deadline, num_streams=len(films), may_be_mirrored=may_be_mirrored)
     except (av.FFmpegError, OSError, ValueError, MemoryError):
         raise MediaCorrupt() from None
 

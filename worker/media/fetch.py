@@ -195,9 +195,19 @@ def _location(response: aiohttp.ClientResponse) -> str:
 
 
 def _redirected(url: URL, location: str) -> str:
-    """The address that a redirect names, whole, as it writes it. Raises MediaFetchFailed."""
+    """The address that a redirect names, whole, as it writes it: only a path that climbs is worked out. Raises
+    MediaFetchFailed."""
     if _ABSOLUTE.match(location):
         return location
+    origin, path = f"{url.scheme}://{url.raw_authority}", url.raw_path_qs.partition("?")[0]
+    if location.startswith("//"):
+        return f"{url.scheme}:{location}"
+    if location.startswith("/"):
+        return origin + location
+    if location.startswith("?"):
+        return origin + path + location
+    if not {".", ".."} & set(location.partition("?")[0].split("/")):
+        return origin + path[: path.rfind("/") + 1] + location
     try:
         return str(url.join(URL(location, encoded=True)))
     except (ValueError, IndexError):

@@ -41,6 +41,8 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
     try:
         url = URL(text)
         port, host = url.port, url.host  # the host is decoded here: not every punycode can be
+        exact = _exactly(url, text) if host else url
+        is_as_judged = (exact.scheme, exact.raw_host, exact.port) == (url.scheme, url.raw_host, port)
     except (ValueError, IndexError):  # yarl 1.24 raises IndexError for brackets before an @
         raise MediaUrlInvalid() from None
     if url.scheme == "file":
@@ -56,7 +58,9 @@ def check_url(text: str, *, domains: Sequence[str] = (), allow_loopback: bool = 
         raise MediaUrlForbidden(detail="only the ports 80 and 443 are allowed")
     if domains and not _is_in_domains(url.raw_host or "", domains):
         raise MediaUrlForbidden(detail="its domain is not among the allowed ones")
-    return _exactly(url, text)
+    if not is_as_judged:
+        raise MediaUrlInvalid()
+    return exact
 
 
 def _as_pasted(text: str) -> str:

@@ -26,6 +26,9 @@ _COUNT_AT = {
     b"elst": 4, b"trun": 4, b"senc": 4, b"sbgp": 8, b"sgpd": 12, b"saiz": 5, b"saio": 4, b"tfra": 12,
 }  # fmt: skip
 _TABLE = re.compile(b"|".join(map(re.escape, _COUNT_AT)))
+_HEADS = re.compile(b"mvhd|tkhd")
+_MATRIX_AT = {b"mvhd": 36, b"tkhd": 40}
+_STRAIGHT = b"\0\1\0\0" + bytes(12) + b"\0\1\0\0" + bytes(12)
 _LEAST_PCM_SAMPLES = 160  # that a demuxer makes one entry of
 
 
@@ -133,6 +136,17 @@ def _first_chunk(data: bytes, outer: list[Box]) -> int | None:
             width = 4 if box.kind == b"stco" else 8
             return int.from_bytes(data[box.begin + 8 : box.begin + 8 + width], "big")
     return None
+
+
+def has_display_matrix(data: bytes) -> bool:
+    """Whether a track or the film is to be shown otherwise than stored."""
+    moov = next((box for box in islice(boxes(data, 0, len(data)), MAX_BOXES) if box.kind == b"moov"), None)
+    for found in () if moov is None else _HEADS.finditer(data, moov.begin, moov.end):
+        version = data[found.end() : found.end() + 1]
+        at = found.end() + (_MATRIX_AT[found.group()] + (12 if version == b"\1" else 0))
+        if data[at : at + 32] != _STRAIGHT:
+            return True
+    return False
 
 
 class _Weigher:

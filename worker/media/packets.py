@@ -122,6 +122,7 @@ def read_packets(data: bytes, form: VideoFormat, settings: Settings) -> Packets:
         if not any(place.is_shown for place in found):
             raise MediaCorrupt() if film.is_broken_off else MediaVideoNoFrames()
         is_truncated = film.is_broken_off or announced_end(data, form) > len(data)
+        is_truncated = is_truncated or film.ends_before(_last_time(found) * film.unit)
         packets = Packets(
             *film.size, pixel_shape=_pixel_shape(film), is_truncated=is_truncated, notes=_notes(film, found)
         )
@@ -152,7 +153,7 @@ def examine(data: bytes, form: VideoFormat, packets: Packets, settings: Settings
                 most_pixels = max(most_pixels, frame.width * frame.height)
         except MediaDecodeTimeout:
             is_cut_short = True
-        num_errors, is_av1 = film.num_errors, film.is_av1
+        num_errors, has_hidden_frames = film.num_errors, film.has_hidden_frames
     shown = {place.number for place in found if place.is_shown}
     order = [number for number in dict.fromkeys(order) if number in shown]
     if is_cut_short:
@@ -160,8 +161,9 @@ def examine(data: bytes, form: VideoFormat, packets: Packets, settings: Settings
         order += sorted(number for number in shown if number > last)
     if not order:
         raise MediaCorrupt() if num_errors else MediaVideoNoFrames()
-    # Of some codecs a packet may have no frame of its own to show; of AV1 every one has.
-    lost = len(shown) - len(order) if num_errors or num_damaged or is_av1 else 0
+    is_lossy = num_errors > 0 or num_damaged > 0 or not has_hidden_frames
+    lost = len(shown) - len(order) if is_lossy else 0
+    num_damaged = max(num_damaged, sum(place.is_damaged for place in found) - lost)
     packets = replace(
         packets, most_pixels=most_pixels, frames_lost=max(0, lost), frames_damaged=num_damaged, is_examined=True
     )
@@ -190,7 +192,7 @@ def _is_unclear(found: Sequence[Place]) -> bool:
     """Whether packets alone do not tell which frames are shown, and in what order."""
     stamps = [place.pts for place in found if place.is_shown]
     first = found[0]
-    if None in stamps or len(set(stamps)) < len(stamps):
+    if None in stamps or len(set(stamps)) < len(stamps) or any(place.is_damaged for place in found):
         return True
     return not first.is_key or any(place.pts is not None and place.pts < (first.pts or 0) for place in found)
 
@@ -249,6 +251,10 @@ def _between(known: Sequence[int | None], step: float) -> list[float]:
 def _pixel_shape(film: Film) -> float:
     shape = film.pixel_shape
     return shape if 1 / _MOST_PIXEL_SHAPE <= shape <= _MOST_PIXEL_SHAPE else 1.0
+
+
+def _last_time(found: Sequence[Place]) -> int:
+    return max((place.pts or 0 for place in found), default=0) - min((place.pts or 0 for place in found), default=0)
 
 
 def _notes(film: Film, found: Sequence[Place]) -> tuple[MediaWarning, ...]:

@@ -35,6 +35,7 @@ SIXTEEN_BITS_BYTES_PER_PIXEL = 32  # of a PNG that FFmpeg decodes: 24.2
 _PROBE = bytes(1 + at * 37 % 254 for at in range(256))  # behind a JPEG without an end
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_size` tells it with numbers
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of metadata, a line for each broken tag
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # a warning where a user's filters raise it
 
 
@@ -134,7 +135,7 @@ def _stored_pixels(header: Header, wanted: tuple[int, int] | None, resize: InPar
     if still.is_exact:
         return bmp.decode(still.data) if still.form == "BMP" else _sixteen_bits(still.data, header.profile)
     if still.lacks_end:
-        return _without_end(header, wanted)
+        return _without_end(header)
     image = _loaded(header, still, wanted)
     rgb = pixels_of(image, None if resize is None else resize.allocate(image.height, image.width), header.profile)
     image.close()
@@ -149,12 +150,13 @@ def _loaded(header: Header, still: Still, wanted: tuple[int, int] | None) -> Ima
     return image
 
 
-def _without_end(header: Header, wanted: tuple[int, int] | None) -> RGB:
-    """A JPEG that lacks its end marker is whole if what would come next changes nothing. Raises MediaCorrupt."""
+def _without_end(header: Header) -> RGB:
+    """A JPEG that lacks its end marker is whole if what would come next changes nothing, at full size. Raises
+    MediaCorrupt."""
     body = header.still.data.rstrip(b"\xff")
     ends = (body + b"\xff\xd9", body + _PROBE + b"\xff\xd9")
     rgb, other = (
-        pixels_of(_loaded(header, replace(header.still, data=data), wanted), None, header.profile) for data in ends
+        pixels_of(_loaded(header, replace(header.still, data=data), None), None, header.profile) for data in ends
     )
     if not np.array_equal(rgb, other):
         raise MediaCorrupt(detail="the file ends before its last pixels")

@@ -65,7 +65,7 @@ def read(data: bytes, *, is_moving: bool = False) -> Png:
     """What is in the file; is_moving: as an animation. Its sides and its number of chunks are checked elsewhere."""
     kept = bytearray(data[:_HEAD_BYTES])
     exif = profile = b""
-    ignores_metadata = ignores_profile = is_keyed = False
+    ignores_metadata = ignores_profile = is_keyed = has_profile = False
     found, num_texts = list(chunks(data)), 0
     for chunk in found:
         if chunk.is_of_pixels(is_moving=True):
@@ -76,6 +76,9 @@ def read(data: bytes, *, is_moving: bool = False) -> Png:
         if chunk.kind == b"eXIf" and is_whole:
             exif = body
         elif chunk.kind == b"iCCP":
+            if has_profile:
+                continue
+            has_profile = True
             unpacked = _unpacked(body, MAX_PROFILE_BYTES) if is_whole else None
             profile, ignores_profile = unpacked or b"", unpacked is None
         elif num_texts < MAX_TEXTS:

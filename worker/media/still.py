@@ -10,7 +10,7 @@ from PIL import Image, JpegImagePlugin
 
 from worker.core.errors import MediaUnsupportedType
 from worker.core.media_warnings import MediaWarning, warning
-from worker.media import bmp, ico, limits, orientation, png, tiff
+from worker.media import bmp, ico, iso_items, jpeg2000, limits, orientation, png, tiff
 from worker.media.sniff import PictureFormat
 
 _EXIF_ITEM = re.compile(rb"(infe[\x02\x03].{7,9})Exif", re.DOTALL)  # an entry of an ISO file's list of items
@@ -42,9 +42,10 @@ def prepared(data: bytes, form: PictureFormat, *, is_moving: bool = False) -> St
 
 
 def _jpeg(data: bytes) -> Still:
-    if limits.weigh_jpeg(data):
+    end = limits.weigh_jpeg(data)
+    if end is None:
         return Still(data, "JPEG")
-    return Still(data, "JPEG", lacks_end=True, warnings=(warning("IMAGE_END_MISSING"),))
+    return Still(data[:end], "JPEG", lacks_end=True, warnings=(warning("IMAGE_END_MISSING"),))
 
 
 def _png(data: bytes, *, is_moving: bool) -> Still:
@@ -71,6 +72,16 @@ def _tiff(data: bytes) -> Still:
     return Still(data, "TIFF", warnings=() if count == 1 else (warning("IMAGE_FIRST_PAGE", count=count),))
 
 
+def _jpeg2000(data: bytes) -> Still:
+    jpeg2000.refuse_costly(data)
+    return Still(data, "JPEG2000")
+
+
+def _heif(data: bytes) -> Still:
+    iso_items.refuse_costly(data)
+    return Still(data, "HEIF")
+
+
 def _avif(data: bytes) -> Still:
     """Without its EXIF, which says nothing about how it is turned and which libavif refuses the picture for."""
     items = data[:_ITEMS_BYTES]
@@ -82,7 +93,7 @@ def _bmp(data: bytes) -> Still:
 
 
 _PREPARED: Mapping[PictureFormat, Callable[[bytes], Still]] = {
-    "JPEG": _jpeg, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp, "AVIF": _avif,
+    "JPEG": _jpeg, "ICO": _ico, "TIFF": _tiff, "BMP": _bmp, "AVIF": _avif, "JPEG2000": _jpeg2000, "HEIF": _heif,
 }  # fmt: skip
 
 

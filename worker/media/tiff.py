@@ -2,6 +2,7 @@
 and directories may form a circle."""
 
 import struct
+from collections.abc import Collection
 
 from worker.core.errors import MediaCorrupt, MediaTooLarge
 
@@ -9,7 +10,9 @@ MAX_PAGES = 10_000
 MAX_ENTRIES = 1024
 _BYTES_OF = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _ENTRY_BYTES = 12
-_COMPRESSION, _SHORT = 259, 3
+MAX_TILE_SHARE, LEAST_TILE_PIXELS = 4, 2**20
+_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 259, 322, 323
+_SHORT = 3
 # None, CCITT's, LZW, JPEG old and new, Deflate, PackBits, LZMA, Zstandard: what Pillow's libtiff decodes.
 DECODED = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32946, 34925, 50000})
 
@@ -40,16 +43,26 @@ def count_pages(data: bytes) -> int:
 
 
 def compression(data: bytes) -> int:
-    """The number of the first picture's."""
+    """The number of the first picture's. Raises MediaCorrupt, and MediaTooLarge where its tiles are far larger than
+    itself."""
+    values = _values(data, (_COMPRESSION, _WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT))
+    tile = values.get(_TILE_WIDTH, 0) * values.get(_TILE_HEIGHT, 0)
+    if tile > max(MAX_TILE_SHARE * values.get(_WIDTH, 0) * values.get(_HEIGHT, 0), LEAST_TILE_PIXELS):
+        raise MediaTooLarge(detail="its tiles are far larger than the picture")
+    return values.get(_COMPRESSION, 1)
+
+
+def _values(data: bytes, tags: Collection[int]) -> dict[int, int]:
+    """The first value of these tags in the first directory."""
     order = "<" if data[:2] == b"II" else ">"
     at = _number(data, order + "I", 4)
-    for entry in range(at + 2, min(at + 2 + MAX_ENTRIES * _ENTRY_BYTES, len(data) - _ENTRY_BYTES), _ENTRY_BYTES):
+    count = min(_number(data, order + "H", at), MAX_ENTRIES)
+    found = {}
+    for entry in range(at + 2, min(at + 2 + count * _ENTRY_BYTES, len(data) - _ENTRY_BYTES + 1), _ENTRY_BYTES):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag == _COMPRESSION:
-            return _number(data, order + ("H" if kind == _SHORT else "I"), entry + 8)
-        if tag > _COMPRESSION:
-            break
-    return 1
+        if tag in tags:
+            found[tag] = _number(data, order + ("H" if kind == _SHORT else "I"), entry + 8)
+    return found
 
 
 def _number(data: bytes, form: str, at: int) -> int:

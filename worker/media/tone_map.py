@@ -30,15 +30,20 @@ def mapped(rgb: RGB, curve: Curve) -> RGB:
 
 @cache
 def _table(curve: Curve) -> ImageFilter.Color3DLUT:
+    """Made one level of blue after the other, which takes little memory."""
     steps = np.linspace(0, 1, TABLE_SIDE)
-    blue, green, red = np.meshgrid(steps, steps, steps, indexing="ij")
-    colors = np.stack([red, green, blue], axis=-1).reshape(-1, 3)
-    light = (_pq_light(colors) if curve == "PQ" else _hlg_light(colors)) / WHITE_NITS
-    light = light @ _2020_TO_709.T
+    green, red = np.meshgrid(steps, steps, indexing="ij")
+    table = np.empty((TABLE_SIDE, TABLE_SIDE * TABLE_SIDE, 3), np.float32)
+    for index, blue in enumerate(steps):
+        table[index] = _shown(np.stack([red, green, np.full_like(red, blue)], axis=-1).reshape(-1, 3), curve)
+    return ImageFilter.Color3DLUT(TABLE_SIDE, table.ravel())
+
+
+def _shown(colors: np.ndarray, curve: Curve) -> np.ndarray:
+    light = (_pq_light(colors) if curve == "PQ" else _hlg_light(colors)) / WHITE_NITS @ _2020_TO_709.T
     largest = np.maximum(light.max(axis=1, keepdims=True), 1e-6)
-    shown = light * (_hable(largest) / _hable(np.array(PEAK)) / largest)
-    table = shown.clip(0, 1) ** (1 / _GAMMA)
-    return ImageFilter.Color3DLUT(TABLE_SIDE, table.astype(np.float32).ravel().tolist())
+    shown: np.ndarray = (light * (_hable(largest) / _hable(np.array(PEAK)) / largest)).clip(0, 1) ** (1 / _GAMMA)
+    return shown
 
 
 def _pq_light(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The wanted frames of a video file as the model sees them: upright, of one shape, each at the size at which it is
 seen."""
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,16 +39,21 @@ def decode(
     Raises MediaParamInvalid, MediaCorrupt, MediaDecodeTimeout, MediaVideoNoFrames.
     """
     count = len(chosen) + len(chosen) % 2
-    frames = _Frames(packets, is_coded_shape)
     kept: dict[int, RGB] = {}
+    num_damaged = 0
     wanted = frozenset(packets.places[index] for index in chosen)
     with opened(data, form, settings, max_pixels=packets.most_pixels) as film:
+        frames = _Frames(packets, is_coded_shape=is_coded_shape, may_be_mirrored=film.may_be_mirrored)
         for frame in film.frames(spans_of(packets, chosen), wanted):
+            num_damaged += frame.is_corrupt
             if frame.pts in wanted and frame.pts not in kept:
                 kept[frame.pts] = shrink(frames.upright(frame), count)
                 if len(kept) == len(wanted):
                     break
-        num_errors = film.num_errors
+        frame = None
+        if frames.has_looked:  # a frame whose side data were looked at is in a circle with them (PyAV 18)
+            gc.collect()
+        num_errors = film.num_errors + num_damaged
     seen = [index for index in chosen if packets.places[index] in kept]
     if not seen:
         raise MediaCorrupt() if num_errors else MediaVideoNoFrames()
@@ -74,12 +80,14 @@ class _Frames:
     """Decoded frames to upright pixels of one size, and what the report says of that. size: height and width of all,
     before they are turned."""
 
-    def __init__(self, packets: Packets, is_coded_shape: bool) -> None:
+    def __init__(self, packets: Packets, *, is_coded_shape: bool, may_be_mirrored: bool) -> None:
         self._coded = packets.height, packets.width
         self._shape = 1 if is_coded_shape else packets.pixel_shape
         self.size = self._coded if is_coded_shape else packets.shown_size
         self.orientation = UPRIGHT
+        self.has_looked = False
         self._rotation: int | None = None
+        self._may_be_mirrored = may_be_mirrored
         self._warnings: dict[Code, MediaWarning] = {}
         if self.size != self._coded:
             self.warn("VIDEO_PIXELS_STRETCHED", stored=_sides(self._coded), shown=_sides(self.size))
@@ -94,8 +102,11 @@ class _Frames:
     def upright(self, frame: Any) -> RGB:
         """(height, width, 3), turned as the file says."""
         if frame.rotation != self._rotation:
-            # Asked for once: a frame whose side data were looked at lives until Python collects garbage (PyAV 18).
-            self._rotation, self.orientation = frame.rotation, _orientation(frame)
+            if frame.rotation or self._may_be_mirrored:
+                self.has_looked, self.orientation = True, _orientation(frame)
+            else:
+                self.orientation = UPRIGHT
+            self._rotation = frame.rotation
         if self.orientation in MIRRORED:
             self.warn("VIDEO_MIRRORED")
         return upright(self._of_one_size(frame), self.orientation)
