@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.fakes import encoded
-from tests.media import index_attacks
+from tests.media import index_attacks, picture_kinds
 from tests.media.films import film
 from tests.media.index_attacks import small_avif_of
 from tests.media.test_picture import jpeg_with_scans, png
@@ -124,6 +124,18 @@ PICTURES: dict[str, Sent] = {
     ),
     "EPS": Sent(lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file", _UNSUPPORTED),
     "PDF": Sent(lambda: b"%PDF-1.7\n", _UNSUPPORTED),
+    "TIFF of one huge tile": Sent(lambda: picture_kinds.tiled_tiff(64, 16384), _LARGE),
+    "JPEG 2000 of precincts of one pixel": Sent(
+        lambda: picture_kinds.j2k(2000, 2000, bytes([1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0])), _LARGE
+    ),
+    "HEIC of pictures made of pictures": Sent(picture_kinds.nested_heic, _LARGE),
+    "HEIC": Sent(lambda: picture_kinds.heic(picture_kinds.four_colors())),
+    "700 color profiles that inflate": Sent(
+        lambda: picture_kinds.png_with(*[picture_kinds.profile_chunk(bytes(5 * 2**20))] * 700)
+    ),
+    "3,000 texts that inflate": Sent(
+        lambda: picture_kinds.png_with(*[picture_kinds.text_chunk(b"a", bytes(2**20))] * 3000)
+    ),
     "TIFF": Sent(_of("RGB", "TIFF")),
     "GIF and a script": Sent(lambda: encoded(Image.new("RGB", (6, 6)), "GIF") + b"<?php system('id'); ?>%PDF-1.4"),
     **{f"animated {form}": Sent(_moving(form)) for form in ("GIF", "WEBP", "PNG")},

@@ -179,3 +179,40 @@ def screen_profile(
     head = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
     head = head.ljust(36, b"\0") + b"acsp" + bytes(28)
     return (head + struct.pack(">3i", 63190, 65536, 54061)).ljust(128, b"\0") + table + body
+
+
+def j2k(width: int, height: int, coding: bytes) -> bytes:
+    """A codestream of nothing but its header."""
+
+    def segment(marker: bytes, body: bytes) -> bytes:
+        return marker + struct.pack(">H", len(body) + 2) + body
+
+    size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, width, height, 0, 0, 3) + bytes([7, 1, 1]) * 3
+    head = segment(b"\xff\x51", size) + segment(b"\xff\x52", coding) + segment(b"\xff\x5c", bytes([0x40, 64]))
+    return (
+        b"\xff\x4f" + head + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 18, 0, 1) + b"\xff\x93" + bytes(4) + b"\xff\xd9"
+    )
+
+
+def tiled_tiff(side: int, tile: int) -> bytes:
+    packed = zlib.compress(bytes(3 * side * side))
+    tags = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 2), (277, 3, 3), (322, 4, tile)]
+    tags += [(323, 4, tile), (324, 4, 200), (325, 4, len(packed))]
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
+    return (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + packed
+
+
+def nested_heic() -> bytes:
+    """Items made of ten others each, five times over."""
+    refs = b""
+    for level in range(1, 6):
+        for index in range(10):
+            below = [(level - 1) * 10 + other + 1 for other in range(10)]
+            refs += box(b"dimg", struct.pack(">HH10H", level * 10 + index + 1, 10, *below))
+    data = heic(four_colors())
+    at = data.index(b"meta") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    iref = box(b"iref", bytes(4) + refs)
+    return data[:at] + struct.pack(">I", size + len(iref)) + data[at + 4 : at + size] + iref + data[at + size :]

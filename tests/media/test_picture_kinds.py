@@ -485,49 +485,12 @@ def test_cmyk_with_a_profile_for_other_pixels_is_seen_without_it(form: str) -> N
     assert seen(data).shape == (72, 96, 3)
 
 
-def j2k(width: int, height: int, coding: bytes) -> bytes:
-    """A codestream of nothing but its header."""
-
-    def segment(marker: bytes, body: bytes) -> bytes:
-        return marker + struct.pack(">H", len(body) + 2) + body
-
-    size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, width, height, 0, 0, 3) + bytes([7, 1, 1]) * 3
-    head = segment(b"\xff\x51", size) + segment(b"\xff\x52", coding) + segment(b"\xff\x5c", bytes([0x40, 64]))
-    return (
-        b"\xff\x4f" + head + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 18, 0, 1) + b"\xff\x93" + bytes(4) + b"\xff\xd9"
-    )
-
-
 COSTLY = {
-    "precincts of one pixel": j2k(2000, 2000, bytes([1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0])),
-    "code blocks of four pixels": j2k(4000, 4000, bytes([0, 0, 0, 1, 0, 0, 0, 0, 0, 1])),
-    "a TIFF in one huge tile": lambda: _tiled(64, 26752),
-    "pictures made of pictures": lambda: _nested(),
+    "precincts of one pixel": kinds.j2k(2000, 2000, bytes([1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0])),
+    "code blocks of four pixels": kinds.j2k(4000, 4000, bytes([0, 0, 0, 1, 0, 0, 0, 0, 0, 1])),
+    "a TIFF in one huge tile": lambda: kinds.tiled_tiff(64, 26752),
+    "pictures made of pictures": kinds.nested_heic,
 }
-
-
-def _tiled(side: int, tile: int) -> bytes:
-    packed = zlib.compress(bytes(3 * side * side))
-    tags = [(256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 8), (262, 3, 2), (277, 3, 3), (322, 4, tile)]
-    tags += [(323, 4, tile), (324, 4, 200), (325, 4, len(packed))]
-    directory = struct.pack("<H", len(tags)) + b"".join(
-        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
-    )
-    return (b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)).ljust(200, b"\0") + packed
-
-
-def _nested() -> bytes:
-    """Items made of ten others each, five times over."""
-    refs = b""
-    for level in range(1, 6):
-        for index in range(10):
-            below = [(level - 1) * 10 + other + 1 for other in range(10)]
-            refs += box(b"dimg", struct.pack(">HH10H", level * 10 + index + 1, 10, *below))
-    data = kinds.heic(four_colors())
-    at = data.index(b"meta") - 4
-    size = int.from_bytes(data[at : at + 4], "big")
-    iref = box(b"iref", bytes(4) + refs)
-    return data[:at] + struct.pack(">I", size + len(iref)) + data[at + 4 : at + size] + iref + data[at + size :]
 
 
 @pytest.mark.parametrize("name", COSTLY)
