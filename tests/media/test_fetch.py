@@ -319,10 +319,7 @@ PACKED: dict[str, tuple[str, bytes]] = {
     "gzip with something behind it": ("gzip", gzip.compress(SENT) + b"trailer"),
     "zstd with something behind it": ("zstd", zstd.compress(SENT) + b"trailer"),
     "one that is none beside it": ("aws-chunked,gzip", gzip.compress(SENT)),
-    **{
-        f"as it is, called {name!r}": (name, SENT)
-        for name in ("aws-chunked", "utf-8", "binary", "none", "", "identity")
-    },
+    **{f"as it is, called {name!r}": (name, SENT) for name in NO_CODINGS},
 }
 
 
