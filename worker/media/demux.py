@@ -17,7 +17,7 @@ from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaUnsupporte
 from worker.core.settings import Settings
 from worker.media import ebml, iso_boxes, riff
 from worker.media.codec_names import DECODERS, unsupported_codec
-from worker.media.sniff import VideoFormat, transport_packets
+from worker.media.sniff import VideoFormat
 
 INDEX_ENTRIES_PER_FRAME = 16  # of all streams together: an index of a film with several sounds has some
 CODED_MARGIN = 128  # that a coded frame's sides may have beyond those that the file announces
@@ -25,14 +25,8 @@ LEAST_CODED_PIXELS = 2**18
 DEFAULT_RATE = 25.0  # of a file that says nothing of its times; FFmpeg's
 _MAX_STREAMS = 32
 _JUMP_S, _BACK_S = 10.0, 0.1  # ffmpeg's `-dts_delta_threshold`, and how far back it lets a clock go
-_TS_SYNC = 0x47
-_TS_BYTES = 188  # of a packet, without a time before it or check bytes behind
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _PROJECTION = b"\x76\x70"  # Matroska's element of how a track is turned
 _HEAD_BYTES = 2**16  # in which the head of a file is
-_FLV_TAGS = (b"\x08", b"\x09", b"\x12")  # of sound, of pictures and of words: one that was cut off
-_FLV_TAIL_BYTES = 64  # that somebody may have put behind the last tag
-_FLV_TAG_BYTES = 11  # of a tag's head
 _HIDING = ("vp8", "vp9", "mpeg4", "msmpeg4v3", "msmpeg4v2", "vc1", "wmv3")
 _TELLING_DURATION = ("matroska,webm", "flv", "asf", "ogg")
 _MOST_GAP_S = 30 * 3600  # between times of one film: ffmpeg's `-dts_error_threshold`
@@ -221,60 +215,11 @@ def refuse_large_index(data: bytes, form: VideoFormat, settings: Settings) -> No
             pass  # they have none that a demuxer keeps
 
 
-def announced_end(data: bytes, form: VideoFormat) -> int:
-    """Where the file ends by what it says of itself, in bytes; 0 where it does not say."""
-    match form:
-        case "mov,mp4,m4a,3gp,3g2,mj2":
-            return iso_boxes.announced_end(data)
-        case "matroska,webm":
-            return ebml.announced_end(data)
-        case "avi":
-            return riff.announced_end(data)
-        case "flv":
-            return _end_of_flv(data)
-        case "asf":
-            return _end_of_asf(data)
-        case "mpegts":
-            return _end_of_transport_stream(data)
-        case _:
-            return 0
-
-
 def _may_be_mirrored(data: bytes, form: VideoFormat) -> bool:
     """Whether it has a display matrix that the angle of a frame does not tell."""
     if form == "matroska,webm":
         return _PROJECTION in data[:_HEAD_BYTES]
     return form.startswith("mov") and iso_boxes.has_display_matrix(data)
-
-
-def _end_of_transport_stream(data: bytes) -> int:
-    """Its last packet is whole, or it was cut off."""
-    found = transport_packets(data)
-    if found is None:
-        return 0
-    first, size = found
-    left = (len(data) - first) % size
-    is_cut = left not in (0, _TS_BYTES % size) and data[-left] == _TS_SYNC
-    return len(data) + 1 if is_cut else 0
-
-
-def _end_of_asf(data: bytes) -> int:
-    """The properties of the file tell its size."""
-    at = data.find(_ASF_PROPERTIES, 0, _HEAD_BYTES)
-    return int.from_bytes(data[at + 40 : at + 48], "little") if at > 0 else 0
-
-
-def _end_of_flv(data: bytes) -> int:
-    """Behind each tag its length is told again."""
-    ends = range(len(data), max(0, len(data) - _FLV_TAIL_BYTES), -1)
-    last = next((end for end in ends if _is_flv_tag_end(data, end)), None)
-    return 0 if last is not None and data[last : last + 1] not in _FLV_TAGS else len(data) + 1
-
-
-def _is_flv_tag_end(data: bytes, end: int) -> bool:
-    size = int.from_bytes(data[end - 4 : end], "big")
-    begin = end - 4 - size
-    return begin >= 0 and int.from_bytes(data[begin + 1 : begin + 4], "big") + _FLV_TAG_BYTES == size
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from worker.core.errors import MediaCorrupt, MediaDecodeTimeout, MediaDimensions
 from worker.core.media_warnings import MediaWarning, warning
 from worker.core.settings import Settings
 from worker.core.units import megapixels, of_pixels
-from worker.media.demux import LEAST_CODED_PIXELS, Film, Place, Span, announced_end, opened, refuse_large_index
+from worker.media.demux import LEAST_CODED_PIXELS, Film, Place, Span, opened, refuse_large_index
+from worker.media.endings import announced_end
 from worker.media.picture import RGB_BYTES
 from worker.media.sniff import VideoFormat
 
