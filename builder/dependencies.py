@@ -47,7 +47,7 @@ DEPENDENCIES = (
     Dependency("pillow", "PIL.Image", "`media`", "decodes images; has limits and lazy loading", True),
     Dependency("av", "av", "`media`", "FFmpeg without its command line: exact packets, frames and times", True),
     Dependency(
-        "pi-heif", "pi_heif", "`media/still.py`",
+        "pi-heif", "pi_heif", "`media/heif.py`",
         "HEIC photos through libheif and libde265 (LGPL), 1.5 MB. Used instead of `pillow-heif`, whose wheel carries "
         "x265 (GPL)", False,
     ),
