@@ -60,13 +60,14 @@ def _is_costly(data: bytes) -> bool:
 def _judged(data: bytes, mode: str) -> Verdict:
     from PIL import ImageCms
 
+    samples = _samples(mode)
     try:
-        changed = ImageCms.applyTransform(_samples(mode), _transform(data, mode))
+        changed = ImageCms.applyTransform(samples, _transform(data, mode))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return "unusable"
     if mode == "CMYK" or changed is None:
         return "converts"
-    difference = np.asarray(changed, np.int16) - np.asarray(_samples(mode).convert("RGB"), np.int16)
+    difference = np.asarray(changed, np.int16) - np.asarray(samples.convert("RGB"), np.int16)
     return "none" if np.abs(difference).max() <= _SAME_LEVELS else "converts"
 
 

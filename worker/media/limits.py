@@ -7,7 +7,6 @@ thousand segments or of three hundred scans costs seconds.
 import re
 
 from worker.core.errors import MediaTooLarge
-from worker.media import png
 
 MAX_JPEG_SCANS = 64
 MAX_JPEG_SEGMENTS = 2048
@@ -40,10 +39,3 @@ def weigh_jpeg(data: bytes) -> int | None:
     end = len(data) if found is None else found.start()
     film = data.find(b"ftyp", scan, end)
     return end if film < 0 else film - 4
-
-
-def weigh_png(data: bytes) -> None:
-    """Raises MediaTooLarge."""
-    for index, _ in enumerate(png.chunks(data)):
-        if index >= png.MAX_CHUNKS:
-            raise MediaTooLarge(detail=f"more than {png.MAX_CHUNKS} chunks")

@@ -8,12 +8,15 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+
+from worker.core.errors import MediaTooLarge
+from worker.media.color import MAX_PROFILE_BYTES
 
 MAX_CHUNKS = 10_000
 MAX_UNPACKED_BYTES = 2**20  # of a text
 MAX_TEXTS = 16  # that are looked at
-MAX_PROFILE_BYTES = 4 * 2**20
-RGB = 2  # the kind of color without a palette and without transparency
+_RGB, _DEEP = 2, 16  # the kind of color without a palette and without transparency, bits a channel
 _HEAD_BYTES, _CHECKSUM_BYTES = 8, 4
 _MOVING = frozenset({b"acTL", b"fcTL", b"fdAT"})  # the chunks of an animation
 _RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
@@ -35,21 +38,15 @@ class Chunk:
 @dataclass(frozen=True)
 class Png:
     """data: with the chunks of pixels alone; exif, profile: bodies, unpacked; ignores_metadata, ignores_profile:
-    whether some could not be read. bits, color: of the header; is_keyed: whether one color is transparent."""
+    whether some could not be read; needs_sixteen_bits: one color of its 16 bits a channel is transparent, and of eight
+    bits several are alike."""
 
     data: bytes
     exif: bytes = b""
     profile: bytes = b""
     ignores_metadata: bool = False
     ignores_profile: bool = False
-    bits: int = 8
-    color: int = 2
-    is_keyed: bool = False
-
-    @property
-    def needs_sixteen_bits(self) -> bool:
-        """Whether one color of its 16 bits is transparent: of eight bits several are alike."""
-        return self.bits == 16 and self.is_keyed
+    needs_sixteen_bits: bool = False
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
@@ -62,11 +59,13 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def read(data: bytes, *, is_moving: bool = False) -> Png:
-    """What is in the file; is_moving: as an animation. Its sides and its number of chunks are checked elsewhere."""
+    """What is in the file; is_moving: as an animation. Its sides are checked elsewhere. Raises MediaTooLarge."""
     kept = bytearray(data[:_HEAD_BYTES])
     exif = profile = b""
     ignores_metadata = ignores_profile = is_keyed = has_profile = False
-    found, num_texts = list(chunks(data)), 0
+    found, num_texts = list(islice(chunks(data), MAX_CHUNKS + 1)), 0
+    if len(found) > MAX_CHUNKS:
+        raise MediaTooLarge(detail=f"more than {MAX_CHUNKS} chunks")
     for chunk in found:
         if chunk.is_of_pixels(is_moving=True):
             is_keyed |= chunk.kind == b"tRNS"
@@ -88,16 +87,14 @@ def read(data: bytes, *, is_moving: bool = False) -> Png:
         for chunk in found:
             if chunk.is_of_pixels(is_moving=is_moving):
                 kept += data[chunk.begin : chunk.end + _CHECKSUM_BYTES]
-    bits, color = (data[24], data[25]) if len(data) > 25 else (8, 2)
+    is_deep_rgb = data[24:26] == bytes([_DEEP, _RGB])
     return Png(
         bytes(kept) if len(kept) > _HEAD_BYTES else data,
         exif,
         profile,
         ignores_metadata,
         ignores_profile,
-        bits,
-        color,
-        is_keyed,
+        needs_sixteen_bits=is_deep_rgb and is_keyed,
     )
 
 

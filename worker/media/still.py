@@ -14,7 +14,6 @@ from worker.media import bmp, ico, iso_items, jpeg2000, limits, orientation, png
 from worker.media.sniff import PictureFormat
 
 _EXIF_ITEM = re.compile(rb"(infe[\x02\x03].{7,9})Exif", re.DOTALL)  # an entry of an ISO file's list of items
-
 _ITEMS_BYTES = 2**16  # in which that list is
 
 
@@ -49,15 +48,15 @@ def _jpeg(data: bytes) -> Still:
 
 
 def _png(data: bytes, *, is_moving: bool) -> Still:
-    limits.weigh_png(data)
     found = png.read(data, is_moving=is_moving)
     warnings = []
     if found.ignores_metadata:
         warnings.append(warning("IMAGE_METADATA_IGNORED"))
     if found.ignores_profile:
         warnings.append(warning("IMAGE_PROFILE_IGNORED"))
-    is_exact = found.needs_sixteen_bits and found.color == png.RGB
-    return Still(found.data, "PNG", found.exif, found.profile, is_exact=is_exact, warnings=tuple(warnings))
+    return Still(
+        found.data, "PNG", found.exif, found.profile, is_exact=found.needs_sixteen_bits, warnings=tuple(warnings)
+    )
 
 
 def _ico(data: bytes) -> Still:
