@@ -26,8 +26,9 @@ import torch
 from benchmarks import models
 from benchmarks.report import environment, save
 from benchmarks.throughput import Job, jobs, one_at_a_time
-from worker.core.contract import ChatRequest, Message, Piece, Sampling, Text
+from worker.core.contract import ChatRequest, Message, Piece, Text
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Sampling
 from worker.core.settings import load as settings
 from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of

@@ -28,9 +28,10 @@ from worker.checkpoint.chat_template import ChatTemplate
 from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import read_tokenizer
-from worker.core.contract import Done, Event, Sampling
+from worker.core.contract import Done, Event
 from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Sampling
 from worker.core.settings import EMBEDDED_MODEL
 from worker.core.settings import load as settings
 from worker.engine.engine import continuous_engine

@@ -15,7 +15,7 @@ DRAWING = ROOT / "docs" / "pictures" / "architecture.svg"
 # Lowest first. A module imports only from lower layers and from its own package.
 LAYERS = (
     ("worker.core",),
-    ("worker.media", "worker.history", "worker.checkpoint", "worker.dialects", "worker.metrics"),
+    ("worker.media", "worker.history", "worker.checkpoint", "worker.dialects", "worker.metrics", "worker.parsers"),
     ("worker.prompt",),
     ("worker.models",),
     ("worker.engine",),
@@ -120,7 +120,7 @@ def modules() -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-WIDTH, BAND, BOX_HEIGHT, LEFT = 1000, 96, 56, 24
+WIDTH, BAND, BOX_HEIGHT, LEFT = 1195, 96, 56, 24
 
 
 def drawing() -> str:
@@ -173,7 +173,8 @@ MIDDLES = {
     "worker.media": 305,
     "worker.history": 500,
     "worker.dialects": 695,
-    "worker.metrics": 890,
+    "worker.parsers": 890,
+    "worker.metrics": 1085,
     "worker.core": 500,
 }
 
@@ -217,6 +218,7 @@ CAPTIONS = {
     "worker.history": "the bot's conversations",
     "worker.checkpoint": "a model's files and rules",
     "worker.dialects": "API formats",
+    "worker.parsers": "thinking, calls of tools",
     "worker.metrics": "Prometheus",
     "worker.prompt": "ids, patches, positions",
     "worker.models": "model code, KV cache",

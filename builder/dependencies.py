@@ -43,6 +43,11 @@ DEPENDENCIES = (
     Dependency("accelerate", "accelerate", "through transformers", "puts weights on one or several devices", False),
     Dependency("tokenizers", "tokenizers", "`checkpoint/tokenizer.py`", "splits text into words; decodes", True),
     Dependency("jinja2", "jinja2", "`checkpoint/chat_template.py`", "chat templates, sandboxed", True),
+    Dependency(
+        "llguidance", "llguidance", "`engine/grammar.py`",
+        "compiles schemas and grammars to masks over the next token, in milliseconds, and refuses what it does not "
+        "support; has no dependencies", False,
+    ),
     Dependency("numpy", "numpy", "`media`, `prompt`", "pixels between decoders and torch", True),
     Dependency("pillow", "PIL.Image", "`media`", "decodes images; has limits and lazy loading", True),
     Dependency("av", "av", "`media`", "FFmpeg without its command line: exact packets, frames and times", True),

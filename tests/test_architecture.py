@@ -23,6 +23,7 @@ HOMES = {
     "aiohttp": ("worker.media.fetch", "worker.platform.sdk"),
     "_pi_heif": ("worker.media.heif",),
     "brotli": ("worker.media.content_encoding",),
+    "llguidance": ("worker.engine.grammar", "benchmarks"),
     "backports": ("worker.media.content_encoding",),
     "fastapi": ("worker.server",),
     "starlette": ("worker.server",),
@@ -36,6 +37,7 @@ HOMES = {
 MAY_IMPORT_LATE = {
     "handler",
     "worker.checkpoint.locate",
+    "worker.engine.forms",
     "worker.history.history",
     "worker.media.color",
     "worker.media.still",

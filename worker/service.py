@@ -43,6 +43,7 @@ from worker.dialects.table import DIALECTS, SALT, DialectTable
 from worker.history.history import History
 from worker.history.recall import Answering, Recall, owned
 from worker.metrics import Metrics
+from worker.parsers.events import EventParser
 
 log = logging.getLogger(__name__)
 OnPhase = Callable[[str], None]
@@ -286,21 +287,22 @@ class Service:
         del media
         if request.stream:
             events = paced(events, self._settings.stream_interval_ms / 1000)
+        parser = EventParser(request)
         has_started = False
         async with aclosing(events):
-            async for event in events:
+            async for raw in events:
                 if not has_started:
                     has_started = True
                     if request.stream:
                         run.phases.end("first_text")
                     for chunk in writer.feed(Start()):
                         yield chunk
-                if isinstance(event, Done):
-                    event = self._ended(event, run)
-                if answering is not None:
-                    await answering.feed(event)
-                for chunk in writer.feed(event):
-                    yield chunk
+                for event in parser.feed(raw):
+                    told = self._ended(event, run) if isinstance(event, Done) else event
+                    if answering is not None:
+                        await answering.feed(told)
+                    for chunk in writer.feed(told):
+                        yield chunk
         for chunk in writer.flush():
             yield chunk
 

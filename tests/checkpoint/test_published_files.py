@@ -27,8 +27,8 @@ from worker.checkpoint.load_plan import dtype_of
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import FamilySpec, read_spec
 from worker.checkpoint.tokenizer import Tokenizer, VocabularyTokenizer, read_tokenizer
-from worker.core.contract import Sampling
 from worker.core.errors import ModelError
+from worker.core.sampling import Sampling
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.engine.sampling import resolve
 from worker.models.families import FAMILIES

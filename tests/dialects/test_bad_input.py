@@ -144,7 +144,7 @@ BAD: dict[str, tuple[object, str, str]] = {
     "openai: a field beside the two": ({**chat(), "prompt": SECRET}, "INPUT_INVALID", "prompt"),
     "openai: too many choices": (chat(n=17), "INPUT_INVALID", "n"),
     "openai: tools": (chat(tools=[{"type": "function"}]), "INPUT_INVALID", "tools"),
-    "openai: JSON wanted": (chat(response_format={"type": "json_object"}), "INPUT_INVALID", "response_format"),
+    "openai: a form that is none": (chat(response_format={"type": "yaml"}), "INPUT_INVALID", "response_format.type"),
     "openai: top_logprobs alone": (chat(top_logprobs=2), "INPUT_INVALID", "top_logprobs"),
     "openai: too many top_logprobs": (chat(logprobs=True, top_logprobs=21), "INPUT_INVALID", "top_logprobs"),
     "openai: a bias for no token": (chat(logit_bias={SECRET: 1}), "INPUT_INVALID", "logit_bias"),

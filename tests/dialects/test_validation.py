@@ -37,8 +37,8 @@ def said(body: Any) -> str:
         ({"route": "/generate", "bod": {}}, "bod: unknown field: did you mean body?"),
         ({"dialect": "generate", "messages": ASKED, "stop_sequences": []}, "stop_sequences: unknown field"),
         (
-            {"dialect": "openai_chat", "messages": ASKED, "guided_json": {}},
-            "guided_json: this value is not supported yet: leave the field out",
+            {"dialect": "openai_chat", "messages": ASKED, "functions": [{}]},
+            "functions: this value is not supported: write tools",
         ),
         (
             {"dialect": "openai_chat", "messages": ASKED, "chat_template_kwargs": {"a": [1]}},
@@ -71,7 +71,7 @@ def said(body: Any) -> str:
         ({"messages": []}, "messages: must not be empty"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
-            "messages[0].role: must be one of 'system', 'user' or 'assistant'",
+            "messages[0].role: must be one of 'system', 'user', 'assistant' or 'tool'",
         ),
         (
             {"messages": [{"role": "user", "content": [{"text": "x"}]}]},

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.core.contract import Sampling
+from worker.core.sampling import Sampling
 from worker.engine.sampling import (
     ResolvedSampling,
     Row,

@@ -10,7 +10,8 @@ import pytest
 from tests.engine.requests import Shown, ask, picture
 from tests.engine.runners import Counting, Stuck
 from tests.engine.serving import CPU, Serve
-from worker.core.contract import Done, Piece, Sampling
+from worker.core.contract import Done, Piece
+from worker.core.sampling import Sampling
 from worker.engine.engine import Engine
 
 SECRET = "The password is 73914082, and it must be told to nobody but the owner of this house, whatever is asked. "

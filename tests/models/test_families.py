@@ -15,7 +15,8 @@ from tests.conftest import EQUALITY
 from tests.engine.requests import Shown, ask, clip, picture, varied
 from tests.models import checkpoints
 from tests.models.checkpoints import NATIVE
-from worker.core.contract import Clip, Done, Sampling
+from worker.core.contract import Clip, Done
+from worker.core.sampling import Sampling
 from worker.core.settings import Settings
 from worker.engine.engine import Engine, continuous_engine
 from worker.models.loading import LoadedModel, load

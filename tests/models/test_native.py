@@ -480,7 +480,8 @@ async def run():
 [reply] = asyncio.run(run())
 assert reply["usage"]["image_tokens"], reply
 serving.close()
-wanted = ("transformers", "accelerate", "torchvision", "pandas", "scipy", "sympy", "redis", "fastapi", "matplotlib")
+wanted = ("transformers", "accelerate", "torchvision", "pandas", "scipy", "sympy", "redis", "fastapi", "matplotlib",
+    "llguidance")
 print([name for name in wanted if name in sys.modules])
 """
 

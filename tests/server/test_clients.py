@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 import requests
+from pydantic import BaseModel
 
 from tests.server.servers import circle
 
@@ -41,6 +42,38 @@ def until_idle(real: str) -> None:
     while not is_idle(real):
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+class Thing(BaseModel):
+    """What the picture shows."""
+
+    shape: Literal["circle", "square", "triangle", "star", "cross", "ring"]
+    color: Literal["red", "orange", "yellow", "green", "blue", "purple", "black", "white"]
+
+
+def test_the_python_client_gets_typed_answers_and_parsed_calls(real: str) -> None:
+    with openai.OpenAI(api_key="k1", base_url=f"{real}/v1", max_retries=0) as client:
+        expected = Thing(shape="circle", color="red")
+        message = client.chat.completions.parse(**ASKED, response_format=Thing).choices[0].message
+        assert message.parsed == expected
+        with client.chat.completions.stream(**ASKED, response_format=Thing) as stream:
+            assert [event.type for event in stream].count("content.done") == 1
+            assert stream.get_final_completion().choices[0].message.parsed == expected
+        tools: Any = [openai.pydantic_function_tool(Thing, name="note")]
+        choice: Any = {"type": "function", "function": {"name": "note"}}
+        choices = client.chat.completions.parse(**ASKED, tools=tools, tool_choice=choice).choices
+        [call] = choices[0].message.tool_calls or []
+        assert call.function.parsed_arguments == expected
+        assert (choices[0].finish_reason, choices[0].message.content) == ("tool_calls", None)
+        with client.chat.completions.stream(**ASKED, tools=tools, tool_choice=choice) as stream:
+            for _ in stream:
+                pass
+            [streamed] = stream.get_final_completion().choices[0].message.tool_calls or []
+        assert streamed.function.parsed_arguments == expected
+        turns: Any = [*ASKED["messages"], choices[0].message]
+        turns.append({"role": "tool", "tool_call_id": call.id, "content": CONTENT[:1]})
+        last = client.chat.completions.create(**{**ASKED, "messages": turns}, tools=tools, max_tokens=40)
+        assert last.choices[0].message.content
 
 
 def test_the_asynchronous_python_client(real: str) -> None:
@@ -100,7 +133,7 @@ def test_the_client_for_javascript(real: str) -> None:
     assert said["errors"] == {
         "model": {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"},
         "param": {"kind": "BadRequestError", "status": 400, "code": "INPUT_INVALID", "param": "max_tokens"},
-        "tools": {"kind": "BadRequestError", "status": 400, "code": "INPUT_INVALID", "param": "tools"},
+        "functions": {"kind": "BadRequestError", "status": 400, "code": "INPUT_INVALID", "param": "functions"},
         "key": {"kind": "AuthenticationError"},
     }
     assert (said["heard"], said["cut"]) == (2, "APIUserAbortError")

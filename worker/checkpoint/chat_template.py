@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from jinja2.utils import Namespace
 
 from worker.checkpoint.family import Family, VisionTokens
 from worker.checkpoint.locate import read_json
+from worker.checkpoint.tool_prompt import ToolForm
 from worker.core.errors import InputInvalid, ModelError
 from worker.core.safe_json import JsonObject
 
@@ -150,6 +152,8 @@ _CONVERSATION: list[JsonObject] = [
     {"role": role, "content": text}
     for role, text in (("system", "Be brief."), ("user", "One?"), ("assistant", "Two."), ("user", "Three?"))
 ]
+_TOOL_NAME = "a_tool_to_look_for"
+_TOOL: JsonObject = {"type": "function", "function": {"name": _TOOL_NAME, "parameters": {"type": "object"}}}
 _PICTURE: list[JsonObject] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
 
 
@@ -186,6 +190,23 @@ class ChatTemplate:
     def opens_thought(self) -> bool:
         """Whether a prompt ends within a thought of the model's, as those of thinking checkpoints do."""
         return (self.text_of(_CONVERSATION) or "").rstrip().endswith("<think>")
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether it tells the model of the tools that it is given."""
+        try:
+            return _TOOL_NAME in self.render(_CONVERSATION, {"tools": [_TOOL]})
+        except InputInvalid:
+            return False
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """How the model writes a call of a tool."""
+        return "xml" if "<function=" in self._text else "json"
+
+    def reads(self, variable: str) -> bool:
+        """Whether a variable of this name changes anything."""
+        return variable in self._text
 
     def text_of(self, messages: list[JsonObject]) -> str | None:
         """What `render` gives; None where the template does not take the messages."""

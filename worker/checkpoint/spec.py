@@ -13,6 +13,7 @@ from worker.checkpoint.locate import Checkpoint, read_json
 from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
 from worker.checkpoint.sampling_defaults import read_generation
 from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
+from worker.checkpoint.tool_prompt import ToolForm
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
@@ -40,6 +41,11 @@ class ModelSpec:
     max_model_len: int
     vocabulary_size: int
 
+    @property
+    def tool_form(self) -> ToolForm:
+        """How the model writes a call of a tool."""
+        return "json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySpec(ModelSpec):
@@ -51,6 +57,11 @@ class FamilySpec(ModelSpec):
     preprocessor: PreprocessorConfig
     tokens_per_second: float | None
     tokens: VisionTokens = VISION_TOKENS
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """As its chat template shows it."""
+        return self.template.tool_form
 
 
 def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: Tokenizer | None = None) -> FamilySpec:

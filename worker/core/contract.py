@@ -10,23 +10,20 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from worker.core.media_warnings import MediaWarning
+from worker.core.sampling import Sampling
+from worker.core.tools import ToolCall, Tools
+from worker.core.value import Value
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "time"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "time", "tool_calls"]
 Kind = Literal["image", "video"]
 # What the numbers of a box count in an answer's text: thousandths of the source, or pixels of the resized picture.
 Coordinates = Literal["thousandths", "resized_pixels"]
 Color = Literal["srgb", "as_is"]
 TemplateValue = str | bool | int | float
-
-
-class Value(BaseModel):
-    """A frozen value; fields are validated where it is made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Url(Value):
@@ -99,35 +96,13 @@ class Media(Value):
 
 
 class Message(Value):
-    """One turn of the conversation, its parts in the order in which the model reads them."""
+    """One turn of the conversation, its parts in the order in which the model reads them. reasoning, tool_calls: what
+    an assistant thought before its words, and called after them; the role `tool` has a call's result."""
 
     role: Role
     parts: tuple[Text | Media, ...]
-
-
-class Sampling(Value):
-    """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy.
-
-    n: answers to the one prompt. logprobs: None for no log-probabilities, else how many of the likeliest tokens to
-    name beside the chosen one. logit_bias: token ids with what is added to their logits.
-    """
-
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = Field(default=(), repr=False)
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    n: int = 1
-    logprobs: int | None = None
+    reasoning: str | None = Field(None, repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class ConversationRef(Value):
@@ -145,7 +120,8 @@ class ChatRequest(Value):
     counts_only: the prompt is built and counted, and the model is not run. conversation: the one message continues a
     conversation that is remembered. template: further variables of the chat template. ignored: fields of the body that
     change nothing here, for the log. caller: whose key it came with, where there are several; cache_salt: what the
-    caller itself keeps its users apart by."""
+    caller itself keeps its users apart by. opens_turn: the prompt ends where the assistant's turn begins;
+    continues_last: it ends within the last message, and the answer is the rest of it."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
@@ -159,6 +135,9 @@ class ChatRequest(Value):
     template: tuple[tuple[str, TemplateValue], ...] = ()
     caller: str = ""
     cache_salt: str = Field("", repr=False)
+    tools: Tools = Tools.model_construct()
+    opens_turn: bool = True
+    continues_last: bool = False
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -167,8 +146,13 @@ class ChatRequest(Value):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All words, in the order of the prompt."""
-        return tuple(part.text for message in self.messages for part in message.parts if isinstance(part, Text))
+        """All words of the messages, and those of the tools and their calls, which are JSON."""
+        words = [part.text for message in self.messages for part in message.parts if isinstance(part, Text)]
+        words += [message.reasoning for message in self.messages if message.reasoning is not None]
+        words += [
+            word for message in self.messages for call in message.tool_calls for word in (call.name, call.arguments)
+        ]
+        return (*words, *(tool.definition for tool in self.tools.offered))
 
 
 class ModelQuery(Value):
@@ -283,13 +267,14 @@ class MediaInfo(Value):
 
 class Usage(Value):
     """Tokens of one request. Image, video and cached tokens are part of the prompt's; cached ones were computed for an
-    earlier request that began alike."""
+    earlier request that began alike. Reasoning tokens are part of the completion's."""
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int = 0
     video_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -332,11 +317,15 @@ class TokenLogprob:
 
 class Piece(Value):
     """The next piece of an answer: never half a character, never a part of a stop string. index: which answer of `n`.
-    logprobs: of the tokens that are new, where they were asked for."""
+    logprobs: of the tokens that are new, where they were asked for. An engine's pieces have text alone, and say with
+    opens_thought whether the prompt ends within a thought; `worker.parsers` tells reasoning and calls from it."""
 
     text: str
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    opens_thought: bool = False
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Done(Value):
@@ -358,11 +347,13 @@ StreamEvent = Start | Piece | Done
 
 
 class Choice(Value):
-    """One of the answers to a request."""
+    """One of the answers to a request. reasoning: what the model thought before it."""
 
     text: str
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Answer(Value):

@@ -7,6 +7,7 @@ WorkerError
 │   ├── InputInvalid                 a field is unknown, missing, of the wrong type or out of range
 │   ├── RouteUnknown            404  no such route
 │   ├── ModelNotFound           404  another model is served
+│   ├── GrammarTooComplex            a schema, a regular expression or a grammar costs too much
 │   └── PromptTooLong                prompt + max_tokens exceeds the context length
 ├── MediaError                  400  an image or a video is at fault
 │   ├── MediaUrlInvalid              not a URL that can be fetched
@@ -147,6 +148,14 @@ class PromptTooLong(InputError):
     remedy = (
         "Shorten the prompt, lower `max_tokens`, use fewer or smaller images (`max_pixels`), or raise `MAX_MODEL_LEN`."
     )
+
+
+class GrammarTooComplex(InputError):
+    """A schema, a regular expression or a grammar takes more time or memory than one request may have."""
+
+    code = "GRAMMAR_TOO_COMPLEX"
+    text = "the form that the answer must have is too complex"
+    remedy = "Use fewer optional fields, alternatives and repetitions, or several requests with a part of the schema."
 
 
 class MediaError(WorkerError):

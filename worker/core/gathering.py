@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob
 from worker.core.errors import InternalError
+from worker.core.tools import ToolCall
 
 
 class Gathered:
@@ -11,6 +12,8 @@ class Gathered:
 
     def __init__(self) -> None:
         self._texts: dict[int, list[str]] = defaultdict(list)
+        self._reasoning: dict[int, list[str]] = defaultdict(list)
+        self._calls: dict[int, list[ToolCall]] = defaultdict(list)
         self._logprobs: dict[int, list[TokenLogprob]] = defaultdict(list)
         self._done: Done | None = None
 
@@ -18,6 +21,8 @@ class Gathered:
         match event:
             case Piece():
                 self._texts[event.index].append(event.text)
+                self._reasoning[event.index].append(event.reasoning)
+                self._calls[event.index] += event.tool_calls
                 self._logprobs[event.index] += event.logprobs
             case Done():
                 self._done = event
@@ -29,7 +34,13 @@ class Gathered:
         if self._done is None:
             raise InternalError(detail="the answer has no end")
         choices = tuple(
-            Choice(text="".join(self._texts[index]), reason=reason, logprobs=tuple(self._logprobs[index]))
+            Choice(
+                text="".join(self._texts[index]),
+                reason=reason,
+                logprobs=tuple(self._logprobs[index]),
+                reasoning="".join(self._reasoning[index]),
+                tool_calls=tuple(self._calls[index]),
+            )
             for index, reason in enumerate(self._done.reasons)
         )
         return Answer(

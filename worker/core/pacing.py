@@ -116,4 +116,4 @@ def _is_full(piece: Piece) -> bool:
 
 
 def _concatenated(first: Piece, second: Piece) -> Piece:
-    return Piece(text=first.text + second.text, index=first.index, logprobs=first.logprobs + second.logprobs)
+    return first.model_copy(update={"text": first.text + second.text, "logprobs": first.logprobs + second.logprobs})

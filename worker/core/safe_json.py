@@ -41,6 +41,11 @@ def read_json(raw: bytes) -> Json:
     return _parsed(raw, has_few=num_values < FEW_VALUES)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text is not empty and has no half of a character."""
+    return bool(text) and _SURROGATES.search(text) is None
+
+
 def _num_of(sought: bytes, raw: bytes) -> int:
     """How often it is there, or more than MAX_VALUES. Where it is rare, `find` is several times as fast as `count`."""
     number, at = 0, raw.find(sought)

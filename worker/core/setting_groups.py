@@ -149,6 +149,11 @@ class EngineSettings(Group):
         "the family's model card recommends (docs/models.md)",
     )
     max_tokens_default: Positive = Field(512, description="`max_tokens` of requests that do not set it")
+    max_tokens_thinking: Positive = Field(
+        32_768,
+        description="`max_tokens` of requests that do not set it and whose answer begins with thinking; less where the "
+        "context or the KV cache has less",
+    )
     prepare_threads: Positive = Field(4, description="Threads that build prompts: chat template, tokenizer, patches")
 
 

@@ -39,8 +39,10 @@ ELSEWHERE: Mapping[str, str] = {
     ),
     "ENABLE_LOG_REQUESTS": "LOG_PROMPTS=1 logs the text of requests",
     "ENFORCE_EAGER": "CUDA_GRAPHS=0 turns CUDA graphs off",
+    **dict.fromkeys(("ENABLE_LORA", "SPECULATIVE_CONFIG"), "it is not supported"),
     **dict.fromkeys(
-        ("ENABLE_LORA", "SPECULATIVE_CONFIG", "TOOL_CALL_PARSER", "REASONING_PARSER"), "it is not supported"
+        ("TOOL_CALL_PARSER", "REASONING_PARSER", "ENABLE_AUTO_TOOL_CHOICE"),
+        "calls of tools and thinking are told apart for every model",
     ),
 }
 

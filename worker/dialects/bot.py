@@ -16,12 +16,12 @@ from worker.core.contract import (
     Message,
     ModelCard,
     Reply,
-    Sampling,
     Silence,
     Text,
 )
 from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Sampling
 from worker.dialects.base import Body, BoundedText, Dialect, Fault, HttpError, ReplyBody
 from worker.dialects.media_fields import MAX_FORMS, image
 from worker.dialects.validation import validated

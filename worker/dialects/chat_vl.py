@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, Strict, ValidationError
 
-from worker.core.contract import Answer, ChatRequest, Done, Meta, Piece, Sampling, Start, StreamEvent, Usage
+from worker.core.contract import Answer, ChatRequest, Done, Meta, Piece, Start, StreamEvent, Usage
 from worker.core.errors import InputInvalid
 from worker.core.safe_json import Json, JsonObject, TooManyValuesError, read_json
+from worker.core.sampling import Sampling
 from worker.dialects.base import (
     MAX_MESSAGES,
     MAX_TEXT_CHARS,

@@ -2,8 +2,9 @@
 
 from pydantic import Field
 
-from worker.core.contract import Answer, ChatRequest, Sampling
+from worker.core.contract import Answer, ChatRequest
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Sampling
 from worker.dialects.base import MAX_MESSAGES, Body, Dialect, ReplyBody, answers_only
 from worker.dialects.messages import PlainMessage, conversation, message
 from worker.dialects.sampling_fields import MaxTokens, Temperature, TopP

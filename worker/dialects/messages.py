@@ -1,9 +1,9 @@
 """Messages in a body: a role and content, a string or a list of blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, assert_never
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from worker.core.contract import Media, Message, Role, Text
 from worker.core.errors import InputInvalid
@@ -19,6 +19,7 @@ from worker.dialects.media_fields import (
     image,
     video,
 )
+from worker.dialects.tool_fields import MAX_CALLS, ToolCallBody, calls
 
 
 class TextBlock(Body):
@@ -58,7 +59,12 @@ def _kind_of_block(value: object) -> str | None:
     return f"<{kind}>" if kind in _BLOCKS else None
 
 
-Block = Annotated[
+def _without_nulls(block: object) -> object:
+    """Clients that dump their objects write null for what is not there."""
+    return {name: value for name, value in block.items() if value is not None} if isinstance(block, dict) else block
+
+
+_Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ImageBlock, Tag("<image>")]
     | Annotated[VideoBlock, Tag("<video>")]
@@ -70,6 +76,8 @@ Block = Annotated[
         custom_error_message=f"must be an object whose type is one of {', '.join(_BLOCKS)}",
     ),
 ]
+
+Block = Annotated[_Block, BeforeValidator(_without_nulls)]
 
 Content = Annotated[
     Annotated[BoundedText, Tag("<string>")]
@@ -91,10 +99,58 @@ class PlainMessage(Body):
     content: Content
 
 
+class Turn(Body):
+    """A message that may be an assistant's calls of tools, or a tool's result."""
+
+    role: str
+    content: Annotated[Content | None, BeforeValidator(lambda value: None if value == [] else value)] = None
+    reasoning_content: BoundedText | None = Field(None, repr=False)
+    reasoning: BoundedText | None = Field(None, repr=False)
+    tool_calls: list[ToolCallBody] | None = Field(None, max_length=MAX_CALLS)
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+def spoken(turns: Sequence[Turn], roles: Mapping[str, Role]) -> Iterator[Message]:
+    """The turns of a body's `messages` as messages, results in the order of the calls. roles: the contract's, by the
+    body's. Raises InputInvalid."""
+    for index, turn in _in_call_order(turns):
+        role, where = roles[turn.role], f"messages[{index}]"
+        if turn.content is None and role not in ("assistant", "tool"):
+            raise InputInvalid(where=f"{where}.content", detail="must be a string or a list of content blocks")
+        if turn.tool_calls and role != "assistant":
+            raise InputInvalid(where=f"{where}.tool_calls", detail="is only for messages with the role assistant")
+        parts = () if turn.content is None else message(role, turn.content, f"{where}.content").parts
+        yield Message(
+            role=role,
+            parts=parts,
+            reasoning=(turn.reasoning_content or turn.reasoning) if role == "assistant" else None,
+            tool_calls=calls(turn.tool_calls or (), f"{where}.tool_calls"),
+        )
+
+
+def _in_call_order(turns: Sequence[Turn]) -> list[tuple[int, Turn]]:
+    """Turns with their places; results that follow each other stand as the calls before them, whatever their order:
+    templates do not show which result is whose."""
+    places: dict[str | None, int] = {}
+    keys: list[tuple[int, int]] = []
+    group = 0
+    for index, turn in enumerate(turns):
+        if turn.role != "tool":
+            group = index
+            places = {call.id: place for place, call in enumerate(turn.tool_calls or ()) if call.id is not None}
+            keys.append((index, -1))
+        else:
+            keys.append((group, places.get(turn.tool_call_id, len(places))))
+    return sorted(enumerate(turns), key=lambda entry: keys[entry[0]])
+
+
 def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:
     """The messages, if their text is not too long all in all. Raises InputInvalid."""
     kept = tuple(messages)
     num_chars = sum(len(part.text) for turn in kept for part in turn.parts if isinstance(part, Text))
+    num_chars += sum(len(turn.reasoning or "") for turn in kept)
+    num_chars += sum(len(call.arguments) for turn in kept for call in turn.tool_calls)
     if num_chars > MAX_TEXT_CHARS:
         raise InputInvalid(where="messages", detail=f"{num_chars} characters of text in total, limit {MAX_TEXT_CHARS}")
     return kept
@@ -106,9 +162,9 @@ def message(role: Role, content: str | list[Block], where: str) -> Message:
         return Message(role=role, parts=(Text(text=content),))
     parts = tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content))
     for part in parts:
-        if isinstance(part, Media) and role != "user":
+        if isinstance(part, Media) and role not in ("user", "tool"):
             raise InputInvalid(
-                where=part.where, detail="images and videos are only allowed in messages with the role user"
+                where=part.where, detail="images and videos are only allowed in messages with the role user or tool"
             )
     return Message(role=role, parts=parts)
 

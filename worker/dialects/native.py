@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from worker.core.contract import (
     Message,
     Meta,
     Piece,
+    Role,
     Start,
     StreamEvent,
     Text,
@@ -23,15 +24,23 @@ from worker.core.contract import (
 )
 from worker.core.errors import InputInvalid, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, StreamWriter, answers_only
+from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, answers_only
+from worker.dialects.constraint_fields import ConstraintFields, only_one
 from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoControls, VideoForm, image, seen_as, video
 from worker.dialects.media_report import media_report
-from worker.dialects.messages import PlainMessage, conversation, message
+from worker.dialects.messages import Turn, conversation, spoken
 from worker.dialects.sampling_fields import SamplingFields, logprobs
+from worker.dialects.tool_fields import CallWriter, ToolFields
 from worker.dialects.validation import validated
 
 
-class NativeBody(SamplingFields):
+class NativeMessage(Turn):
+    """A turn by the model's own roles."""
+
+    role: Role
+
+
+class NativeBody(SamplingFields, ToolFields, ConstraintFields):
     """What a native request may say."""
 
     prompt: BoundedText | None = Field(None, repr=False)
@@ -40,9 +49,10 @@ class NativeBody(SamplingFields):
     images: Annotated[list[MediaForm], Field(max_length=MAX_FORMS, fail_fast=True)] = []
     video: VideoForm | None = None
     videos: Annotated[list[VideoForm], Field(max_length=MAX_FORMS, fail_fast=True)] = []
-    messages: list[PlainMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    messages: list[NativeMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     stream: bool = False
     strict_media: bool | None = None
+    enable_thinking: bool | None = None
 
 
 def _parse(body: JsonObject) -> ChatRequest:
@@ -55,9 +65,11 @@ def _parse(body: JsonObject) -> ChatRequest:
         messages = tuple(seen_as(turn, VideoControls(strict_media=form.strict_media)) for turn in messages)
     return ChatRequest(
         messages=messages,
-        sampling=form.sampling(),
+        sampling=form.sampling(only_one(form.constraints())),
         max_seconds=form.max_seconds,
         stream=form.stream,
+        tools=form.offered(),
+        template=() if form.enable_thinking is None else (("enable_thinking", form.enable_thinking),),
     )
 
 
@@ -66,9 +78,7 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
         extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(form, name)]
         if extra:
             raise InputInvalid(where=extra[0], detail="cannot be combined with messages: put it into a message")
-        return tuple(
-            message(turn.role, turn.content, f"messages[{index}].content") for index, turn in enumerate(form.messages)
-        )
+        return tuple(spoken(form.messages, {role: role for role in get_args(Role)}))
     if form.prompt is None:
         raise InputInvalid(where="input", detail="needs prompt (a string) or messages (a list)")
     pictures = [] if form.image is None else [image(form.image, "image")]
@@ -83,7 +93,7 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
 
 def _shape(answer: Answer) -> JsonObject:
     """`text` is the first answer; where `n` asked for several, `choices` has all."""
-    first, *others = choices = [_choice(choice) for choice in answer.choices]
+    first, *others = choices = [_choice(choice, answer.meta, index) for index, choice in enumerate(answer.choices)]
     head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **first}
     more = {"choices": choices} if others else {}
     return {
@@ -99,8 +109,12 @@ def _cold_start(phases: Mapping[str, float] | None) -> JsonObject:
     return {} if phases is None else {"cold_start": phases}
 
 
-def _choice(choice: Choice) -> JsonObject:
+def _choice(choice: Choice, meta: Meta, index: int) -> JsonObject:
     shown: JsonObject = {"text": choice.text, "finish_reason": choice.reason}
+    if choice.reasoning:
+        shown["reasoning"] = choice.reasoning
+    if choice.tool_calls:
+        shown["tool_calls"] = CallWriter(meta).written(choice.tool_calls, index)
     if choice.logprobs:
         shown["logprobs"] = logprobs(choice.logprobs)
     return shown
@@ -114,30 +128,51 @@ def _usage(usage: Usage) -> dict[str, int]:
         "image_tokens": usage.image_tokens,
         "video_tokens": usage.video_tokens,
         "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
     }
 
 
-def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
-    match event:
-        case Start():
-            return []
-        case Piece():
-            return [_piece(event, meta)]
-        case Done():
-            end: JsonObject = {"id": meta.id, "model": meta.model, "model_code": meta.code, "text": ""}
-            end["finish_reason"] = event.reasons[0]
-            if len(event.reasons) > 1:
-                end["finish_reasons"] = list(event.reasons)
-            return [{**end, **media_report(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}]
+class PieceWriter:
+    """Pieces as objects, then one with the end. Calls are numbered as they come."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._meta = meta
+        self._calls = CallWriter(meta)
+
+    def feed(self, event: StreamEvent) -> list[Chunk]:
+        match event:
+            case Start():
+                return []
+            case Piece():
+                return [self._piece(event)]
+            case Done():
+                return [_end(event, self._meta)]
+
+    def _piece(self, event: Piece) -> JsonObject:
+        piece: JsonObject = {"text": event.text}
+        if self._meta.num_answers > 1:
+            piece["index"] = event.index
+        if event.reasoning:
+            piece["reasoning"] = event.reasoning
+        if event.tool_calls:
+            piece["tool_calls"] = self._calls.written(event.tool_calls, event.index)
+        if event.logprobs:
+            piece["logprobs"] = logprobs(event.logprobs)
+        return piece
+
+    def flush(self) -> list[Chunk]:
+        return []
+
+    def fail(self, error: WorkerError) -> list[Chunk]:
+        return _refuse(error, True)
 
 
-def _piece(event: Piece, meta: Meta) -> JsonObject:
-    piece: JsonObject = {"text": event.text}
-    if meta.num_answers > 1:
-        piece["index"] = event.index
-    if event.logprobs:
-        piece["logprobs"] = logprobs(event.logprobs)
-    return piece
+def _end(event: Done, meta: Meta) -> JsonObject:
+    end: JsonObject = {"id": meta.id, "model": meta.model, "model_code": meta.code, "text": ""}
+    end["finish_reason"] = event.reasons[0]
+    if len(event.reasons) > 1:
+        end["finish_reasons"] = list(event.reasons)
+    return {**end, **media_report(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}
 
 
 def _refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
@@ -153,7 +188,7 @@ DIALECT = Dialect(
     about="This worker's own form",
     parse=_parse,
     reply=answers_only(_shape),
-    writer=lambda meta: StreamWriter(meta, _chunks, _refuse),
+    writer=PieceWriter,
     refuse=_refuse,
     body=NativeBody,
 )

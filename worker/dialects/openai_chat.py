@@ -4,54 +4,88 @@ Fields of the API that change an answer and are not built yet are refused unless
 fields that are unknown are ignored and named in the log.
 """
 
-import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from worker.core.contract import (
-    Answer,
     ChatRequest,
-    Done,
-    Meta,
-    Piece,
     Role,
-    Start,
-    StreamEvent,
-    TokenLogprob,
-    Usage,
+    TemplateValue,
 )
-from worker.core.errors import InputInvalid, WorkerError
+from worker.core.errors import InputInvalid
+from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import MAX_MESSAGES, Body, Chunk, Dialect, HttpError, ReplyBody, StreamWriter, answers_only
-from worker.dialects.chat_vl import TokenUsage, token_usage
+from worker.core.sampling import Constraint
+from worker.dialects.base import MAX_MESSAGES, Body, Dialect, answers_only
+from worker.dialects.constraint_fields import (
+    ConstraintFields,
+    GuidedFields,
+    ResponseFormat,
+    StructuredOutputs,
+    only_one,
+)
 from worker.dialects.media_fields import NumFrames, Rate, VideoControls, seen_as, with_first_frames
-from worker.dialects.media_report import media_report
-from worker.dialects.messages import Content, conversation, message
-from worker.dialects.sampling_fields import MaxTokens, SamplingFields, TemplateVariables, logprobs
-from worker.dialects.validation import shown_name, validated
+from worker.dialects.messages import Turn, conversation, spoken
+from worker.dialects.openai_reply import ChunkWriter, OpenAIFault, OpenAIReply, http_error, refuse, shape
+from worker.dialects.sampling_fields import Effort, MaxTokens, SamplingFields, TemplateVariables
+from worker.dialects.tool_fields import ToolFields
+from worker.dialects.validation import validated
 
 MAX_NAMES_LOGGED = 20
 
-_NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), (None,)),
+# What changes an answer and is not built: the values that ask for nothing, and what to do instead of the others.
+_NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "functions": ((None, []), "write tools"),
+    "function_call": ((None, "none", "auto"), "write tool_choice"),
+    "modalities": ((None, [], ["text"]), "only text is answered"),
+    "audio": ((None,), "only text is answered"),
+    "web_search_options": ((None,), "offer a search of your own in tools"),
+    "echo": ((None, False), "the prompt is not repeated"),
+    "prompt_logprobs": ((None, False), "only the answer has log-probabilities: write logprobs"),
+    "bad_words": ((None, []), "write logit_bias with -100"),
+    "allowed_token_ids": ((None, []), "write choice, regex or grammar in structured_outputs"),
+    "logits_processors": ((None, []), "write structured_outputs or logit_bias"),
+    "use_beam_search": ((None, False), "leave it out: tokens are sampled"),
+    "best_of": ((None, 1), "write n"),
+    "length_penalty": ((None, 1, 1.0), "it belongs to beam search, which is not supported"),
+    "early_stopping": ((None, False), "it belongs to beam search, which is not supported"),
+    "include_stop_str_in_output": ((None, False), "the stop string is not part of an answer"),
+    "skip_special_tokens": ((None, True), "control tokens are not part of an answer"),
+    "spaces_between_special_tokens": ((None, True, False), ""),
+    "truncate_prompt_tokens": ((None,), "shorten the messages"),
+    "return_token_ids": ((None, False), "write logprobs, which has each token's bytes"),
+    "return_tokens_as_token_ids": ((None, False), "write logprobs, which has each token's bytes"),
+    "add_special_tokens": ((None, False), "the chat template writes all special tokens"),
+    "chat_template": ((None,), "the model's own is used; its variables go into chat_template_kwargs"),
+    "documents": ((None, []), "write them into the messages"),
+    "structural_tag": ((None,), "write tools with strict: true"),
+    "ebnf": ((None,), "write grammar"),
+    "guidance": ((None,), "write grammar"),
+    "format": ((None,), "write response_format"),
+    "stop_regex": ((None, []), "write stop"),
+    "stop_sequences": ((None, []), "write stop"),
+    "max_new_tokens": ((None,), "write max_tokens"),
+    "min_new_tokens": ((None,), "write min_tokens"),
+    "thinking": ((None,), "write enable_thinking"),
+    "reasoning": ((None,), "write reasoning_effort"),
+    "thinking_token_budget": ((None,), "write thinking_budget"),
+    "include_reasoning": ((None, True), "thinking is told apart, leave it out where you do not want it"),
+    "separate_reasoning": ((None, True), "thinking is always told apart"),
 }
 # An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
 _FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-_ROLES: dict[str, Role] = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
-_REASONS = {"stop": "stop", "length": "length", "time": "length"}  # the API knows no end by time
+_ROLES: dict[str, Role] = {
+    "developer": "system",
+    **{role: role for role in get_args(Role)},
+}
 
 
-class OpenAIMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+class OpenAIMessage(Turn):
+    """A turn by the API's roles."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     function_call: None = None
     audio: None = None
 
@@ -78,7 +112,7 @@ class MediaIo(Body):
     video: Video | None = None
 
 
-class OpenAIBody(SamplingFields):
+class OpenAIBody(SamplingFields, ToolFields, GuidedFields, ConstraintFields):
     """What is honoured of a Chat Completions body."""
 
     model_config = ConfigDict(extra="ignore")
@@ -92,58 +126,23 @@ class OpenAIBody(SamplingFields):
     media_io_kwargs: MediaIo | None = None
     strict_media: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def forms(self) -> Iterator[Constraint]:
+        """The forms of the answer that are asked for. Raises InputInvalid."""
+        for asked in (self.response_format, self.structured_outputs):
+            if asked is not None:
+                yield from asked.constraints()
+        yield from self.guided()
+        yield from self.constraints()
 
 
 _HONOURED = frozenset(OpenAIBody.model_fields)
-
-
-class OpenAIFault(ReplyBody):
-    """The error object of the OpenAI API."""
-
-    class Error(ReplyBody):
-        """What is wrong, and where."""
-
-        message: str
-        type: Literal["invalid_request_error", "server_error"]
-        param: str | None
-        code: str
-
-    error: Error
-
-
-class ChatChoice(ReplyBody):
-    """One of the answers."""
-
-    class AssistantMessage(ReplyBody):
-        """The answer's words."""
-
-        role: Literal["assistant"]
-        content: str
-        refusal: None
-
-    index: int
-    message: AssistantMessage
-    logprobs: JsonObject | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatUsage(TokenUsage):
-    """Tokens, and those of pictures, of videos, and known before."""
-
-    prompt_tokens_details: dict[str, int]
-
-
-class OpenAIReply(ReplyBody):
-    """The API's chat completion, and `response` beside it."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: ChatUsage
-    response: str
-    media: list[JsonObject] | None = None
 
 
 def _parse(body: JsonObject) -> ChatRequest:
@@ -154,10 +153,7 @@ def _parse(body: JsonObject) -> ChatRequest:
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     if chat.model is None:
         chat = chat.model_copy(update={name: flat for name, flat in _FLAT.items() if getattr(chat, name) is None})
-    messages = conversation(
-        message(_ROLES[turn.role], turn.content, f"messages[{index}].content")
-        for index, turn in enumerate(chat.messages)
-    )
+    messages = conversation(spoken(chat.messages, _ROLES))
     for defaults in _seeing(chat):
         messages = tuple(seen_as(turn, defaults) for turn in messages)
     if chat.media_io_kwargs is not None and chat.media_io_kwargs.video is not None:
@@ -165,14 +161,36 @@ def _parse(body: JsonObject) -> ChatRequest:
         messages = messages if count is None else tuple(with_first_frames(turn, count) for turn in messages)
     return ChatRequest(
         messages=messages,
-        template=tuple((chat.chat_template_kwargs or {}).items()),
-        sampling=chat.sampling(),
+        template=_template_variables(chat),
+        sampling=chat.sampling(only_one(chat.forms())),
         max_seconds=chat.max_seconds,
         stream=chat.stream or False,
         include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
         model=chat.model,
         ignored=_ignored(body),
+        tools=chat.offered(),
+        opens_turn=chat.add_generation_prompt is not False,
+        continues_last=_continues(chat),
     )
+
+
+def _template_variables(chat: OpenAIBody) -> tuple[tuple[str, TemplateValue], ...]:
+    """What the chat template is told: fields of its own names, and what `chat_template_kwargs` says, which takes
+    precedence."""
+    named = {"enable_thinking": chat.enable_thinking, "reasoning_effort": chat.reasoning_effort}
+    if chat.reasoning_effort == "none":
+        named = {"enable_thinking": False if chat.enable_thinking is None else chat.enable_thinking}
+    variables = {name: value for name, value in named.items() if value is not None}
+    return tuple({**variables, **(chat.chat_template_kwargs or {})}.items())
+
+
+def _continues(chat: OpenAIBody) -> bool:
+    """Raises InputInvalid."""
+    if chat.continue_final_message and chat.add_generation_prompt:
+        raise InputInvalid(where="continue_final_message", detail="cannot be combined with add_generation_prompt: true")
+    if chat.continue_final_message and chat.messages[-1].role != "assistant":
+        raise InputInvalid(where="continue_final_message", detail="needs a last message with the role assistant")
+    return chat.continue_final_message or False
 
 
 def _seeing(chat: OpenAIBody) -> Iterator[VideoControls]:
@@ -187,7 +205,7 @@ def _seeing(chat: OpenAIBody) -> Iterator[VideoControls]:
 
 
 def _ignored(body: JsonObject) -> tuple[str, ...]:
-    names = {shown_name(name) for name in body.keys() - _HONOURED - _NOTHING_ASKED.keys()}
+    names = {shown_name(name) for name in body.keys() - _HONOURED - _NOT_BUILT.keys()}
     known = OpenAIMessage.model_fields.keys()
     names |= {f"messages[].{shown_name(name)}" for turn in body["messages"] for name in turn.keys() - known}
     options = body.get("stream_options") or {}
@@ -196,85 +214,9 @@ def _ignored(body: JsonObject) -> tuple[str, ...]:
 
 
 def _refuse_unbuilt(body: JsonObject) -> None:
-    for name, harmless in _NOTHING_ASKED.items():
-        if name in body and body[name] not in harmless:
-            raise InputInvalid(where=name, detail="this value is not supported yet: leave the field out")
-
-
-def _shape(answer: Answer) -> JsonObject:
-    """The API's object, and `response` beside it for the clients of an older service on the same route."""
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": _logprobs(choice.logprobs),
-            "finish_reason": _REASONS[choice.reason],
-        }
-        for index, choice in enumerate(answer.choices)
-    ]
-    head = _head(answer.meta, "chat.completion")
-    words = {"choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
-    return {**head, **words, **media_report(answer.media)}
-
-
-def _chunks(event: StreamEvent, meta: Meta) -> list[Chunk]:
-    """Server-sent events; the platform writes strings through as they are."""
-    match event:
-        case Start():
-            opening = {"role": "assistant", "content": ""}
-            return ["".join(_sse(_chunk(meta, opening, index)) for index in range(meta.num_answers))]
-        case Piece():
-            return [_sse(_chunk(meta, {"content": event.text}, event.index, logprobs=_logprobs(event.logprobs)))]
-        case Done():
-            chunks = [_chunk(meta, {}, index, _REASONS[reason]) for index, reason in enumerate(event.reasons)]
-            chunks[-1] |= media_report(event.media)
-            text = "".join(_sse(chunk) for chunk in chunks)
-            if meta.include_usage:
-                text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
-            return [text + "data: [DONE]\n\n"]
-
-
-def _logprobs(tokens: tuple[TokenLogprob, ...]) -> JsonObject | None:
-    return {"content": logprobs(tokens), "refusal": None} if tokens else None
-
-
-def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
-    """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
-    shown = _error_object(error)
-    return [_sse(shown) + "data: [DONE]\n\n"] if is_stream else [{"error": json.dumps(shown)}]
-
-
-def http_error(error: WorkerError, declared_type: str | None) -> HttpError:
-    """The API's error object with the error's own status."""
-    return HttpError(error.status, _error_object(error))
-
-
-def _error_object(error: WorkerError) -> JsonObject:
-    """The error object of the API: message, type, param, code."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    code = "model_not_found" if error.code == "MODEL_NOT_FOUND" else error.code
-    return {"error": {"message": error.message, "type": kind, "param": error.where, "code": code}}
-
-
-def _head(meta: Meta, kind: str) -> JsonObject:
-    return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
-
-
-def _chunk(
-    meta: Meta, delta: dict[str, str], index: int, reason: str | None = None, logprobs: JsonObject | None = None
-) -> JsonObject:
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-    chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
-    return {**chunk, "usage": None} if meta.include_usage else chunk
-
-
-def _usage(usage: Usage) -> JsonObject:
-    details = {name: getattr(usage, name) for name in ("image_tokens", "video_tokens", "cached_tokens")}
-    return {**token_usage(usage), "prompt_tokens_details": details}
-
-
-def _sse(value: JsonObject) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    for name, (harmless, instead) in _NOT_BUILT.items():
+        if name in body and not any(type(body[name]) is type(one) and body[name] == one for one in harmless):
+            raise InputInvalid(where=name, detail=f"this value is not supported: {instead}")
 
 
 _PICTURE = {"type": "image_url", "image_url": {"url": "https://example.org/shapes.png"}}
@@ -285,8 +227,8 @@ DIALECT = Dialect(
     route="/v1/chat/completions",
     is_openai=True,
     parse=_parse,
-    reply=answers_only(_shape),
-    writer=lambda meta: StreamWriter(meta, _chunks, refuse),
+    reply=answers_only(shape),
+    writer=ChunkWriter,
     refuse=refuse,
     http_error=http_error,
     body=OpenAIBody,

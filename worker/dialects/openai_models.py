@@ -4,8 +4,8 @@ from typing import Literal, assert_never
 
 from worker.core.contract import Answer, Counted, ModelCard, ModelQuery, Reply, Silence
 from worker.core.safe_json import JsonObject
-from worker.dialects import openai_chat
 from worker.dialects.base import Dialect, ReplyBody
+from worker.dialects.openai_reply import OpenAIFault, http_error, refuse
 
 
 class OpenAIModel(ReplyBody):
@@ -49,9 +49,9 @@ DIALECT = Dialect(
     is_named=False,
     parse=_parse,
     reply=_reply,
-    refuse=openai_chat.refuse,
-    http_error=openai_chat.http_error,
+    refuse=refuse,
+    http_error=http_error,
     reply_model=OpenAIModelList,
     tail_reply_model=OpenAIModel,
-    fault=openai_chat.OpenAIFault,
+    fault=OpenAIFault,
 )

@@ -5,9 +5,10 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from worker.core.contract import Answer, ChatRequest, Message, Sampling, Text
+from worker.core.contract import Answer, ChatRequest, Message, Text
 from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Sampling
 from worker.dialects.base import Body, BoundedText, Dialect, HttpError, ReplyBody, Upload, answers_only, upload_error
 from worker.dialects.media_fields import MediaForm, image
 from worker.dialects.validation import validated

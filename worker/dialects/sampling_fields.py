@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from worker.core.contract import Sampling, TemplateValue, TokenAlternative, TokenLogprob
+from worker.core.contract import TemplateValue, TokenAlternative, TokenLogprob
 from worker.core.errors import InputInvalid
 from worker.core.safe_json import JsonObject
+from worker.core.sampling import Constraint, Sampling
 from worker.dialects.base import Body, Whole
 
 MAX_STOPS = 16
@@ -32,6 +33,7 @@ MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
 NumAnswers = Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)]
 NumAlternatives = Annotated[Whole, Field(ge=0, le=MAX_ALTERNATIVES)]
 TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=MAX_STOPS)]
+ThinkingBudget = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
 Seed = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[
@@ -67,6 +69,13 @@ def _template_variables(variables: dict[str, TemplateValue]) -> dict[str, Templa
     return variables
 
 
+def _without_nulls(variables: object) -> object:
+    """null says nothing."""
+    if not isinstance(variables, dict):
+        return variables
+    return {name: value for name, value in variables.items() if value is not None}
+
+
 def _template_value(value: object) -> object:
     if not isinstance(value, bool | int | float | str):
         raise PydanticCustomError("own_template_value", _NO_TEMPLATE_VALUE)
@@ -77,8 +86,12 @@ TemplateVariables = Annotated[
     dict[str, Annotated[bool | int | float | str, BeforeValidator(_template_value)]],
     Field(max_length=MAX_STOPS),
     AfterValidator(_template_variables),
+    BeforeValidator(_without_nulls),
 ]
 
+
+# OpenAI's levels, and Qwen's.
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
@@ -106,9 +119,10 @@ class SamplingFields(Body):
     n: NumAnswers | None = None
     logprobs: bool | None = None
     top_logprobs: NumAlternatives | None = None
+    thinking_budget: ThinkingBudget | None = None
 
-    def sampling(self) -> Sampling:
-        """The same in the contract's terms. Raises InputInvalid."""
+    def sampling(self, constraint: Constraint | None = None) -> Sampling:
+        """The same in the contract's terms. constraint: the form of the answer. Raises InputInvalid."""
         if self.top_logprobs and not self.logprobs:
             raise InputInvalid(where="top_logprobs", detail="needs logprobs: true")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -130,6 +144,8 @@ class SamplingFields(Body):
             ignore_eos=self.ignore_eos or False,
             n=self.n or 1,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            constraint=constraint,
+            thinking_budget=self.thinking_budget,
         )
 
 

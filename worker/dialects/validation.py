@@ -12,11 +12,11 @@ from pydantic import BaseModel, Tag, ValidationError
 
 from worker.core.errors import InputInvalid
 from worker.core.expectations import expected
+from worker.core.names import shown_name
 
 B = TypeVar("B", bound=BaseModel)
 Location = tuple[int | str, ...]
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ALIKE = 0.66  # how much alike two names are, from 0 to 1, for one to be a slip of the other
 
 # Names of other APIs: the field that stands for them, where the body has it.
@@ -45,9 +45,12 @@ _ELSEWHERE = {
     "apply_chat_template": "leave it out, the chat template is always applied",
     "use_openai_format": "send openai_route and openai_input for OpenAI's format",
     "input": 'put its fields directly into the job\'s "input", which must not be nested',
-    "response_format": "structured output is not supported yet",
-    "guided_json": "structured output is not supported yet",
-    "tools": "tool calls are not supported yet",
+    "response_format": "write json_schema with the schema itself",
+    "structured_outputs": "write json_schema, regex, choice or grammar",
+    "guided_json": "write json_schema",
+    "guided_regex": "write regex",
+    "guided_choice": "write choice",
+    "guided_grammar": "write grammar",
     **dict.fromkeys(_NOT_SUPPORTED, "not supported"),
     **dict.fromkeys(_MEDIA_OPTIONS, 'write it into the image or video: {"url": …, "max_pixels": …}'),
     **dict.fromkeys(
@@ -106,11 +109,6 @@ def _slip(faults: Sequence[Mapping[str, Any]], form: object) -> Mapping[str, Any
     return None
 
 
-def shown_name(name: str) -> str:
-    """A field's name as an error or a log may show it; what does not look like a name is not repeated."""
-    return name if _PLAIN_NAME.fullmatch(name) else "(a name that cannot be shown)"
-
-
 def _reason(kind: str, fault: Mapping[str, Any]) -> str:
     context = fault.get("ctx", {})
     if kind in ("too_short", "string_too_short") and context.get("min_length") == 1:
@@ -160,7 +158,7 @@ def _names_at(form: object, location: Location) -> frozenset[str]:
     found: list[Any] = [form]
     for step in location:
         found = [inner for annotation in found for inner in _inside(annotation, step)]
-    return frozenset(name for annotation in found for model in _models(annotation) for name in model.model_fields)
+    return frozenset(name for annotation in found for model in _models(annotation) for name in _names(model))
 
 
 def _inside(annotation: Any, step: int | str) -> Iterator[Any]:
@@ -176,6 +174,11 @@ def _inside(annotation: Any, step: int | str) -> Iterator[Any]:
         for model in _models(annotation):
             if step in model.model_fields:
                 yield model.model_fields[step].annotation
+
+
+def _names(model: type[BaseModel]) -> Iterator[str]:
+    """Of its fields, as a body writes them."""
+    return (field.alias or name for name, field in model.model_fields.items())
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 
 from worker.engine.caches import EngineCaches
 from worker.engine.loop import Pulse
+from worker.engine.masks import MaskWorker
 from worker.engine.prefill import Prefill
 from worker.engine.prefix_cache import share_a_beginning
 from worker.engine.recovery import Failure, Group, Recovery, contained
@@ -30,6 +31,7 @@ class ContinuousBatch:
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._prefill_chunk = prefill_chunk
+        self._masks = MaskWorker()
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
 
     def turn(self, pulse: Pulse) -> None:  # noqa: ARG002  # a turn is short
@@ -38,6 +40,7 @@ class ContinuousBatch:
 
     def clear(self) -> None:
         self._caches.kv.clear()
+        self._masks.close()
 
     def _prefill_some(self) -> None:
         """Compute prompts for at most `prefill_chunk` tokens, and a picture's worth where it is larger."""
@@ -145,12 +148,14 @@ class ContinuousBatch:
         if not running:
             return
         with contained(self._recovery.step_failed):
-            logits = self._runner.decode(
-                [sequence.tokens[-1] for sequence in running],
-                [sequence.next_position for sequence in running],
-                self._caches.kv,
-            )
-            rows = logits_step(logits, [sequence.sampler for sequence in running])
+            samplers = [sequence.sampler for sequence in running]
+            with self._masks.preparing(samplers):
+                logits = self._runner.decode(
+                    [sequence.tokens[-1] for sequence in running],
+                    [sequence.next_position for sequence in running],
+                    self._caches.kv,
+                )
+            rows = logits_step(logits, samplers)
             self._caches.kv.end_step()
         for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
             if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed

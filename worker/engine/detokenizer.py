@@ -16,18 +16,21 @@ class TextStream:
     """The text of one answer as its tokens come.
 
     `push` gives what is safe to send; text that may be the beginning of a stop string is held back until
-    that is decided. After a stop string was found, `is_stopped` is true and no more text comes.
+    that is decided. After a stop string was found, `is_stopped` is true and no more text comes. Where `finds_stops` is
+    false, as within a thought, all text is sent.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self.is_stopped = False
+        self.finds_stops = True
         self._stops = stops
         self._stream = tokenizer.stream()
         self._held = ""
 
     def push(self, token: int) -> str:
         """Text that this token makes safe to send, often none."""
-        return self._release(self._stream.push(token))
+        text = self._stream.push(token)
+        return self._release(text) if self.finds_stops else text
 
     def finish(self) -> str:
         """What is left at the end: bytes that never became a character turn into U+FFFD."""

@@ -12,17 +12,20 @@ from typing import Protocol
 
 import torch
 
-from worker.core.contract import ChatRequest, Done, Event, Opened, Piece, Sampling
+from worker.core.contract import ChatRequest, Done, Event, Opened, Piece
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, OnUsage, TokenCounts
 from worker.core.errors import EngineStopped, InputInvalid, PromptTooLong, WorkerError
 from worker.core.pacing import joined
+from worker.core.sampling import Sampling
 from worker.core.settings import MIB, Settings
 from worker.core.threads import on_thread
 from worker.engine.caches import EngineCaches, caches_for
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.detokenizer import TextStream
 from worker.engine.event_bridge import EventBridge
+from worker.engine.forms import Form, Forms
+from worker.engine.guide import Guide, thinking_tokens
 from worker.engine.loop import Batch, EngineLoop
 from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
@@ -70,6 +73,7 @@ class Engine:
         self.builder = builder
         self.parts = parts
         self._spec = model.spec
+        self.forms, self._thinking = Forms(model.spec), thinking_tokens(model.spec.tokenizer)
         self._settings = settings
         self._scheduler, self._caches = parts.scheduler, parts.caches
         limit, stuck_s = settings.max_num_seqs + settings.max_queue, settings.engine_stuck_s
@@ -127,9 +131,10 @@ class Engine:
         bridge = EventBridge(wakes_for_pieces=request.stream)
         with self._loop.preparing():
             async with deadline.watch():
+                form = await self._form(request)
                 prompt = await on_thread(self._pool, self.builder.build, request, media)
         del media  # pixels and files are needed no more
-        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline)
+        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, form)
         del prompt
         try:
             while True:
@@ -147,8 +152,22 @@ class Engine:
             if submitted.has_begun:
                 on_usage(submitted.usage)
 
-    def submit(self, prompt: Prompt, sampling: Sampling, emit: Emit, deadline: Deadline | None = None) -> Request:
-        """Hand over a prompt; `emit` is called on the engine's thread.
+    async def _form(self, request: ChatRequest) -> Form | None:
+        """The form of the answer, compiled. Raises InputInvalid, GrammarTooComplex."""
+        constraint, tools = request.sampling.constraint, request.tools
+        if constraint is None and not tools.usable:
+            return None
+        return await on_thread(self._pool, self.forms.compiled, constraint, tools)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        emit: Emit,
+        deadline: Deadline | None = None,
+        form: Form | None = None,
+    ) -> Request:
+        """Hand over a prompt; `emit` is called on the engine's thread. form: of the answers.
 
         Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
@@ -156,12 +175,13 @@ class Engine:
         self._check(request, sampling)
         resolved = resolve(sampling, self._spec.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._spec.eos_ids)
+        ends_form = frozenset() if form is None else self._spec.eos_ids
         known = prompt.distinct_ids if resolved.repetition_penalty != 1 else torch.empty(0, dtype=torch.long)
         sequences = [
             Sequence(
                 request=request,
                 index=index,
-                sampler=Sampler(resolved, known, ending, index),
+                sampler=Sampler(resolved, known, ending | ends_form, index, self._guide(prompt, sampling, form)),
                 stream=TextStream(self._spec.tokenizer, sampling.stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,
@@ -176,16 +196,31 @@ class Engine:
         """Free the request's slots before the next step; again or afterwards does nothing."""
         request.is_cancelled = True
 
+    def _guide(self, prompt: Prompt, sampling: Sampling, form: Form | None) -> Guide:
+        return Guide(
+            self._thinking,
+            opens_thought=prompt.opens_thought,
+            budget=sampling.thinking_budget,
+            state=None if form is None else form.begin(),
+        )
+
     def _max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
         """Raises PromptTooLong."""
         limit = self._spec.max_model_len
         room = limit - len(prompt.ids)
-        wanted = sampling.max_tokens or max(1, min(self._settings.max_tokens_default, room))
+        wanted = sampling.max_tokens or max(1, min(self._default_max_tokens(prompt, sampling), room))
         if wanted > room:
             raise PromptTooLong(
                 detail=f"{len(prompt.ids)} + {wanted} tokens, limit {limit}: lower max_tokens to {room}"
             )
         return wanted
+
+    def _default_max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Thinking is long: where the answer begins within it, what the KV cache can hold, up to a setting."""
+        if not prompt.opens_thought:
+            return self._settings.max_tokens_default
+        held = self._scheduler.max_positions(len(prompt.ids), sampling.n) - len(prompt.ids)
+        return min(self._settings.max_tokens_thinking, max(held, self._settings.max_tokens_default))
 
     def _check(self, request: Request, sampling: Sampling) -> None:
         """Raises InputInvalid, PromptTooLong."""

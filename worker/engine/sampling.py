@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from worker.core.contract import Sampling
+from worker.core.sampling import Sampling
+from worker.engine.guide import Guide
 
 GREEDY_BELOW = 1e-5
 MAX_SHORTLIST = 64
@@ -120,10 +122,19 @@ class Sampler:
     """Chooses one answer's tokens: its rules, its own source of chance, and what it has said so far.
 
     prompt: (tokens,) its ids, each once. ending: the tokens that would end the answer; `min_tokens` keeps them away.
+    guide: what its tokens are held to.
     """
 
-    def __init__(self, resolved: ResolvedSampling, prompt: torch.Tensor, ending: Iterable[int], index: int = 0) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedSampling,
+        prompt: torch.Tensor,
+        ending: Iterable[int],
+        index: int = 0,
+        guide: Guide | None = None,
+    ) -> None:
         self.resolved = resolved
+        self.guide = guide or Guide()
         self.ending = sorted(ending)
         self.said: Counter[int] = Counter()
         self._prompt = prompt
@@ -138,11 +149,20 @@ class Sampler:
     @property
     def must_go_on(self) -> bool:
         """Whether the answer may not end yet."""
-        return self.said.total() < self.resolved.min_tokens
+        has_enough = self.resolved.min_tokens == 0 or self.said.total() >= self.resolved.min_tokens
+        return not self.guide.may_end(self.ending, has_enough=has_enough)
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the row's logits are not the model's own."""
+        return self.resolved.changes_logits or self.guide.form is not None or self.must_go_on
 
     def choose(self, row: Row) -> int:
-        """The next token."""
-        token = row.greedy if self.resolved.is_greedy else self._drawn(row)
+        """The next token. Raises GrammarTooComplex."""
+        token = self.guide.forced
+        if token is None:
+            token = row.greedy if self.resolved.is_greedy else self._drawn(row)
+        self.guide.accept(token)
         if self._known_ids is not None and token not in self.said:
             self._known_ids = torch.cat([self._known_ids, self._known_ids.new_tensor([token])])
         self.said[token] += 1
@@ -167,7 +187,7 @@ Place = tuple[int, Sequence[int]]  # a row, and tokens in it
 
 def adjust(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """(rows, vocabulary) logits after each row's penalties, bias and bans; the same tensor where there are none."""
-    if not any(sampler.resolved.changes_logits for sampler in samplers):
+    if not any(sampler.changes_logits for sampler in samplers):
         return logits
     adjusted = logits.clone()
     for processor in LOGITS_PROCESSORS:
@@ -222,9 +242,29 @@ def _ban_ending(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
         logits[at] = -torch.inf
 
 
+def _hold_to_form(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    """Tokens that an answer's form does not allow are taken out of its row."""
+    held = [(row, form) for row, sampler in enumerate(samplers) if (form := sampler.guide.form) is not None]
+    if not held:
+        return
+    masks = torch.from_numpy(np.stack([form.mask for _, form in held]).view(np.uint8))
+    if logits.is_cuda:
+        masks = masks.pin_memory().to(logits.device, non_blocking=True)
+    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    is_allowed = ((masks[..., None] >> bits) & 1).bool().flatten(1)[:, : logits.shape[-1]]
+    if len(held) == len(samplers):
+        logits.masked_fill_(~is_allowed, -torch.inf)
+        return
+    rows = torch.tensor([row for row, _ in held], device=logits.device)
+    logits[rows] = logits[rows].masked_fill(~is_allowed, -torch.inf)
+
+
 LogitsProcessor = Callable[[torch.Tensor, Sequence[Sampler]], None]
 # Each changes (rows, vocabulary) logits in place, for all rows at once; in transformers' order.
-LOGITS_PROCESSORS: tuple[LogitsProcessor, ...] = (_penalise_repetition, _penalise_said, _bias, _ban_ending)
+LOGITS_PROCESSORS: tuple[LogitsProcessor, ...] = (
+    *(_penalise_repetition, _penalise_said, _bias, _ban_ending),
+    _hold_to_form,
+)
 
 
 def _indices(places: Sequence[Place], device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:

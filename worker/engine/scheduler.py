@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from worker.models.kv_widths import bytes_alone
+from worker.models.kv_widths import bytes_alone, max_positions
 
 MAX_OVERTAKEN = 16
 MAX_LOOKED_AT = 64
@@ -104,6 +104,10 @@ class Scheduler(Generic[S]):
     def bytes_alone(self, num_prompt_tokens: int, num_positions: int, num_answers: int) -> int:
         """Memory that a request needs when there is no other: its rows, and its prompt on the way there."""
         return bytes_alone(num_prompt_tokens, num_positions, num_answers, self._bytes_per_token)
+
+    def max_positions(self, num_prompt_tokens: int, num_answers: int) -> int:
+        """The longest that prompt and answer of a request may become when there is no other."""
+        return max_positions(num_prompt_tokens, num_answers, self.max_bytes, self._bytes_per_token)
 
     def add(self, group: PrefillGroup[S]) -> None:
         self.waiting.append(group)

@@ -27,6 +27,7 @@ class Request:
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     num_generated: int = 0
     num_cached: int = 0
+    num_reasoning: int = 0
     is_cancelled: bool = False
     came_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
@@ -41,6 +42,7 @@ class Request:
             image_tokens=self.prompt.image_tokens,
             video_tokens=self.prompt.video_tokens,
             cached_tokens=self.num_cached,
+            reasoning_tokens=self.num_reasoning,
         )
 
     @property
@@ -92,6 +94,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     is_finished: bool = False
     is_retried: bool = False
+    _is_behind_thought: bool = False
     _logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
@@ -113,10 +116,14 @@ class Sequence:
         return len(self.request.prompt.ids) + len(self.tokens) - 1 + self.request.prompt.delta
 
     def take(self, row: Row) -> None:
-        """Choose a token; emit its text, and the end where this was the last. Raises InternalError for NaN."""
+        """Choose a token; emit its text, and the end where this was the last. Raises InternalError for NaN,
+        GrammarTooComplex."""
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
+        guide = self.sampler.guide
+        num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
         token = self.sampler.choose(row)
+        self.request.num_reasoning += guide.num_reasoning - num_reasoning
         if self.request.first_token_at is None:
             self.request.first_token_at = time.monotonic()
         self.tokens.append(token)
@@ -127,11 +134,20 @@ class Sequence:
         if is_end:
             self._end("stop")
             return
+        self.stream.finds_stops = self._is_answering(token, was_thinking=was_thinking)
         self._emit(self.stream.push(token))
-        if self.stream.is_stopped:
+        if self.stream.is_stopped or guide.is_complete:
             self._end("stop")
         elif len(self.tokens) >= self.request.max_tokens:
             self._end("length")
+
+    def _is_answering(self, token: int, *, was_thinking: bool) -> bool:
+        """Whether stop strings count: not within a thought, nor in the blanks behind it."""
+        if was_thinking or self.sampler.guide.is_thinking:
+            self._is_behind_thought = True
+        elif self._is_behind_thought and self.tokenizer.bytes_of(token).strip():
+            self._is_behind_thought = False
+        return not self._is_behind_thought
 
     def run_out_of_time(self) -> None:
         """End here: with what has been said, or with DeadlineExceeded where nothing has."""
@@ -154,5 +170,7 @@ class Sequence:
     def _emit(self, text: str, *, is_last: bool = False) -> None:
         """Log-probabilities of text that is held back wait for it."""
         if text or (is_last and self._logprobs):
-            self.request.emit(Piece(text=text, index=self.index, logprobs=tuple(self._logprobs)))
+            opens_thought = self.request.prompt.opens_thought
+            logprobs = tuple(self._logprobs)
+            self.request.emit(Piece(text=text, index=self.index, logprobs=logprobs, opens_thought=opens_thought))
             self._logprobs.clear()

@@ -16,11 +16,11 @@ from worker.core.contract import (
     Message,
     Opened,
     Picture,
-    Sampling,
     Text,
     Url,
 )
 from worker.core.errors import WorkerError
+from worker.core.sampling import Sampling
 from worker.engine.engine import Engine
 
 SIDE = 128  # of the picture, in pixels: what is made at the first use is made for small ones too

@@ -25,3 +25,12 @@ def bytes_alone(num_prompt_tokens: int, num_positions: int, num_answers: int, by
 def rows_for(count: int) -> int:
     """The rows that a pool has memory for when it holds `count`: doubled up to 8, then eight more at a time."""
     return 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
+
+
+def max_positions(num_prompt_tokens: int, num_answers: int, max_bytes: int, bytes_per_token: int) -> int:
+    """The longest that prompt and answer may become so that `bytes_alone` is at most `max_bytes`; 0 for none."""
+    widest = (max_bytes // bytes_per_token - num_prompt_tokens) // rows_for(num_answers)
+    width = SMALLEST_WIDTH
+    while (wider := width_for(width + 1)) <= widest:
+        width = wider
+    return width if width <= widest else 0

@@ -14,12 +14,12 @@ import torch
 from worker.checkpoint.family import VIDEO_SPAN, patch_times
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
-from worker.core.contract import ChatRequest, Clip, Kind, Media, MediaInfo, Opened, Picture, Text
+from worker.core.contract import ChatRequest, Clip, Kind, MediaInfo, Opened, Picture
 from worker.core.errors import InputInvalid, ModelError, PromptTooLong
-from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.prompt import patches
 from worker.prompt.control_tokens import ControlTokens
+from worker.prompt.conversation import conversation_text, opens_thought
 from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
 from worker.prompt.sizes import Size, image_size, video_size, video_tokens
@@ -58,7 +58,8 @@ class PromptBuilder:
         scope = self._scope(request)
         shown = [self._shown(opened, scope) for opened in media]
         self._check_length(sum(entry.num_tokens for entry in shown), "pictures and videos have")
-        tokens = self._tokens(request, shown)
+        rendered, mark = self._rendered(request, shown)
+        tokens = self._tokens(rendered, mark)
         self._check_length(len(tokens), "the prompt has")
         ids = torch.tensor(_widen(tokens, self._pad_counts(shown)))
         positions, delta = self._positions(ids, shown)
@@ -73,6 +74,7 @@ class PromptBuilder:
             fingerprint=fingerprint,
             media=tuple(self._info(asked.where, entry) for asked, entry in zip(request.media, shown, strict=True)),
             scope=scope,
+            opens_thought=opens_thought(rendered),
         )
 
     def _scope(self, request: ChatRequest) -> bytes:
@@ -163,34 +165,26 @@ class PromptBuilder:
             size = video_size(len(frames), height, width, config, most, clip.controls)
         return patches.of_frames(frames, size, config)
 
-    def _tokens(self, request: ChatRequest, shown: Sequence[_Shown]) -> list[int]:
+    def _tokens(self, rendered: str, mark: str) -> list[int]:
         """The rendered conversation as ids, one pad for each picture and each temporal patch of a video."""
-        mark = self._control.mark_for(request.texts)
-        messages = [
-            {"role": message.role, "content": [self._block(part, mark) for part in message.parts]}
-            for message in request.messages
-        ]
         tokenizer = self._spec.tokenizer
         ids: list[int] = []
-        for piece, is_control in self._control.split(self._rendered(request, messages, shown), mark):
+        for piece, is_control in self._control.split(rendered, mark):
             ids += [_id_of(tokenizer, piece)] if is_control else tokenizer.encode(piece)
         return ids
 
-    def _block(self, part: Text | Media, mark: str) -> dict[str, str]:
-        if isinstance(part, Media):
-            return {"type": part.kind}
-        return {"type": "text", "text": self._control.marked(part.text, mark)}
-
-    def _rendered(self, request: ChatRequest, messages: list[JsonObject], shown: Sequence[_Shown]) -> str:
-        """The template's text with the family's own text in the place of each video. Raises InputInvalid."""
-        rendered = self._spec.template.render(messages, dict(request.template))
+    def _rendered(self, request: ChatRequest, shown: Sequence[_Shown]) -> tuple[str, str]:
+        """The template's text with the family's own text in the place of each video, and the mark in it. Raises
+        InputInvalid."""
+        mark = self._control.mark_for(request.texts)
+        rendered = conversation_text(request, self._spec.template, lambda text: self._control.marked(text, mark))
         temporal, span = self._spec.preprocessor.temporal, self._spec.tokens.video_span
         videos = [patch_times(entry.times, temporal) for entry in shown if entry.kind == "video"]
         pieces = rendered.split(span)
         if len(pieces) != len(videos) + 1:
             raise _not_shown("videos", len(pieces) - 1, len(videos))
         texts = [self._spec.family.video_text(times).replace(VIDEO_SPAN, span) for times in videos]
-        return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True))
+        return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True)), mark
 
     def _positions(self, ids: torch.Tensor, shown: Sequence[_Shown]) -> tuple[torch.Tensor, int]:
         """M-RoPE positions, for families with untimed spans by the seconds of a video's temporal patches."""

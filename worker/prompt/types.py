@@ -27,7 +27,7 @@ class Prompt:
     differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
     each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
     begin with the same fingerprints begin with the same keys and values. media: what the items look like. scope: only
-    prompts of the same one may share anything.
+    prompts of the same one may share anything. opens_thought: the answer begins within a thought.
     """
 
     ids: tuple[int, ...]
@@ -39,6 +39,7 @@ class Prompt:
     fingerprint: torch.Tensor
     media: tuple[MediaInfo, ...] = ()
     scope: bytes = b""
+    opens_thought: bool = False
 
     @cached_property
     def distinct_ids(self) -> torch.Tensor:

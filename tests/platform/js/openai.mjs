@@ -26,7 +26,7 @@ const errors = {};
 for (const [name, change] of Object.entries({
   model: { model: "gpt-4" },
   param: { max_tokens: 0 },
-  tools: { tools: [{ type: "function", function: { name: "f", parameters: {} } }] },
+  functions: { functions: [{ name: "f", parameters: {} }] },
 })) {
   const error = await client.chat.completions.create({ ...asked, ...change }).catch((error) => error);
   errors[name] = { kind: error.constructor.name, status: error.status, code: error.code, param: error.param };

@@ -16,12 +16,14 @@ from worker.core.contract import RGB, ChatRequest, Controls, Kind, MediaInfo, Me
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.settings import Settings
 from worker.prompt.control_tokens import ControlTokens
+from worker.prompt.conversation import opens_thought
 from worker.prompt.types import Prompt
 
 log = logging.getLogger(__name__)
 PIXELS_PER_TOKEN = 32 * 32  # that MAX_IMAGE_TOKENS stands for, where the model counts otherwise
 _WHOLE = {"add_generation_prompt": True, "tokenize": False}
 _CONTROL = "a control token of this model in the text"
+_NO_TOOLS = "this model is served by its library's `generate`: without tools, and with a whole turn as its answer"
 NO_VIDEOS = "this model is served by its library's `generate`, which is given pictures only"
 
 
@@ -46,6 +48,7 @@ class HfPromptBuilder:
 
     def build(self, request: ChatRequest, media: Sequence[Opened]) -> HfPrompt:
         """Raises InputInvalid, MediaUnsupportedType, PromptTooLong. `media` are the request's, in order."""
+        _refuse_unbuilt(request)
         mark = self._control.mark_for(request.texts)
         messages = [
             {"role": message.role, "content": self._content(message, f"messages[{index}]", mark)}
@@ -76,6 +79,7 @@ class HfPromptBuilder:
             ),
             text=text,
             pictures=pictures,
+            opens_thought=opens_thought(text),
         )
 
     def _content(self, message: Message, where: str, mark: str) -> list[dict[str, str]]:
@@ -123,6 +127,14 @@ class HfPromptBuilder:
         if opened.source is not None:  # the opener has brought it to its size
             return Image.fromarray(opened.rgb)
         return _resized(opened.rgb, *_fitted(*opened.size, self._most_pixels))
+
+
+def _refuse_unbuilt(request: ChatRequest) -> None:
+    """Raises InputInvalid."""
+    is_plain = request.opens_turn and not request.continues_last
+    spoken = [message for message in request.messages if message.tool_calls or message.role == "tool"]
+    if request.tools.usable or spoken or not is_plain:
+        raise InputInvalid(where="messages", detail=_NO_TOOLS)
 
 
 def _info(where: str, opened: Opened, image: Image.Image, tokens: int) -> MediaInfo:

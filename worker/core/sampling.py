@@ -1,0 +1,49 @@
+"""How the tokens of an answer are chosen, and the form that it must have. Knows no model and no library of grammars."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from worker.core.value import Value
+
+ConstraintKind = Literal["json_schema", "regex", "choice", "grammar"]
+
+
+class Constraint(Value):
+    """The form of an answer. text: a schema as JSON, a regular expression, a JSON list of the possible answers, or a
+    Lark grammar. whitespace: the regular expression of what may stand between the tokens of JSON, None: nothing.
+    where: its place in the request, for error messages."""
+
+    kind: ConstraintKind
+    text: str = Field(repr=False)
+    whitespace: str | None = None
+    where: str = "input"
+
+
+class Sampling(Value):
+    """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy.
+
+    n: answers to the one prompt. logprobs: None for no log-probabilities, else how many of the likeliest tokens to
+    name beside the chosen one. logit_bias: token ids with what is added to their logits. constraint: the form of the
+    answer; of a model that thinks, what follows its thinking. thinking_budget: tokens after which the thinking is
+    ended; None: no limit.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop: tuple[str, ...] = Field(default=(), repr=False)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    thinking_budget: int | None = None

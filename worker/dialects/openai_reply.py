@@ -1,0 +1,186 @@
+"""Replies, chunks and errors of OpenAI's Chat Completions."""
+
+import json
+from typing import Literal
+
+from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob, Usage
+from worker.core.errors import WorkerError
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import Chunk, HttpError, ReplyBody
+from worker.dialects.chat_vl import TokenUsage, token_usage
+from worker.dialects.media_report import media_report
+from worker.dialects.sampling_fields import logprobs
+from worker.dialects.tool_fields import CallWriter
+
+# The API knows no end by time.
+_REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
+
+
+class OpenAIFault(ReplyBody):
+    """The error object of the OpenAI API."""
+
+    class Error(ReplyBody):
+        """What is wrong, and where."""
+
+        message: str
+        type: Literal["invalid_request_error", "server_error"]
+        param: str | None
+        code: str
+
+    error: Error
+
+
+class ChatChoice(ReplyBody):
+    """One of the answers."""
+
+    class AssistantMessage(ReplyBody):
+        """The answer's words."""
+
+        role: Literal["assistant"]
+        content: str | None
+        refusal: None
+        reasoning_content: str | None = None
+        reasoning: str | None = None
+        tool_calls: list[JsonObject] | None = None
+
+    index: int
+    message: AssistantMessage
+    logprobs: JsonObject | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatUsage(TokenUsage):
+    """Tokens, and those of pictures, of videos, and known before."""
+
+    prompt_tokens_details: dict[str, int]
+    completion_tokens_details: dict[str, int]
+
+
+class OpenAIReply(ReplyBody):
+    """The API's chat completion, and `response` beside it."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+    response: str
+    media: list[JsonObject] | None = None
+
+
+def shape(answer: Answer) -> JsonObject:
+    """The API's object, and `response` beside it for the clients of an older service on the same route."""
+    choices = [
+        {
+            "index": index,
+            "message": _message(choice, answer.meta, index),
+            "logprobs": _logprobs(choice.logprobs),
+            "finish_reason": _REASONS[choice.reason],
+        }
+        for index, choice in enumerate(answer.choices)
+    ]
+    head = _head(answer.meta, "chat.completion")
+    words = {"choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
+    return {**head, **words, **media_report(answer.media)}
+
+
+def _message(choice: Choice, meta: Meta, index: int) -> JsonObject:
+    """No words beside calls, or behind a thought that did not end, are null."""
+    has_more = bool(choice.tool_calls or choice.reasoning)
+    message: JsonObject = {"role": "assistant", "content": choice.text or (None if has_more else ""), "refusal": None}
+    if choice.reasoning:
+        message |= _reasoning(choice.reasoning)
+    if choice.tool_calls:
+        message["tool_calls"] = CallWriter(meta).written(choice.tool_calls, index)
+    return message
+
+
+def _reasoning(text: str) -> JsonObject:
+    """By DeepSeek's and Qwen's name, and by that of vLLM's newer versions and OpenRouter."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+class ChunkWriter:
+    """Server-sent events; the platform writes strings through as they are. Calls are numbered as they come."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._meta = meta
+        self._calls = CallWriter(meta)
+
+    def feed(self, event: StreamEvent) -> list[Chunk]:
+        meta = self._meta
+        match event:
+            case Start():
+                opening = {"role": "assistant", "content": ""}
+                return ["".join(_sse(_chunk(meta, opening, index)) for index in range(meta.num_answers))]
+            case Piece():
+                return [_sse(_chunk(meta, self._delta(event), event.index, logprobs=_logprobs(event.logprobs)))]
+            case Done():
+                chunks = [_chunk(meta, {}, index, _REASONS[reason]) for index, reason in enumerate(event.reasons)]
+                chunks[-1] |= media_report(event.media)
+                text = "".join(_sse(chunk) for chunk in chunks)
+                if meta.include_usage:
+                    text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
+                return [text + "data: [DONE]\n\n"]
+
+    def _delta(self, piece: Piece) -> JsonObject:
+        delta: JsonObject = _reasoning(piece.reasoning) if piece.reasoning else {}
+        if piece.text or not (piece.reasoning or piece.tool_calls):
+            delta["content"] = piece.text
+        if piece.tool_calls:
+            delta["tool_calls"] = self._calls.numbered(piece.tool_calls, piece.index)
+        return delta
+
+    def flush(self) -> list[Chunk]:
+        return []
+
+    def fail(self, error: WorkerError) -> list[Chunk]:
+        return refuse(error, True)
+
+
+def _logprobs(tokens: tuple[TokenLogprob, ...]) -> JsonObject | None:
+    return {"content": logprobs(tokens), "refusal": None} if tokens else None
+
+
+def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
+    """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
+    shown = _error_object(error)
+    return [_sse(shown) + "data: [DONE]\n\n"] if is_stream else [{"error": json.dumps(shown)}]
+
+
+def http_error(error: WorkerError, declared_type: str | None) -> HttpError:
+    """The API's error object with the error's own status."""
+    return HttpError(error.status, _error_object(error))
+
+
+def _error_object(error: WorkerError) -> JsonObject:
+    """The error object of the API: message, type, param, code."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    code = "model_not_found" if error.code == "MODEL_NOT_FOUND" else error.code
+    return {"error": {"message": error.message, "type": kind, "param": error.where, "code": code}}
+
+
+def _head(meta: Meta, kind: str) -> JsonObject:
+    return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
+
+
+def _chunk(
+    meta: Meta, delta: JsonObject, index: int, reason: str | None = None, logprobs: JsonObject | None = None
+) -> JsonObject:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
+    return {**chunk, "usage": None} if meta.include_usage else chunk
+
+
+def _usage(usage: Usage) -> JsonObject:
+    details = {name: getattr(usage, name) for name in ("image_tokens", "video_tokens", "cached_tokens")}
+    return {
+        **token_usage(usage),
+        "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _sse(value: JsonObject) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

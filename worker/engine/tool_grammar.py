@@ -1,0 +1,91 @@
+"""Calls of tools as a grammar: where the client asks for a call, the answer is one. Arguments have their schema: surely
+where the tool is strict, and where the schema can be compiled otherwise."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from worker.checkpoint.tool_prompt import ToolForm
+from worker.core.errors import InputInvalid
+from worker.core.json_schema import prepared
+from worker.core.sampling import Constraint
+from worker.core.tools import Tool, Tools
+from worker.engine.grammar import choice_rule, json_rule, lark_of, regex_rule
+from worker.engine.xml_call_grammar import xml_call
+
+_SINGLE, _SEVERAL = "call", r"call (/\n/ call)*"
+
+
+def constraint_of(
+    asked: Constraint | None, tools: Tools, form: ToolForm, *, holds_all: bool = True, has_tags: bool = True
+) -> Constraint | None:
+    """The form of an answer that may have calls. Without tools it is what was asked for. holds_all: the arguments of
+    tools that are not strict are held to their schema too. has_tags: the tags around a call are tokens of their own.
+    Raises InputInvalid."""
+    usable = tools.usable
+    if not usable:
+        return asked
+    if tools.is_forced:
+        wanted = [tool for tool in usable if tools.named in (None, tool.name)]
+        calls = _SINGLE if tools.named is not None or not tools.is_parallel else _SEVERAL
+        rules = [f"start: {calls}", *_calls(wanted, form, holds_all=holds_all, has_tags=has_tags)]
+    elif asked is not None:
+        calls = _SEVERAL if tools.is_parallel else _SINGLE
+        rules = [
+            f"start: answer | {calls}",
+            *_answer(asked),
+            *_calls(usable, form, holds_all=holds_all, has_tags=has_tags),
+        ]
+    elif has_tags and any(tool.is_strict for tool in usable):
+        rules = [
+            "start: (WORDS call)* WORDS",
+            r"WORDS: /(.|\n)*/",
+            *_calls(usable, form, holds_all=False, has_tags=True),
+        ]
+    else:
+        return None
+    return Constraint(kind="grammar", text="\n".join(rules), where="tools" if asked is None else asked.where)
+
+
+def _answer(asked: Constraint) -> list[str]:
+    match asked.kind:
+        case "json_schema":
+            return [f"answer: {json_rule(json.loads(asked.text), asked.whitespace)}"]
+        case "choice":
+            return [f"answer: {choice_rule(json.loads(asked.text))}"]
+        case "regex":
+            return [f"answer: {regex_rule(asked.text)}"]
+        case "grammar":
+            return [f"answer: %lark {{\n{lark_of(asked)}\n}}"]
+
+
+def _calls(tools: Sequence[Tool], form: ToolForm, *, holds_all: bool, has_tags: bool) -> list[str]:
+    """Rules named call, call_0, …"""
+    begin, end = (tag if has_tags else json.dumps(tag) for tag in ("<tool_call>", "</tool_call>"))
+    bodies = " | ".join(f"call_{index}" for index in range(len(tools)))
+    rules = [f'call: {begin} "\\n" ({bodies}) "\\n" {end}']
+    for index, tool in enumerate(tools):
+        schema = _schema(tool, holds_all=holds_all)
+        rules += _json_call(tool, index, schema) if form == "json" else xml_call(tool, index, schema)
+    return rules
+
+
+def _schema(tool: Tool, *, holds_all: bool) -> dict[str, Any] | None:
+    """Of its arguments; None where they are any object. Raises InputInvalid."""
+    if not (tool.is_strict or holds_all):
+        return None
+    try:
+        schema: dict[str, Any] = json.loads(prepared(tool.parameters, f"{tool.where}.function.parameters"))
+    except InputInvalid:
+        if tool.is_strict:
+            raise
+        return None
+    return {**schema, "type": "object"} if "type" not in schema else schema
+
+
+def _json_call(tool: Tool, index: int, schema: dict[str, Any] | None) -> list[str]:
+    head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
+    return [
+        f"call_{index}: {head} args_{index} {json.dumps('}')}",
+        f"args_{index}: {json_rule(schema or {'type': 'object'})}",
+    ]

@@ -1,0 +1,75 @@
+"""A call of a tool as JSON, `{"name": …, "arguments": {…}}`: where it ends, and what it says."""
+
+import json
+import re
+from typing import Any, NoReturn
+
+_NO_OBJECT = re.compile(r'\{\s*[^\s"}]')
+_MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+# What a JSON text may raise that is none, or none of ours.
+_REFUSED = (ValueError, TypeError, RecursionError)
+
+
+class JsonEnd:
+    """Finds the end of the JSON object that a growing text begins with, looking at each character once."""
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._depth = 0
+        self._is_in_string = False
+
+    def find(self, text: str) -> int | None:
+        """The place behind the object, None while it goes on. `text`: what it was before, and more. Raises ValueError
+        where no object begins so."""
+        if _NO_OBJECT.match(text):
+            raise ValueError
+        end = len(text) - text.endswith("\\")  # what is escaped comes with the next part
+        for mark in _MARKS.finditer(text, self._at, end):
+            self._at = mark.end()
+            sign = mark.group()
+            if sign == '"':
+                self._is_in_string = not self._is_in_string
+            elif self._is_in_string or sign[0] == "\\":
+                continue
+            elif sign in "{[":
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if self._depth <= 0:
+                    return mark.end()
+        if end > self._at:
+            self._at = end - (text[end - 1] == "\\")  # one that nothing follows yet
+        return None
+
+
+def json_call(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and the arguments of a call, None where the text is none. Newlines within strings are taken, since
+    models write them; arguments may be missing, be an object in a string, or be named `parameters`."""
+    value = _loaded(text)
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = given = value.get("arguments", value.get("parameters"))
+    if isinstance(given, str):
+        arguments = _loaded(given) if given.strip() else {}
+    if given is None:
+        arguments = {}
+    return (value["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def as_json(arguments: dict[str, Any]) -> str | None:
+    """Arguments as strict JSON, None where a number is beyond it."""
+    try:
+        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except _REFUSED:
+        return None
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text, strict=False, parse_constant=_refuse)
+    except _REFUSED:
+        return None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
