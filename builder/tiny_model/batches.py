@@ -6,6 +6,7 @@ the prompt that a single question would make.
 """
 
 import random
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from builder.tiny_model import recipe, skills, small_talk
+from builder.tiny_model import forms, recipe, skills, small_talk
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
 from builder.tiny_model.skills import CLIP_SKILLS
 from worker.prompt.patches import of_frames
@@ -22,6 +23,8 @@ from worker.prompt.sizes import Size, image_size
 FACTOR = recipe.PATCH * recipe.MERGE
 IGNORED = -100
 FINE_DIGIT_WEIGHT = 0.15
+SHARE_WITH_SCHEMA = 0.35  # of the batches with answers as JSON
+KINDS = ("scenes", "numbers", "clips", "talk", "pairs", "tools")
 _SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "请用中文回答问题。", "You look at pictures.")
 
 Weights = tuple[tuple[skills.PictureSkill, float], ...]
@@ -40,7 +43,7 @@ class Stage:
     digits: tuple[int, ...]
     frames: tuple[int, ...]
     real_sizes: bool
-    mix: tuple[float, ...] = (0.46, 0.36, 0.14, 0.04)  # scenes, numbers, clips, talk, pairs of pictures
+    mix: tuple[float, ...] = (0.46, 0.36, 0.14, 0.04)  # scenes, numbers, clips, talk, pairs, tools
     asks: int = 3  # questions about a scene
     alike: float = 0.0  # share of objects that take their colour or shape from another
     skills: Weights = skills.SCENE_SKILLS
@@ -52,6 +55,9 @@ class Stage:
     pair_asks: int = 3  # questions about the pictures of one message
     pair_tokens: int = 30  # of each picture of a pair, at most
     own_sizes: bool = False  # the pictures of a pair differ in size
+    forms: float = 0.0  # share of questions about a scene that are answered as JSON
+    thoughts: float = 0.0  # share of questions about a scene that are thought about
+    typed: float = 0.0  # share of questions about a picture that are written as people type
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Row:
     shown: tuple[skills.Ask | None, ...]
     branches: list[skills.Turns]
     times: list[float] | None = None  # of a clip's pairs of frames
+    opening: str = ""  # a system turn of its own
+    result: skills.Ask | None = None  # the last picture is a tool's result, and this is the answer behind it
 
 
 class BatchMaker:
@@ -111,11 +119,12 @@ class BatchMaker:
         self._tokenizer = tokenizer
         self._rng = random.Random(seed)
         self._rows = rows
+        self._shows_schema = False
         self._digits = {tokenizer.token_to_id(digit) for digit in "0123456789"}
         self._comma = {tokenizer.encode(text).ids[0] for text in (",", "],")}
 
     def make(self, stage: Stage) -> Batch:
-        kind = self._rng.choices(("scenes", "numbers", "clips", "talk", "pairs")[: len(stage.mix)], stage.mix)[0]
+        kind = self._rng.choices(KINDS[: len(stage.mix)], stage.mix)[0]
         if kind == "talk":
             rows = [Row((), [(self._plain(),), (self._plain(),)]) for _ in range(self._rows)]
             return self._pack(rows, None, (), False)
@@ -123,19 +132,22 @@ class BatchMaker:
             return self._clips(stage)
         if kind == "pairs":
             return self._pairs(stage)
+        if kind == "tools":
+            return self._tools(stage)
         return self._pictures(stage, is_numbers=kind == "numbers")
 
     def _pictures(self, stage: Stage, *, is_numbers: bool) -> Batch:
         rng = self._rng
         width, height = self._grid(stage)
         images, rows = [], []
-        for _ in range(self._rows):
+        self._shows_schema = stage.forms > 0 and rng.random() < SHARE_WITH_SCHEMA
+        for _ in range(self._rows // (3 if self._shows_schema else 1)):  # a schema is as long as all else
             if is_numbers:
                 scene = random_number(rng, width / height, rng.choice(stage.digits))
-                branches = self._ask(scene, skills.NUMBER_SKILLS, 2)
+                branches = self._ask(scene, skills.NUMBER_SKILLS, 2, stage)
             else:
                 scene = self._scene(stage, width / height)
-                branches = self._ask(scene, stage.skills, stage.asks)
+                branches = self._ask(scene, stage.skills, stage.asks, stage)
                 if stage.follow_ups and rng.random() < stage.follow_ups:
                     branches[-1] = skills.follow_up(scene, rng.choice(skills.LANGUAGES), rng)
             rows.append(Row((None,), branches))
@@ -165,6 +177,34 @@ class BatchMaker:
                 branches = [skills.earlier(*scenes, language, rng) for _ in range(2)]
                 rows.append(Row((before, None), branches))
         grids = tuple((1, height // 16, width // 16) for width, height in sizes)
+        return self._pack(rows, np.concatenate([*images[0], *images[1]]), grids, False)
+
+    def _tools(self, stage: Stage) -> Batch:
+        """A number that is read with a tool; or tools that are offered and not needed."""
+        rng = self._rng
+        limited = replace(stage, max_tokens=min(stage.max_tokens, 36))
+        sizes = (self._grid(limited), self._grid(replace(limited, max_tokens=20)))
+        is_needed = rng.random() < 0.6
+        images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        rows = []
+        for _ in range(self._rows // 3):
+            language = rng.choice(skills.LANGUAGES)
+            if not is_needed:
+                scene = self._scene(stage, sizes[0][0] / sizes[0][1])
+                opening = forms.tools_text(forms.other_tools(rng))
+                branches = self._ask(scene, stage.skills, 2, stage)
+                if rng.random() < 0.3:
+                    branches[-1] = (small_talk.small_talk(language, rng),)
+                rows.append(Row((None,), branches, opening=opening))
+                images[0].append(patches([self._draw(scene, *sizes[0], stage.real_sizes)]))
+                continue
+            zoom = forms.zoom(rng, sizes[0][0] / sizes[0][1], language)
+            answer = skills.Ask("zoom", language, "", str(zoom.scene.number))
+            opening = forms.tools_text(forms.tools(rng))
+            rows.append(Row((zoom.ask, None), [], opening=opening, result=answer))
+            for place, scene in enumerate((zoom.scene, forms.closer(zoom, rng))):
+                images[place].append(patches([self._draw(scene, *sizes[place], stage.real_sizes)]))
+        grids = tuple((1, height // 16, width // 16) for width, height in sizes[: 2 if is_needed else 1])
         return self._pack(rows, np.concatenate([*images[0], *images[1]]), grids, False)
 
     def _scene(self, stage: Stage, aspect: float) -> Scene:
@@ -200,14 +240,30 @@ class BatchMaker:
             image = jpeg(image, rng.randint(30, 95))
         return image.resize((width, height), Image.Resampling.BICUBIC)
 
-    def _ask(self, shown: Scene | Clip, table: tuple, num_asks: int) -> list[skills.Turns]:  # type: ignore[type-arg]
+    def _ask(
+        self,
+        shown: Scene | Clip,
+        table: tuple,  # type: ignore[type-arg]
+        num_asks: int,
+        stage: Stage | None = None,
+    ) -> list[skills.Turns]:
         rng = self._rng
         asks: list[skills.Ask] = []
         for skill in rng.choices([row[0] for row in table], [row[1] for row in table], k=num_asks):
-            asks.append(skill(shown, rng.choice(skills.LANGUAGES), rng))
+            ask = skill(shown, rng.choice(skills.LANGUAGES), rng)
+            asks.append(self._varied(ask, shown, stage) if stage and isinstance(shown, Scene) else ask)
         if rng.random() < 0.04:
             asks[-1] = small_talk.small_talk(rng.choice(skills.LANGUAGES), rng)
         return [(ask,) for ask in asks]
+
+    def _varied(self, ask: skills.Ask, scene: Scene, stage: Stage) -> skills.Ask:
+        """The question as it is; or its answer as JSON, or thought about; in other words."""
+        rng, way = self._rng, self._rng.random()
+        if way < stage.forms:
+            return forms.as_json(scene, ask.language, rng, shows_schema=self._shows_schema)
+        if way < stage.forms + stage.thoughts:
+            ask = forms.with_thought(ask, scene)
+        return forms.as_typed(ask, rng) if rng.random() < stage.typed else ask
 
     def _plain(self) -> skills.Ask:
         language = self._rng.choice(skills.LANGUAGES)
@@ -240,12 +296,17 @@ class BatchMaker:
     def _write(self, row: Row, grids: tuple[Grid, ...], system: str | None) -> "_Written":
         opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
         written = _Written(self._tokenizer)
-        written.text(opening + "<|im_start|>user\n")
-        for turn, grid in zip(row.shown, grids, strict=True):
+        written.text((row.opening or opening) + "<|im_start|>user\n")
+        for place, (turn, grid) in enumerate(zip(row.shown, grids, strict=True)):
+            if row.result is not None and place:
+                written.text("<tool_response>\n")
             written.media(grid, row.times)
             if turn:
                 written.turn(turn)
                 written.text(_NEXT_TURN)
+        if row.result is not None:
+            written.text("\n</tool_response>")
+            written.turn(row.result)
         end = written.positions[-1][0] + 1
         for number, turns in enumerate(row.branches, start=1):
             written.begin_branch(number, end)
@@ -264,6 +325,8 @@ class BatchMaker:
         ]
 
 
+# A string's letters and its end, a number, a list of numbers.
+_JSON_VALUE = re.compile(r': (?:"([^"]*")|(\d+)|(\[[\d, ]*\]))')
 _NEXT_TURN = "\n<|im_start|>user\n"
 
 
@@ -289,7 +352,22 @@ class _Written:
 
     def turn(self, ask: skills.Ask) -> None:
         self.text(f"{ask.question}<|im_end|>\n<|im_start|>assistant\n")
-        self.text(f"{ask.answer}<|im_end|>", is_learned=True)
+        if ask.thought is not None:
+            self.text("<think>\n")
+            self.text(f"{ask.thought}\n</think>\n\n", is_learned=True)
+        if ask.is_form:
+            self.values(f"{ask.answer}<|im_end|>")
+        else:
+            self.text(f"{ask.answer}<|im_end|>", is_learned=True)
+
+    def values(self, text: str) -> None:
+        """JSON of which only the values are learned, with what ends them."""
+        spans = [found.span(found.lastindex or 0) for found in _JSON_VALUE.finditer(text)]
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            is_value = any(begin < last and end > first for first, last in spans)
+            self._append(token, (self._next,) * 3, token if is_value else IGNORED)
+            self._next += 1
 
     def media(self, grid: Grid, times: list[float] | None) -> None:
         """A picture, or a clip as a span for each of its `times`."""

@@ -5,7 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from builder.tiny_model import skills, small_talk
+from builder.tiny_model import forms, skills, small_talk
 from builder.tiny_model.batches import random_size
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Text, Url
+from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Role, Text, Url
+from worker.core.safe_json import JsonObject
 from worker.core.settings import load as load_settings
+from worker.core.tools import Tool, Tools
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
 from worker.models.pixel_values import pixel_values
@@ -28,6 +30,7 @@ from worker.prompt.types import Prompt
 
 MARKS = {"caption": 0.98, "count": 0.98, "number": 0.95, "boxes": 0.95, "motion": 0.95}
 IOU = 0.75
+ZOOM_IOU = 0.5
 _MAX_NEW_TOKENS = 160
 
 
@@ -35,12 +38,16 @@ _MAX_NEW_TOKENS = 160
 class Case:
     """A question about something drawn from a seed that training never used.
 
-    shown: what stands right before the question. before: earlier turns, each with what was shown in it.
+    shown: what stands right before the question. before: earlier turns, each with what was shown in it. thinks: a
+    thought comes first. tools: those that are offered. is_result: what is shown last is what a tool returned.
     """
 
     ask: skills.Ask
     shown: tuple[Opened, ...] = ()
     before: tuple[tuple[tuple[Opened, ...], skills.Ask], ...] = ()
+    thinks: bool = False
+    tools: tuple[JsonObject, ...] = ()
+    is_result: bool = False
 
     @property
     def opened(self) -> list[Opened]:
@@ -109,6 +116,44 @@ def _earlier(language: skills.Language, rng: random.Random) -> Case:
     return Case(ask, (), (((one,), skills.count(first, language, rng)), ((two,), before)))
 
 
+def _json(language: skills.Language, rng: random.Random) -> Case:
+    while True:
+        scene, picture = _some_scene(rng)
+        ask = forms.as_json(scene, language, rng, shows_schema=rng.random() < 0.5)
+        if not ask.is_form:
+            return Case(ask, (picture,))
+
+
+def _think(language: skills.Language, rng: random.Random) -> Case:
+    scene, picture = _some_scene(rng)
+    ask = skills.count(scene, language, rng)
+    return Case(replace(ask, skill="think"), (picture,), thinks=True)
+
+
+def _zoomed(language: skills.Language, rng: random.Random) -> tuple[forms.Zoom, Picture]:
+    width, height = random_size(rng)
+    zoom = forms.zoom(rng, width / height, language)
+    return zoom, Picture(_photo(zoom.scene, width, height, rng))
+
+
+def _zoom(language: skills.Language, rng: random.Random) -> Case:
+    zoom, picture = _zoomed(language, rng)
+    return Case(zoom.ask, (picture,), tools=tuple(forms.tools(rng)))
+
+
+def _result(language: skills.Language, rng: random.Random) -> Case:
+    zoom, picture = _zoomed(language, rng)
+    closer = Picture(_photo(forms.closer(zoom, rng), 200, 160, rng))
+    ask = skills.Ask("result", language, "", str(zoom.scene.number))
+    return Case(ask, (closer,), (((picture,), zoom.ask),), tools=tuple(forms.tools(rng)), is_result=True)
+
+
+def _typed(language: skills.Language, rng: random.Random) -> Case:
+    scene, picture = _some_scene(rng)
+    ask = rng.choice((skills.caption, skills.count))(scene, language, rng)
+    return Case(replace(forms.as_typed(ask, rng), skill="typed"), (picture,))
+
+
 SKILLS = {
     "caption": _of_scene(skills.caption),
     "count": _of_scene(skills.count),
@@ -124,6 +169,11 @@ SKILLS = {
     "compare": _compare,
     "follow-up": _follow_up,
     "earlier": _earlier,
+    "json": _json,
+    "think": _think,
+    "zoom": _zoom,
+    "result": _result,
+    "typed": _typed,
 }
 
 
@@ -156,13 +206,19 @@ def request(case: Case) -> ChatRequest:
     messages = []
     for shown, ask in case.before:
         messages += [_message(shown, ask), Message(role="assistant", parts=(Text(text=ask.answer),))]
-    return ChatRequest(messages=(*messages, _message(case.shown, case.ask)))
+    tools = [Tool(name=tool["function"]["name"], definition=json.dumps(tool)) for tool in case.tools]
+    return ChatRequest(
+        messages=(*messages, _message(case.shown, case.ask, "tool" if case.is_result else "user")),
+        tools=Tools(offered=tuple(tools)),
+        template=(("enable_thinking", True),) if case.thinks else (),
+    )
 
 
-def _message(shown: tuple[Opened, ...], ask: skills.Ask) -> Message:
+def _message(shown: tuple[Opened, ...], ask: skills.Ask, role: Role = "user") -> Message:
     kinds: list[Kind] = ["image" if isinstance(each, Picture) else "video" for each in shown]
     media = [Media(kind=kind, source=Url(url="memory:"), where="case") for kind in kinds]
-    return Message(role="user", parts=(*media, Text(text=ask.question)))
+    words = (Text(text=ask.question),) if ask.question else ()
+    return Message(role=role, parts=(*media, *words))
 
 
 def generate(model: LoadedModel, prompt: Prompt) -> str:
@@ -199,7 +255,13 @@ def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more
 
 
 def is_right(ask: skills.Ask, answer: str) -> bool:
-    """Boxes: same labels, each IoU at least 0.75. Everything else: the very text."""
+    """Boxes: same labels, each IoU at least 0.75. JSON: the same values, boxes likewise. A call: an IoU of at least
+    0.5. What follows a thought, and everything else: the very text."""
+    if ask.skill in ("json", "zoom"):
+        wanted_value, found_value = (_value(_body(text)) for text in (ask.answer, answer))
+        return _are_alike(wanted_value, found_value, IOU if ask.skill == "json" else ZOOM_IOU)
+    if ask.skill == "think":
+        return answer.partition("</think>\n\n")[2] == ask.answer
     if ask.skill != "boxes":
         return answer == ask.answer
     wanted, found = _boxes(ask.answer), _boxes(answer)
@@ -207,6 +269,40 @@ def is_right(ask: skills.Ask, answer: str) -> bool:
         return False
     pairs = zip(sorted(wanted), sorted(found), strict=True)
     return all(a[1] == b[1] and iou(a[0], b[0]) >= IOU for a, b in pairs)
+
+
+def _body(text: str) -> str:
+    """Of a call, or of JSON alone."""
+    return text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _are_alike(wanted: Any, found: Any, at_least: float) -> bool:
+    """The same JSON, but for boxes."""
+    match wanted:
+        case dict():
+            return (
+                isinstance(found, dict)
+                and wanted.keys() == found.keys()
+                and all(_are_alike(value, found[name], at_least) for name, value in wanted.items())
+            )
+        case [int(), int(), int(), int()]:
+            is_box = isinstance(found, list) and len(found) == 4 and all(isinstance(side, int) for side in found)
+            return is_box and iou(tuple(wanted), tuple(found)) >= at_least
+        case list():
+            return (
+                isinstance(found, list)
+                and len(wanted) == len(found)
+                and all(_are_alike(one, other, at_least) for one, other in zip(wanted, found, strict=True))
+            )
+        case _:
+            return bool(wanted == found)
 
 
 def _boxes(text: str) -> list[tuple[tuple[int, ...], str]]:

@@ -30,7 +30,7 @@ DIRECTIONS: tuple[Direction, ...] = ("left", "right", "up", "down")
 
 _STEP: dict[Direction, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _OVERSAMPLE = 2
-_DIGIT_WIDTH = 0.8  # of a digit's height, in Pillow's own font, spacing included
+DIGIT_WIDTH = 0.8  # of a digit's height, in Pillow's own font, spacing included
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def random_number(rng: random.Random, aspect: float, num_digits: int) -> Scene:
     """A number of `num_digits` digits, as large as fits or down to a third of that."""
     background = random_background(rng)
     number = "".join(rng.choice("0123456789") for _ in range(num_digits))
-    fitting = min(0.8, 0.9 * aspect / (_DIGIT_WIDTH * num_digits))
+    fitting = min(0.8, 0.9 * aspect / (DIGIT_WIDTH * num_digits))
     height = fitting * rng.uniform(0.5, 1.0)
-    half_w, half_h = height * _DIGIT_WIDTH * num_digits / aspect / 2, height / 2
+    half_w, half_h = height * DIGIT_WIDTH * num_digits / aspect / 2, height / 2
     at = (_between(rng, half_w), _between(rng, half_h))
     return Scene(background, (), number, rng.choice(visible_colours(background)), at, height)
 

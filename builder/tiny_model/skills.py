@@ -35,12 +35,15 @@ DIRECTION_ZH = {"left": "向左", "right": "向右", "up": "向上", "down": "�
 
 @dataclass(frozen=True)
 class Ask:
-    """One question about a picture, a clip or nothing, with the answer that is true."""
+    """One question about a picture, a clip or nothing, with the answer that is true. thought: what is thought before
+    it. is_form: the answer is JSON that something else writes: only its values are learned."""
 
     skill: str
     language: Language
     question: str
     answer: str
+    thought: str | None = None
+    is_form: bool = False
 
 
 def _pick(rng: random.Random, *choices: str) -> str:
@@ -357,6 +360,9 @@ ALL_SCENE_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
 )  # fmt: skip
 BOX_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
     (caption, 0.7), (count, 0.9), (locate, 3.2), (is_there, 0.5), (number, 0.1), (attribute, 0.2),
+)  # fmt: skip
+FORM_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 1.1), (count, 1.3), (locate, 2.4), (is_there, 0.5), (number, 0.1), (attribute, 0.4),
 )  # fmt: skip
 NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
 CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))

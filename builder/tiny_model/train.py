@@ -82,6 +82,21 @@ PLANS = {
     "all again": Plan((
         replace(ALL_OF_IT, name="all again", steps=140, mix=(0.42, 0.16, 0.06, 0.22, 0.14), follow_ups=0.3),
     ), peak_rate=3e-4, warmup_steps=20),
+    "forms": Plan((
+        replace(ALL_OF_IT, name="forms, tools and thoughts", steps=440,
+                mix=(0.44, 0.12, 0.07, 0.08, 0.09, 0.2), skills=skills.FORM_SKILLS,
+                forms=0.3, thoughts=0.2, typed=0.35, follow_ups=0.15),
+    ), peak_rate=1e-3, warmup_steps=40),
+    "forms, then all": Plan((
+        replace(ALL_OF_IT, name="forms, then all", steps=160,
+                mix=(0.46, 0.14, 0.07, 0.08, 0.13, 0.12), skills=skills.FORM_SKILLS,
+                forms=0.22, thoughts=0.14, typed=0.3, follow_ups=0.2),
+    ), peak_rate=4e-4, warmup_steps=20),
+    "forms, polished": Plan((
+        replace(ALL_OF_IT, name="forms, polished", steps=230,
+                mix=(0.5, 0.15, 0.05, 0.04, 0.15, 0.11), skills=skills.FORM_SKILLS,
+                forms=0.28, thoughts=0.2, typed=0.25, follow_ups=0.15),
+    ), peak_rate=6e-4, warmup_steps=20, kept=(("forms, then all", 0.5),)),
 }  # fmt: skip
 ROWS = 64
 MATRIX_LR = 1.5  # of the common rate

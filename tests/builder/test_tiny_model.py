@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, Qwen3VLForConditionalGeneration
 
-from builder.tiny_model import evaluate, recipe, scenes, skills
+from builder.tiny_model import evaluate, forms, recipe, scenes, skills
 from builder.tiny_model.batches import BatchMaker, Stage
 from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from tests.media.films import chosen
@@ -345,7 +345,13 @@ def test_a_wrong_path_to_the_model_gives_wrong_answers(library: LoadedModel, cha
     assert sum(right) <= 0.5 * len(right)
 
 
-MIXES = {"scenes": (1, 0, 0, 0), "numbers": (0, 1, 0, 0), "clips": (0, 0, 1, 0), "pairs": (0, 0, 0, 0, 1)}
+MIXES = {
+    "scenes": (1, 0, 0, 0),
+    "numbers": (0, 1, 0, 0),
+    "clips": (0, 0, 1, 0),
+    "pairs": (0, 0, 0, 0, 1),
+    "tools": (0, 0, 0, 0, 0, 1),
+}
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -353,7 +359,10 @@ MIXES = {"scenes": (1, 0, 0, 0), "numbers": (0, 1, 0, 0), "clips": (0, 0, 1, 0),
 def test_training_sees_the_ids_and_positions_that_the_model_is_served_with(
     library: LoadedModel, mix: tuple[int, ...], seed: int
 ) -> None:
-    stage = Stage("s", 1, 36, (1, 2), (2,), (4,), False, mix, late=True, follow_ups=0.5, own_sizes=seed > 5)
+    stage = Stage(
+        "s", 1, 36, (1, 2), (2,), (4,), False, mix, late=True, follow_ups=0.5, own_sizes=seed > 5, forms=0.4,
+        thoughts=0.3, typed=0.5,
+    )  # fmt: skip
     tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
     batch = BatchMaker(tokenizer, seed, 4).make(stage)
     config = module_of(library.runner).config
@@ -383,6 +392,11 @@ FLOORS = {
     "compare": 0.75,
     "follow-up": 0.9,
     "earlier": 0.8,
+    "json": 0.5,
+    "think": 0.6,
+    "zoom": 0.7,
+    "result": 0.9,
+    "typed": 0.85,
 }
 
 
@@ -394,8 +408,27 @@ def test_held_out_pictures_are_answered(library: LoadedModel, skill: str) -> Non
     right = 0
     for case in cases:
         prompt = builder.build(evaluate.request(case), case.opened)
+        assert prompt.opens_thought is case.thinks
         right += evaluate.is_right(case.ask, evaluate.generate(library, prompt))
     assert right >= FLOORS[skill] * len(cases)
+
+
+def test_the_texts_of_tools_are_those_that_the_template_writes(library: LoadedModel) -> None:
+    """Training writes them by itself, and branches need no template."""
+    rng = random.Random(1)
+    zoom = forms.zoom(rng, 1.0, "en")
+    offered = forms.tools(rng)
+    case = evaluate.Case(
+        skills.Ask("result", "en", "", "1"), (), (((), zoom.ask),), tools=tuple(offered), is_result=True
+    )
+    ids = PromptBuilder(library.spec, Settings()).build(evaluate.request(case), ()).ids
+    text = library.spec.tokenizer.decode(ids, with_special=True)
+    question, call = zoom.ask.question, zoom.ask.answer
+    assert text == (
+        forms.tools_text(offered)
+        + f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{call}<|im_end|>\n"
+        + "<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_scenes_say_what_they_draw() -> None:
