@@ -5,8 +5,9 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 TORCH ?= auto
 PARITY := .venv-parity
+CLIENTS := .venv-clients
 
-.PHONY: help run quick test check docs image-test parity fuzz
+.PHONY: help run quick test check docs image-test parity clients fuzz
 FUZZ_S ?= 180
 
 help:  ## list the commands
@@ -40,6 +41,9 @@ image-test: $(READY)  ## build the Dockerfile for real and ask the image a quest
 parity: $(PARITY)/.ready  ## compare images and videos with the references, in an environment of their own
 	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity tests/models/test_published.py --all-models
 
+clients: $(READY) $(CLIENTS)/.ready  ## run client libraries for Python and JavaScript against the HTTP server
+	$(BIN)/python -m pytest -o addopts= -q tests/clients
+
 fuzz: $(READY)  ## coverage-guided fuzzing of the opening of images and videos, FUZZ_S seconds
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -W ignore -m tests.fuzz -max_total_time=$(FUZZ_S)
@@ -64,4 +68,10 @@ $(PARITY)/.ready: requirements.txt requirements-parity.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	@touch $@
+
+$(CLIENTS)/.ready: requirements-clients.txt tests/clients/js/package-lock.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-clients.txt
+	npm ci --prefix tests/clients/js --silent --no-audit --no-fund
 	@touch $@
