@@ -191,7 +191,7 @@ class BatchMaker:
             language = rng.choice(skills.LANGUAGES)
             if not is_needed:
                 scene = self._scene(stage, sizes[0][0] / sizes[0][1])
-                opening = forms.tools_text(forms.other_tools(rng))
+                opening = forms.system_turn(forms.other_tools(rng))
                 branches = self._ask(scene, stage.skills, 2, stage)
                 if rng.random() < 0.3:
                     branches[-1] = (small_talk.small_talk(language, rng),)
@@ -200,7 +200,7 @@ class BatchMaker:
                 continue
             zoom = forms.zoom(rng, sizes[0][0] / sizes[0][1], language)
             answer = skills.Ask("zoom", language, "", str(zoom.scene.number))
-            opening = forms.tools_text(forms.tools(rng))
+            opening = forms.system_turn(forms.tools(rng))
             rows.append(Row((zoom.ask, None), [], opening=opening, result=answer))
             for place, scene in enumerate((zoom.scene, forms.closer(zoom, rng))):
                 images[place].append(patches([self._draw(scene, *sizes[place], stage.real_sizes)]))

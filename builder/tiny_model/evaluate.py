@@ -20,6 +20,7 @@ from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_num
 from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Role, Text, Url
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load as load_settings
+from worker.core.tags import CALL, CALL_END
 from worker.core.tools import Tool, Tools
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
@@ -273,7 +274,7 @@ def is_right(ask: skills.Ask, answer: str) -> bool:
 
 def _body(text: str) -> str:
     """Of a call, or of JSON alone."""
-    return text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+    return text.removeprefix(f"{CALL}\n").removesuffix(f"\n{CALL_END}")
 
 
 def _value(text: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from builder.tiny_model.scenes import DIGIT_WIDTH, Scene, Thing, random_background, visible_colours
 from builder.tiny_model.skills import Ask, Language, caption, kind_name
+from worker.checkpoint.tool_prompt import call_text, tools_text
 
 KEYS = ("shape", "color", "count", "box")
 _TYPES: dict[str, dict[str, Any]] = {
@@ -152,7 +153,9 @@ def zoom(rng: random.Random, aspect: float, language: Language) -> Zoom:
     corners = (x - half_w * 1.2, y - half_h * 1.4, x + half_w * 1.2, y + half_h * 1.4)
     x1, y1, x2, y2 = (min(1000, max(0, round(1000 * corner))) for corner in corners)
     box = (x1, y1, x2, y2)
-    return Zoom(scene, Ask("zoom", language, rng.choice(_ZOOM_QUESTIONS[language]), call_text("zoom", box)), box)
+    return Zoom(
+        scene, Ask("zoom", language, rng.choice(_ZOOM_QUESTIONS[language]), call_text("zoom", {"box": list(box)})), box
+    )
 
 
 def closer(zoomed: Zoom, rng: random.Random) -> Scene:
@@ -161,11 +164,6 @@ def closer(zoomed: Zoom, rng: random.Random) -> Scene:
     assert scene.number is not None
     height = min(0.7, 0.8 / (DIGIT_WIDTH * len(scene.number)))
     return replace(scene, number_at=(0.5, 0.5), number_height=height * rng.uniform(0.8, 1.0))
-
-
-def call_text(name: str, box: Sequence[int]) -> str:
-    """The call as the template writes it."""
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {{"box": {list(box)}}}}}\n</tool_call>'
 
 
 _ZOOM_QUESTIONS: dict[Language, tuple[str, ...]] = {
@@ -201,15 +199,6 @@ def _tool(name: str, about: str, properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
 
 
-def tools_text(offered: Sequence[dict[str, Any]]) -> str:
-    """The system turn that tells of the tools, as the template writes it."""
-    head, _, tail = _TOOLS_TURN.partition("TOOLS")
-    return head + "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in offered) + tail
-
-
-_TOOLS_TURN = (
-    "<|im_start|>system\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
-    "provided with function signatures within <tools></tools> XML tags:\n<tools>TOOLS\n</tools>\n\nFor each function "
-    "call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>"
-    '\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
-)
+def system_turn(offered: Sequence[dict[str, Any]]) -> str:
+    """The turn that tells of the tools, as the template writes it."""
+    return f"<|im_start|>system\n{tools_text(offered)}<|im_end|>\n"

@@ -425,7 +425,7 @@ def test_the_texts_of_tools_are_those_that_the_template_writes(library: LoadedMo
     text = library.spec.tokenizer.decode(ids, with_special=True)
     question, call = zoom.ask.question, zoom.ask.answer
     assert text == (
-        forms.tools_text(offered)
+        forms.system_turn(offered)
         + f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{call}<|im_end|>\n"
         + "<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )

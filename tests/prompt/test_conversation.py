@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.requests import picture
 from tests.models.published import TEMPLATES
-from worker.checkpoint.chat_template import ChatTemplate
+from worker.checkpoint.chat_template import ChatTemplate, opens_thought
 from worker.checkpoint.family_rules import QWEN2_TEMPLATE
 from worker.core.contract import ChatRequest, Inline, Media, Message, Text
 from worker.core.errors import InputInvalid
@@ -16,7 +16,7 @@ from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.core.tools import Tool, ToolCall, Tools
 from worker.models.loading import LoadedModel
 from worker.prompt.builder import PromptBuilder
-from worker.prompt.conversation import conversation_text, opens_thought
+from worker.prompt.conversation import conversation_text
 
 ZOOM = {
     "type": "function",

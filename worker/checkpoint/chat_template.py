@@ -23,6 +23,7 @@ from worker.checkpoint.locate import read_json
 from worker.checkpoint.tool_prompt import ToolForm
 from worker.core.errors import InputInvalid, ModelError
 from worker.core.safe_json import JsonObject
+from worker.core.tags import THINK, THINK_END
 
 log = logging.getLogger(__name__)
 _FOLDERS = ("additional_chat_templates", "chat_templates")  # of templates with names, the library's own first
@@ -157,6 +158,12 @@ _TOOL: JsonObject = {"type": "function", "function": {"name": _TOOL_NAME, "param
 _PICTURE: list[JsonObject] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
 
 
+def opens_thought(rendered: str) -> bool:
+    """Whether the answer to a prompt begins within a thought."""
+    turn = rendered.rpartition("<|im_start|>")[2]
+    return turn.startswith("assistant") and turn.rfind(THINK) > turn.rfind(THINK_END)
+
+
 class ChatTemplate:
     """A checkpoint's chat template; `source`: one of several."""
 
@@ -189,7 +196,7 @@ class ChatTemplate:
     @property
     def opens_thought(self) -> bool:
         """Whether a prompt ends within a thought of the model's, as those of thinking checkpoints do."""
-        return (self.text_of(_CONVERSATION) or "").rstrip().endswith("<think>")
+        return opens_thought(self.text_of(_CONVERSATION) or "")
 
     @cached_property
     def knows_tools(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from worker.core.safe_json import JsonObject
+from worker.core.tags import CALL, CALL_END
 
 # As JSON within <tool_call>, or as <function=…> with <parameter=…> in it.
 ToolForm = Literal["json", "xml"]
@@ -22,18 +23,27 @@ _TAIL = (
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 
+def tools_text(tools: Sequence[JsonObject]) -> str:
+    """What the model is told of its tools."""
+    return _HEAD + "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools) + _TAIL
+
+
+def call_text(name: str, arguments: JsonObject) -> str:
+    """A call as the model writes it."""
+    return f'{CALL}\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n{CALL_END}'
+
+
 def with_tools_as_text(messages: Sequence[JsonObject], tools: Sequence[JsonObject]) -> list[JsonObject]:
     """The messages for a template that knows no tools: the system message tells of them, calls and their results are
     texts. Contents are lists of parts."""
     written = _with_results([_as_text(message) for message in messages])
     if not tools:
         return written
-    block = _HEAD + "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools) + _TAIL
     if written and written[0]["role"] == "system":
         system, written = written[0]["content"], written[1:]
     else:
         system = [_text(DEFAULT_SYSTEM)]
-    return [{"role": "system", "content": [*system, _text("\n\n" + block)]}, *written]
+    return [{"role": "system", "content": [*system, _text("\n\n" + tools_text(tools))]}, *written]
 
 
 def _as_text(message: JsonObject) -> JsonObject:
@@ -43,9 +53,8 @@ def _as_text(message: JsonObject) -> JsonObject:
     parts = list(message["content"])
     for call in calls:
         function = call["function"]
-        body = f'{{"name": "{function["name"]}", "arguments": {json.dumps(function["arguments"], ensure_ascii=False)}}}'
         gap = "\n" if parts else ""
-        parts.append(_text(f"{gap}<tool_call>\n{body}\n</tool_call>"))
+        parts.append(_text(gap + call_text(function["name"], function["arguments"])))
     return {"role": "assistant", "content": parts}
 
 

@@ -132,3 +132,11 @@ def _format(schema: dict[str, Any], where: str) -> dict[str, str]:
     if isinstance(form, str) and form in _FORMATS_NOT_BUILT:
         raise InputInvalid(where=where, detail=f"the format {form} is not supported: leave it out")
     return {"format": form} if isinstance(form, str) and form in _FORMATS else {}
+
+
+def referred(root: dict[str, Any], reference: str) -> Any:
+    """What a local reference, `#/$defs/name`, stands for; None where nothing is there."""
+    found: Any = root
+    for step in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found

@@ -197,6 +197,11 @@ class ReplyBody(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
 
+def without_nulls(value: object) -> object:
+    """Clients that dump their objects write null for what is not there."""
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
 def _whole(value: object) -> object:
     """JSON knows one kind of number: 512.0 is as whole as 512."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,13 +1,13 @@
 """Messages in a body: a role and content, a string or a list of blocks."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from worker.core.contract import Media, Message, Role, Text
 from worker.core.errors import InputInvalid
-from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText
+from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText, without_nulls
 from worker.dialects.media_fields import (
     MAX_FORMS,
     ImageUrl,
@@ -59,11 +59,6 @@ def _kind_of_block(value: object) -> str | None:
     return f"<{kind}>" if kind in _BLOCKS else None
 
 
-def _without_nulls(block: object) -> object:
-    """Clients that dump their objects write null for what is not there."""
-    return {name: value for name, value in block.items() if value is not None} if isinstance(block, dict) else block
-
-
 _Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ImageBlock, Tag("<image>")]
@@ -77,7 +72,7 @@ _Block = Annotated[
     ),
 ]
 
-Block = Annotated[_Block, BeforeValidator(_without_nulls)]
+Block = Annotated[_Block, BeforeValidator(without_nulls)]
 
 Content = Annotated[
     Annotated[BoundedText, Tag("<string>")]
@@ -111,7 +106,10 @@ class Turn(Body):
     name: str | None = None
 
 
-def spoken(turns: Sequence[Turn], roles: Mapping[str, Role]) -> Iterator[Message]:
+ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+
+
+def spoken(turns: Sequence[Turn], roles: Mapping[str, Role] = ROLES) -> Iterator[Message]:
     """The turns of a body's `messages` as messages, results in the order of the calls. roles: the contract's, by the
     body's. Raises InputInvalid."""
     for index, turn in _in_call_order(turns):

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated, get_args
+from typing import Annotated
 
 from pydantic import Field
 
@@ -78,7 +78,7 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
         extra = [name for name in ("prompt", "system", "image", "images", "video", "videos") if getattr(form, name)]
         if extra:
             raise InputInvalid(where=extra[0], detail="cannot be combined with messages: put it into a message")
-        return tuple(spoken(form.messages, {role: role for role in get_args(Role)}))
+        return tuple(spoken(form.messages))
     if form.prompt is None:
         raise InputInvalid(where="input", detail="needs prompt (a string) or messages (a list)")
     pictures = [] if form.image is None else [image(form.image, "image")]

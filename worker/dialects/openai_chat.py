@@ -5,7 +5,7 @@ fields that are unknown are ignored and named in the log.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -27,7 +27,7 @@ from worker.dialects.constraint_fields import (
     only_one,
 )
 from worker.dialects.media_fields import NumFrames, Rate, VideoControls, seen_as, with_first_frames
-from worker.dialects.messages import Turn, conversation, spoken
+from worker.dialects.messages import ROLES, Turn, conversation, spoken
 from worker.dialects.openai_reply import ChunkWriter, OpenAIFault, OpenAIReply, http_error, refuse, shape
 from worker.dialects.sampling_fields import Effort, MaxTokens, SamplingFields, TemplateVariables
 from worker.dialects.tool_fields import ToolFields
@@ -76,10 +76,7 @@ _NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 # An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
 _FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-_ROLES: dict[str, Role] = {
-    "developer": "system",
-    **{role: role for role in get_args(Role)},
-}
+_ROLES: dict[str, Role] = {"developer": "system", **ROLES}
 
 
 class OpenAIMessage(Turn):

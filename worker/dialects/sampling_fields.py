@@ -11,7 +11,7 @@ from worker.core.contract import TemplateValue, TokenAlternative, TokenLogprob
 from worker.core.errors import InputInvalid
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Constraint, Sampling
-from worker.dialects.base import Body, Whole
+from worker.dialects.base import Body, Whole, without_nulls
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
@@ -69,13 +69,6 @@ def _template_variables(variables: dict[str, TemplateValue]) -> dict[str, Templa
     return variables
 
 
-def _without_nulls(variables: object) -> object:
-    """null says nothing."""
-    if not isinstance(variables, dict):
-        return variables
-    return {name: value for name, value in variables.items() if value is not None}
-
-
 def _template_value(value: object) -> object:
     if not isinstance(value, bool | int | float | str):
         raise PydanticCustomError("own_template_value", _NO_TEMPLATE_VALUE)
@@ -86,7 +79,7 @@ TemplateVariables = Annotated[
     dict[str, Annotated[bool | int | float | str, BeforeValidator(_template_value)]],
     Field(max_length=MAX_STOPS),
     AfterValidator(_template_variables),
-    BeforeValidator(_without_nulls),
+    BeforeValidator(without_nulls),
 ]
 
 

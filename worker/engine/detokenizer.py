@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import TokenAlternative
+from worker.core.undecided import num_undecided
 
 
 def alternative(tokenizer: Tokenizer, token: int, logprob: float) -> TokenAlternative:
@@ -46,14 +47,6 @@ class TextStream:
         if found:
             self.is_stopped, self._held = True, ""
             return text[: min(found)]
-        kept = self._num_undecided(text)
+        kept = num_undecided(text, self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
-
-    def _num_undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0

@@ -7,6 +7,7 @@ from typing import Protocol
 from worker.checkpoint.spec import ModelSpec
 from worker.core.errors import GrammarTooComplex, InputInvalid
 from worker.core.sampling import Constraint
+from worker.core.tags import CALL
 from worker.core.tools import Tools
 from worker.engine.guide import State
 
@@ -44,7 +45,7 @@ def _loaded(spec: ModelSpec) -> Compile:
 
     compiler = GrammarCompiler(spec.tokenizer, spec.vocabulary_size, spec.eos_ids)
 
-    has_tags = spec.tokenizer.id_of("<tool_call>") is not None
+    has_tags = spec.tokenizer.id_of(CALL) is not None
 
     def compile_form(asked: Constraint | None, tools: Tools) -> Form | None:
         try:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from worker.checkpoint.tokenizer import Tokenizer
+from worker.core.tags import THINK, THINK_END
 
-THINK, THINK_END, GAP = "<think>", "</think>", "\n\n"
+GAP = "\n\n"
 
 
 class State(Protocol):

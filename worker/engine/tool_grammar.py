@@ -9,6 +9,7 @@ from worker.checkpoint.tool_prompt import ToolForm
 from worker.core.errors import InputInvalid
 from worker.core.json_schema import prepared
 from worker.core.sampling import Constraint
+from worker.core.tags import CALL, CALL_END
 from worker.core.tools import Tool, Tools
 from worker.engine.grammar import choice_rule, json_rule, lark_of, regex_rule
 from worker.engine.xml_call_grammar import xml_call
@@ -61,7 +62,7 @@ def _answer(asked: Constraint) -> list[str]:
 
 def _calls(tools: Sequence[Tool], form: ToolForm, *, holds_all: bool, has_tags: bool) -> list[str]:
     """Rules named call, call_0, …"""
-    begin, end = (tag if has_tags else json.dumps(tag) for tag in ("<tool_call>", "</tool_call>"))
+    begin, end = (tag if has_tags else json.dumps(tag) for tag in (CALL, CALL_END))
     bodies = " | ".join(f"call_{index}" for index in range(len(tools)))
     rules = [f'call: {begin} "\\n" ({bodies}) "\\n" {end}']
     for index, tool in enumerate(tools):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from worker.core.json_schema import referred
 from worker.core.tools import Tool
 from worker.engine.grammar import choice_rule, json_rule, regex_rule
 
@@ -85,10 +86,7 @@ def resolved(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
         reference = schema.get("$ref")
         if not isinstance(reference, str):
             return schema
-        found: Any = root
-        for step in reference.removeprefix("#").split("/")[1:]:
-            found = found.get(step) if isinstance(found, dict) else None
-        schema = found
+        schema = referred(root, reference)
     return {}
 
 

@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from worker.core.tags import CALL, CALL_END, THINK, THINK_END
 from worker.core.tools import Tool, ToolCall
+from worker.core.undecided import num_undecided
 from worker.parsers.json_call import JsonEnd, as_json, json_call
 from worker.parsers.xml_call import FUNCTION, BrokenCallError, XmlCall, head_of, typed
 
 MAX_TRIES = 16  # calls that never became whole, of one answer
 MAX_NAME_CHARS = 256
-THINK, THINK_END = "<think>", "</think>"
-CALL, CALL_END = "<tool_call>", "</tool_call>"
 # Behind a call: its end tag, and brackets too many before it.
 _CLOSING = re.compile(rf"[\s}}\]]*{CALL_END}")
 
@@ -136,7 +136,7 @@ class AnswerParser:
         tags += [CALL, *([] if self._has_strict else [FUNCTION])] if self._tools else []
         found = [(at, tag) for tag in tags if (at := self._text.find(tag)) >= 0]
         if not found:
-            kept = 0 if self._is_last else _num_undecided(self._text, tags)
+            kept = 0 if self._is_last else num_undecided(self._text, tags)
             end = len(self._text) - kept
             self._say(self._text[:end])
             self._text = self._text[end:]
@@ -266,12 +266,3 @@ def _is_open(head: str) -> bool:
 
 def _joined(first: Told, second: Told) -> Told:
     return Told(first.reasoning + second.reasoning, first.text + second.text, first.calls + second.calls)
-
-
-def _num_undecided(text: str, tags: Sequence[str]) -> int:
-    """Length of the longest end of the text that begins a tag."""
-    longest = max(map(len, tags), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(tag.startswith(text[-size:]) for tag in tags):
-            return size
-    return 0

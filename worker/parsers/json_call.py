@@ -45,12 +45,12 @@ class JsonEnd:
 def json_call(text: str) -> tuple[str, dict[str, Any]] | None:
     """The name and the arguments of a call, None where the text is none. Newlines within strings are taken, since
     models write them; arguments may be missing, be an object in a string, or be named `parameters`."""
-    value = _loaded(text)
+    value = loaded(text, is_strict=False)
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = given = value.get("arguments", value.get("parameters"))
     if isinstance(given, str):
-        arguments = _loaded(given) if given.strip() else {}
+        arguments = loaded(given, is_strict=False) if given.strip() else {}
     if given is None:
         arguments = {}
     return (value["name"], arguments) if isinstance(arguments, dict) else None
@@ -64,9 +64,10 @@ def as_json(arguments: dict[str, Any]) -> str | None:
         return None
 
 
-def _loaded(text: str) -> Any:
+def loaded(text: str, *, is_strict: bool) -> Any:
+    """What JSON says, None where it is none. is_strict: no line breaks within strings."""
     try:
-        return json.loads(text, strict=False, parse_constant=_refuse)
+        return json.loads(text, strict=is_strict, parse_constant=_refuse)
     except _REFUSED:
         return None
 

@@ -2,13 +2,13 @@
 types are those of the tool's schema."""
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-from worker.parsers.json_call import as_json
+from worker.core.json_schema import referred
+from worker.parsers.json_call import as_json, loaded
 
 FUNCTION = "<function="
 FUNCTION_END = "</function>"
@@ -101,7 +101,7 @@ def _types(schema: Any, root: dict[str, Any], seen: set[str]) -> Iterator[str]:
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference not in seen:
         seen.add(reference)
-        yield from _types(_at(root, reference), root, seen)
+        yield from _types(referred(root, reference), root, seen)
     named = schema.get("type")
     yield from (kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str))
     for word in ("anyOf", "oneOf", "allOf"):
@@ -120,13 +120,6 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _at(root: dict[str, Any], reference: str) -> Any:
-    found: Any = root
-    for step in reference.removeprefix("#").split("/")[1:]:
-        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
-
-
 def _as(kind: str, value: str) -> Any:
     """The value as one type, `_NO_VALUE` where it is none of it. Python's spelling is taken beside JSON's: the template
     shows it to the model."""
@@ -143,17 +136,12 @@ def _as(kind: str, value: str) -> Any:
 
 
 def _literal(value: str) -> Any:
-    try:
-        return json.loads(value, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        pass
+    found = loaded(value, is_strict=True)
+    if found is not None:
+        return found
     if len(value) > MAX_LITERAL_CHARS or value[:1] not in ("{", "["):
         return _NO_VALUE
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return _NO_VALUE
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(constant)

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
+from worker.checkpoint.chat_template import opens_thought
 from worker.checkpoint.family import VIDEO_SPAN, patch_times
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from worker.core.errors import InputInvalid, ModelError, PromptTooLong
 from worker.core.settings import Settings
 from worker.prompt import patches
 from worker.prompt.control_tokens import ControlTokens
-from worker.prompt.conversation import conversation_text, opens_thought
+from worker.prompt.conversation import conversation_text
 from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
 from worker.prompt.sizes import Size, image_size, video_size, video_tokens

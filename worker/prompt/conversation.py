@@ -15,7 +15,6 @@ from worker.core.tools import Tool, ToolCall
 
 log = logging.getLogger(__name__)
 Marked = Callable[[str], str]
-_TURN, _ASSISTANT, _THINK, _THINK_END = "<|im_start|>", "assistant", "<think>", "</think>"
 
 
 def conversation_text(request: ChatRequest, template: ChatTemplate, marked: Marked) -> str:
@@ -34,12 +33,6 @@ def conversation_text(request: ChatRequest, template: ChatTemplate, marked: Mark
     if request.continues_last:
         return _continued(template.render(messages, {**variables, "add_generation_prompt": False}), request, marked)
     return template.render(messages, {**variables, "add_generation_prompt": request.opens_turn})
-
-
-def opens_thought(rendered: str) -> bool:
-    """Whether the answer to a prompt begins within a thought."""
-    turn = rendered.rpartition(_TURN)[2]
-    return turn.startswith(_ASSISTANT) and turn.rfind(_THINK) > turn.rfind(_THINK_END)
 
 
 def _message(message: Message, marked: Marked) -> JsonObject:

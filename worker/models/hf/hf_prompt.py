@@ -12,11 +12,11 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
+from worker.checkpoint.chat_template import opens_thought
 from worker.core.contract import RGB, ChatRequest, Controls, Kind, MediaInfo, Message, Opened, Picture, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.settings import Settings
 from worker.prompt.control_tokens import ControlTokens
-from worker.prompt.conversation import opens_thought
 from worker.prompt.types import Prompt
 
 log = logging.getLogger(__name__)
