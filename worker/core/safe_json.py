@@ -42,8 +42,8 @@ def read_json(raw: bytes) -> Json:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text is not empty and has no half of a character."""
-    return bool(text) and _SURROGATES.search(text) is None
+    """Whether the text has no half of a character."""
+    return _SURROGATES.search(text) is None
 
 
 def _num_of(sought: bytes, raw: bytes) -> int:

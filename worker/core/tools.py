@@ -51,6 +51,11 @@ class Tools(Value):
         """Whether the answer must be a call."""
         return bool(self.offered) and (self.choice == "required" or self.named is not None)
 
+    @property
+    def needs_grammar(self) -> bool:
+        """Whether a grammar holds the calls: all calls that must be made, and those of strict tools."""
+        return self.is_forced or any(tool.is_strict for tool in self.usable)
+
 
 class ToolCall(Value):
     """A call of a tool. arguments: JSON of an object."""

@@ -37,7 +37,6 @@ Rules = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 Choices = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARS)]], Field(min_length=1, max_length=MAX_CHOICES)
 ]
-No = Annotated[Literal[False] | None, Field()]
 
 
 class ConstraintFields(Body):
@@ -91,7 +90,7 @@ class StructuredOutputs(Body):
     whitespace_pattern: Pattern | None = None
     disable_any_whitespace: bool | None = None  # so it is, unless a pattern is given
     disable_fallback: bool | None = None  # there is none
-    disable_additional_properties: No = None
+    disable_additional_properties: Literal[False] | None = None
     structural_tag: None = None
 
     def constraints(self) -> Iterator[Constraint]:

@@ -42,14 +42,13 @@ class ToolBody(Body):
 
 
 def _choice(value: object) -> object:
-    if value is None or value in ("auto", "none", "required"):
-        return value
-    function = (
-        value.get("function") if isinstance(value, dict) and value.get("type", "function") == "function" else None
-    )
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise PydanticCustomError("own_tool_choice", _CHOICES)
-    return function["name"]
+    """The choice, or the name of the tool that is named."""
+    match value:
+        case None | "auto" | "none" | "required":
+            return value
+        case {"function": {"name": str(name)}, **rest} if rest.get("type", "function") == "function":
+            return name
+    raise PydanticCustomError("own_tool_choice", _CHOICES)
 
 
 class ToolFields(Body):
@@ -153,17 +152,13 @@ class CallWriter:
 
 def _arguments(given: str | JsonObject | None, where: str) -> str:
     """JSON of an object: templates write one argument after the other. Raises InputInvalid."""
-    value: Any = given
-    if isinstance(given, str):
-        try:
-            value = read_json(given.encode()) if given.strip() else {}
-        except ValueError:
-            value = given
-    value = {} if value is None else value
     try:
+        value: Any = {} if given is None else given
+        if isinstance(given, str):
+            value = read_json(given.encode()) if given.strip() else {}
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if isinstance(value, dict) and is_unicode(text):
+            return text
     except (ValueError, RecursionError):
-        text = ""
-    if not isinstance(value, dict) or not is_unicode(text):
-        raise InputInvalid(where=where, detail="must be JSON of an object, such as {}")
-    return text
+        pass
+    raise InputInvalid(where=where, detail="must be JSON of an object, such as {}")

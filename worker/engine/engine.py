@@ -155,7 +155,7 @@ class Engine:
     async def _form(self, request: ChatRequest) -> Form | None:
         """The form of the answer, compiled. Raises InputInvalid, GrammarTooComplex."""
         constraint, tools = request.sampling.constraint, request.tools
-        if constraint is None and not tools.usable:
+        if self.forms.is_free(constraint, tools):
             return None
         return await on_thread(self._pool, self.forms.compiled, constraint, tools)
 

@@ -181,7 +181,6 @@ class _Vocabulary:
         ]
         self.special_token_ids = [token for token in added if token < size]
         contents = sorted((token.content for token in added.values()), key=len, reverse=True)
-
         self._added = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
     def __call__(self, text: str) -> list[int]:

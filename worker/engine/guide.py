@@ -73,6 +73,11 @@ class Guide:
         return self._forced[0] if self._forced else None
 
     @property
+    def has_form(self) -> bool:
+        """Whether the answer has one, which may begin later."""
+        return self._state is not None
+
+    @property
     def form(self) -> State | None:
         """What the next token is held to."""
         return None if self.is_thinking or self._forced else self._state
@@ -86,7 +91,7 @@ class Guide:
     def may_end(self, ending: Iterable[int], *, has_enough: bool) -> bool:
         """Whether the answer may end with the next token: not before it has enough tokens, unless its form allows no
         others, and not before its form has begun."""
-        if self.is_thinking and self._state is not None:
+        if self.is_thinking and self.has_form:
             return False
         return has_enough or (self.form is not None and not self.form.allows_other_than(ending))
 

@@ -155,7 +155,7 @@ class Sampler:
     @property
     def changes_logits(self) -> bool:
         """Whether the row's logits are not the model's own."""
-        return self.resolved.changes_logits or self.guide.form is not None or self.must_go_on
+        return self.resolved.changes_logits or self.guide.has_form
 
     def choose(self, row: Row) -> int:
         """The next token. Raises GrammarTooComplex."""

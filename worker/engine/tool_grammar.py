@@ -5,16 +5,40 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from worker.checkpoint.spec import ModelSpec
 from worker.checkpoint.tool_prompt import ToolForm
-from worker.core.errors import InputInvalid
+from worker.core.errors import GrammarTooComplex, InputInvalid
 from worker.core.json_schema import prepared
 from worker.core.sampling import Constraint
 from worker.core.tags import CALL, CALL_END
 from worker.core.tools import Tool, Tools
-from worker.engine.grammar import choice_rule, json_rule, lark_of, regex_rule
+from worker.engine.grammar import Grammar, GrammarCompiler, choice_rule, json_rule, lark_of, regex_rule
 from worker.engine.xml_call_grammar import xml_call
 
 _SINGLE, _SEVERAL = "call", r"call (/\n/ call)*"
+
+
+class FormCompiler:
+    """Compiles the forms of one model's answers, those with calls too. Safe to use from many threads."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._form = spec.tool_form
+        self._has_tags = spec.tokenizer.id_of(CALL) is not None
+        self._compiler = GrammarCompiler(spec.tokenizer, spec.vocabulary_size, spec.eos_ids)
+
+    def compile(self, asked: Constraint | None, tools: Tools) -> Grammar | None:
+        """The form of an answer; None where it is free. Raises InputInvalid, GrammarTooComplex."""
+        try:
+            return self._compiled(asked, tools, holds_all=True)
+        except (InputInvalid, GrammarTooComplex):
+            if all(tool.is_strict for tool in tools.usable):
+                raise
+        # Only of a strict tool the client counts on arguments in their schema.
+        return self._compiled(asked, tools, holds_all=False)
+
+    def _compiled(self, asked: Constraint | None, tools: Tools, *, holds_all: bool) -> Grammar | None:
+        constraint = constraint_of(asked, tools, self._form, holds_all=holds_all, has_tags=self._has_tags)
+        return None if constraint is None else self._compiler.compile(constraint)
 
 
 def constraint_of(

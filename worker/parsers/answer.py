@@ -95,20 +95,23 @@ class AnswerParser:
     def push(self, text: str) -> Told:
         """What the text makes certain."""
         self._text += text
-        while self._state():
-            pass
+        self._advance()
         told, self._told = self._told, Told()
         return told
+
+    def _advance(self) -> None:
+        while self._state():
+            pass
 
     def finish(self, *, is_cut: bool) -> Told:
         """What is left. is_cut: the answer was ended before the model ended it: a call that is not whole is none."""
         self._is_last = not is_cut
-        told = self.push("")
+        self._advance()
         for _ in range(MAX_TRIES):
             if self._state != self._call:
                 break
             self._refuse_call()  # it never became whole: the next one is looked for behind its beginning
-            told = _joined(told, self.push(""))
+            self._advance()
         if self._state == self._call:
             self._say(self._opening)
         if self._state == self._behind_call:
@@ -116,7 +119,7 @@ class AnswerParser:
         self._say(self._text)
         self._text = ""
         self._told.text += self._words.finish()
-        return _joined(told, self._told)
+        return self._told
 
     def _begin(self) -> bool:
         """At the very beginning: `<think>` from a model whose prompt does not open the thought, or once more."""
@@ -189,7 +192,9 @@ class AnswerParser:
     def _xml_call(self, start: str, blanks: int) -> bool:
         name = head_of(start)
         if name is None:
-            return _is_open(start)
+            if "\n" in start or len(start) > MAX_NAME_CHARS:
+                raise BrokenCallError
+            return False  # the rest of its name may still come
         tool = self._tools.get(name)
         if tool is None:
             raise BrokenCallError
@@ -255,14 +260,3 @@ def _names(tool: Tool) -> list[str]:
     """Of its parameters."""
     properties = tool.parameters.get("properties")
     return list(properties) if isinstance(properties, dict) else []
-
-
-def _is_open(head: str) -> bool:
-    """False while the name of a function may still come. Raises BrokenCallError."""
-    if "\n" in head or len(head) > MAX_NAME_CHARS:
-        raise BrokenCallError
-    return False
-
-
-def _joined(first: Told, second: Told) -> Told:
-    return Told(first.reasoning + second.reasoning, first.text + second.text, first.calls + second.calls)

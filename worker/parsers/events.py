@@ -24,7 +24,11 @@ class EventParser:
             parser = self._parsers[event.index] = AnswerParser(
                 self._tools.usable, is_parallel=self._tools.is_parallel, opens_thought=event.opens_thought
             )
-        yield from self._pieces(event.index, parser.push(event.text), event.logprobs)
+        told = parser.push(event.text)
+        if event.text and event.index not in self._logprobs and told == Told(text=event.text):
+            yield event  # words alone, as most are
+        else:
+            yield from self._pieces(event.index, told, event.logprobs)
 
     def _ended(self, done: Done) -> Iterator[Event]:
         reasons: list[FinishReason] = []

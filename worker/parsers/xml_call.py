@@ -34,8 +34,12 @@ class XmlCall:
 
     names: Sequence[str] = ()
     values: dict[str, str] = field(default_factory=dict)
+    _value_end: re.Pattern[str] = field(init=False)
     _at: int = 0  # behind what is understood
     _searched: int = 0
+
+    def __post_init__(self) -> None:
+        self._value_end = _value_end(self.names, is_last=False)
 
     def find(self, text: str, *, is_last: bool) -> int | None:
         """The place behind the call, its values being known then; None while it is not whole. is_last: no more text
@@ -45,7 +49,9 @@ class XmlCall:
             if head is None:
                 raise BrokenCallError
             self._at = head.end()
-        call_end, value_end = (_LAST_END if is_last else _END), self._value_end(is_last=is_last)
+        call_end, value_end = _END, self._value_end
+        if is_last:
+            call_end, value_end = _LAST_END, _value_end(self.names, is_last=True)
         while (end := call_end.match(text, self._at)) is None:
             parameter = _PARAMETER.match(text, self._at)
             if parameter is None:
@@ -61,13 +67,13 @@ class XmlCall:
             self._at, self._searched = found.end(), 0
         return end.end()
 
-    def _value_end(self, *, is_last: bool) -> re.Pattern[str]:
-        """The end of a value: its tag before another one of the call's, or one of these without its tag."""
-        names = "|".join(map(re.escape, self.names)) or _NAME
-        next_one = rf"<parameter=(?:{names})>"
-        closed = [next_one, _CALL_END, *((FUNCTION_END, "</tool_call>", r"\Z") if is_last else ())]
-        open_ends = [_CALL_END, *([next_one] if self.names else ()), *([FUNCTION_END] if is_last else ())]
-        return re.compile(rf"(?:\r?\n)?</parameter>(?=\s*(?:{'|'.join(closed)}))|(?:\r?\n)(?={'|'.join(open_ends)})")
+
+def _value_end(names: Sequence[str], *, is_last: bool) -> re.Pattern[str]:
+    """The end of a value: its tag before another one of the call's, or one of these without its tag."""
+    next_one = rf"<parameter=(?:{'|'.join(map(re.escape, names)) or _NAME})>"
+    closed = [next_one, _CALL_END, *((FUNCTION_END, "</tool_call>", r"\Z") if is_last else ())]
+    open_ends = [_CALL_END, *([next_one] if names else ()), *([FUNCTION_END] if is_last else ())]
+    return re.compile(rf"(?:\r?\n)?</parameter>(?=\s*(?:{'|'.join(closed)}))|(?:\r?\n)(?={'|'.join(open_ends)})")
 
 
 def head_of(text: str) -> str | None:
