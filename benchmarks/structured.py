@@ -1,10 +1,10 @@
-"""What it costs that an answer has a form: compiling, masks, and steps beside the same steps without one.
+"""What constrained decoding costs: compiling, masks, and steps beside the same steps without a constraint.
 
 python -m benchmarks.structured [--rounds 3]
 
 Compiling and masks with the families' own vocabulary of 151,936 tokens. Steps: 16 answers of a model of true shape with
-random weights and that vocabulary, all of them in a form, beside the same answers without one, in turn. Exit status 1
-where a form costs 5 % of a step or more.
+random weights and that vocabulary, all of them constrained, beside the same answers unconstrained, in turn. Exit status
+1 where a constraint costs 5 % of a step or more.
 """
 
 import argparse
@@ -133,7 +133,10 @@ def _answers(engine: Engine, constraint: Constraint | None) -> float:
     request = ChatRequest(messages=(message,), sampling=sampling)
     done = _Ended()
     engine.submit(
-        engine.builder.build(request, ()), sampling, done, form=engine.forms.compiled(constraint, request.tools)
+        engine.builder.build(request, ()),
+        sampling,
+        done,
+        grammar=engine.constraints.compiled(constraint, request.tools),
     )
     return done.step_s()
 
@@ -182,9 +185,9 @@ def _table(figures: dict[str, Any]) -> str:
     """As Markdown."""
     compiling, steps = figures["compiling"], figures["steps"]
     rows = [
-        f"Reading the vocabulary of 151,936 tokens for the first form: {compiling['vocabulary_s']:.2f} s, once.",
+        f"Reading the vocabulary of 151,936 tokens for the first constraint: {compiling['vocabulary_s']:.2f} s, once.",
         "",
-        "| form | compile, ms | mask, µs | worst mask, ms |",
+        "| constraint | compile, ms | mask, µs | worst mask, ms |",
         "|---|---|---|---|",
     ]
     for row in compiling["forms"]:
@@ -196,7 +199,7 @@ def _table(figures: dict[str, Any]) -> str:
             rows.append(f"| {row['form']} | {row['refused']} | | |")
     rows += [
         "",
-        f"| {ROWS} answers at once | step without a form, ms | step with a form, ms | ratio |",
+        f"| {ROWS} answers at once | unconstrained step, ms | constrained step, ms | ratio |",
         "|---|---|---|---|",
     ]
     rows += [

@@ -37,7 +37,7 @@ HOMES = {
 MAY_IMPORT_LATE = {
     "handler",
     "worker.checkpoint.locate",
-    "worker.engine.forms",
+    "worker.engine.constraints",
     "worker.history.history",
     "worker.media.color",
     "worker.media.still",

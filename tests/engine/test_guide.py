@@ -50,7 +50,7 @@ def said(guide: Guide, *words: int) -> list[int]:
 def test_without_a_thought_the_form_begins_at_once_and_ends_the_answer() -> None:
     state = Three()
     guide = Guide(TOKENS, state=state)
-    assert guide.form is state
+    assert guide.grammar is state
     said(guide, WORD, WORD)
     assert not guide.is_complete
     said(guide, WORD)
@@ -61,7 +61,7 @@ def test_without_a_thought_the_form_begins_at_once_and_ends_the_answer() -> None
 def test_the_form_begins_behind_the_thought_and_the_gap() -> None:
     state = Three()
     guide = Guide(TOKENS, opens_thought=True, state=state)
-    assert guide.form is None
+    assert guide.grammar is None
     assert said(guide, WORD, WORD, END, WORD, 9) == [WORD, WORD, END, GAP, 9]
     assert state.accepted == [9]
     assert guide.num_reasoning == 3

@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.test_grammar import VOCABULARY, Writer, takes
 from worker.checkpoint.tokenizer import read_tokenizer
-from worker.checkpoint.tool_prompt import ToolForm
+from worker.checkpoint.tool_prompt import ToolFormat
 from worker.core.sampling import Constraint
 from worker.core.settings import EMBEDDED_MODEL
 from worker.core.tools import Tool, Tools
@@ -59,7 +59,7 @@ def writer() -> Writer:
     return Writer(read_tokenizer(EMBEDDED_MODEL))
 
 
-def written(compiler: GrammarCompiler, writer: Writer, asked: Tools, form: ToolForm, seed: int) -> str:
+def written(compiler: GrammarCompiler, writer: Writer, asked: Tools, form: ToolFormat, seed: int) -> str:
     constraint = constraint_of(None, asked, form)
     assert constraint is not None
     document = None
@@ -71,7 +71,7 @@ def written(compiler: GrammarCompiler, writer: Writer, asked: Tools, form: ToolF
 
 @pytest.mark.parametrize("form", ["json", "xml"])
 def test_what_the_grammar_lets_through_is_read_as_calls(
-    compiler: GrammarCompiler, writer: Writer, form: ToolForm
+    compiler: GrammarCompiler, writer: Writer, form: ToolFormat
 ) -> None:
     for seed in range(12):
         asked = tools(choice="required")
@@ -90,7 +90,7 @@ def test_what_the_grammar_lets_through_is_read_as_calls(
 
 
 @pytest.mark.parametrize("form", ["json", "xml"])
-def test_a_named_tool_is_called_once(compiler: GrammarCompiler, writer: Writer, form: ToolForm) -> None:
+def test_a_named_tool_is_called_once(compiler: GrammarCompiler, writer: Writer, form: ToolFormat) -> None:
     for seed in range(4):
         asked = tools(named="find")
         told = AnswerParser(asked.offered)

@@ -73,7 +73,7 @@ def test_tools_are_told_in_the_form_of_the_families_with_json(kind: str, tmp_pat
     assert system.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n\n" + HEAD)
     assert f"<tools>\n{json.dumps(ZOOM)}\n</tools>" in system
     assert rest == "<|im_start|>user\nWhich number?<|im_end|>\n<|im_start|>assistant\n"
-    assert template.tool_form == "json"
+    assert template.tool_format == "json"
 
 
 @pytest.mark.parametrize("kind", ["tiny", INSTRUCT, THINKING, "qwen2_5_vl"])
@@ -98,7 +98,7 @@ def test_arguments_are_parameters_where_a_template_writes_each(tmp_path: Path) -
     rendered = text(talk(*WITH_RESULT, tools=TOOLS), template)
     assert "<function=zoom>\n<parameter=box>\n[0, 0, 500, 500]\n</parameter>\n<parameter=note>\nünd\n" in rendered
     assert f"<tool_response>\n{SEEN}\n</tool_response>" in rendered
-    assert template.tool_form == "xml"
+    assert template.tool_format == "xml"
 
 
 def test_tools_that_may_not_be_called_are_not_shown() -> None:

@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 
 from worker.checkpoint.family import Family, VisionTokens
 from worker.checkpoint.locate import read_json
-from worker.checkpoint.tool_prompt import ToolForm
+from worker.checkpoint.tool_prompt import ToolFormat
 from worker.core.errors import InputInvalid, ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.tags import THINK, THINK_END
@@ -207,7 +207,7 @@ class ChatTemplate:
             return False
 
     @property
-    def tool_form(self) -> ToolForm:
+    def tool_format(self) -> ToolFormat:
         """How the model writes a call of a tool."""
         return "xml" if "<function=" in self._text else "json"
 

@@ -13,7 +13,7 @@ from worker.checkpoint.locate import Checkpoint, read_json
 from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
 from worker.checkpoint.sampling_defaults import read_generation
 from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
-from worker.checkpoint.tool_prompt import ToolForm
+from worker.checkpoint.tool_prompt import ToolFormat
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
@@ -42,7 +42,7 @@ class ModelSpec:
     vocabulary_size: int
 
     @property
-    def tool_form(self) -> ToolForm:
+    def tool_format(self) -> ToolFormat:
         """How the model writes a call of a tool."""
         return "json"
 
@@ -59,9 +59,9 @@ class FamilySpec(ModelSpec):
     tokens: VisionTokens = VISION_TOKENS
 
     @property
-    def tool_form(self) -> ToolForm:
+    def tool_format(self) -> ToolFormat:
         """As its chat template shows it."""
-        return self.template.tool_form
+        return self.template.tool_format
 
 
 def read_spec(found: Checkpoint, settings: Settings, family: Family, tokenizer: Tokenizer | None = None) -> FamilySpec:

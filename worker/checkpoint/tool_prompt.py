@@ -1,5 +1,5 @@
 """How a model is told of tools, and writes its calls. For chat templates that know no tools, as those of Qwen2.5-VL's
-vision models: the family's own words (Hermes' form) are written into the messages."""
+vision models: the family's own words (the Hermes format) are written into the messages."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from worker.core.safe_json import JsonObject
 from worker.core.tags import CALL, CALL_END
 
 # As JSON within <tool_call>, or as <function=…> with <parameter=…> in it.
-ToolForm = Literal["json", "xml"]
+ToolFormat = Literal["json", "xml"]
 
 _HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"

@@ -154,7 +154,7 @@ class GrammarTooComplex(InputError):
     """A schema, a regular expression or a grammar takes more time or memory than one request may have."""
 
     code = "GRAMMAR_TOO_COMPLEX"
-    text = "the form that the answer must have is too complex"
+    text = "the schema, regular expression or grammar is too complex"
     remedy = "Use fewer optional fields, alternatives and repetitions, or several requests with a part of the schema."
 
 

@@ -42,7 +42,7 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("ENABLE_LORA", "SPECULATIVE_CONFIG"), "it is not supported"),
     **dict.fromkeys(
         ("TOOL_CALL_PARSER", "REASONING_PARSER", "ENABLE_AUTO_TOOL_CHOICE"),
-        "calls of tools and thinking are told apart for every model",
+        "tool calls and thinking are parsed for every model",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What a body may say about the form of its answer: in this worker's words, OpenAI's and vLLM's."""
+"""What a body may say about the constraint on its answer: in this worker's words, OpenAI's and vLLM's."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ Choices = Annotated[
 
 
 class ConstraintFields(Body):
-    """The form of the answer, one of them."""
+    """The constraint on the answer, one of them."""
 
     json_schema: Schema | None = Field(None, repr=False)
     regex: Pattern | None = None
@@ -136,11 +136,11 @@ def constraints(
 
 
 def only_one(asked: Iterator[Constraint]) -> Constraint | None:
-    """The one form that a body asks for. Raises InputInvalid."""
+    """The one constraint that a body asks for. Raises InputInvalid."""
     found = list(asked)
     if len(found) > 1:
         raise InputInvalid(
-            where=found[1].where, detail=f"cannot be combined with {found[0].where}: an answer has one form"
+            where=found[1].where, detail=f"cannot be combined with {found[0].where}: give one constraint on the answer"
         )
     return found[0] if found else None
 

@@ -71,8 +71,8 @@ _NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
     "thinking": ((None,), "write enable_thinking"),
     "reasoning": ((None,), "write reasoning_effort"),
     "thinking_token_budget": ((None,), "write thinking_budget"),
-    "include_reasoning": ((None, True), "thinking is told apart, leave it out where you do not want it"),
-    "separate_reasoning": ((None, True), "thinking is always told apart"),
+    "include_reasoning": ((None, True), "thinking is always returned in a field of its own"),
+    "separate_reasoning": ((None, True), "thinking is always returned in a field of its own"),
 }
 # An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
 _FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
@@ -131,7 +131,7 @@ class OpenAIBody(SamplingFields, ToolFields, GuidedFields, ConstraintFields):
     continue_final_message: bool | None = None
 
     def forms(self) -> Iterator[Constraint]:
-        """The forms of the answer that are asked for. Raises InputInvalid."""
+        """The constraints on the answer that are asked for. Raises InputInvalid."""
         for asked in (self.response_format, self.structured_outputs):
             if asked is not None:
                 yield from asked.constraints()

@@ -21,10 +21,10 @@ from worker.core.sampling import Sampling
 from worker.core.settings import MIB, Settings
 from worker.core.threads import on_thread
 from worker.engine.caches import EngineCaches, caches_for
+from worker.engine.constraints import CompiledGrammar, Constraints
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.detokenizer import TextStream
 from worker.engine.event_bridge import EventBridge
-from worker.engine.forms import Form, Forms
 from worker.engine.guide import Guide, thinking_tokens
 from worker.engine.loop import Batch, EngineLoop
 from worker.engine.recovery import Recovery
@@ -73,7 +73,7 @@ class Engine:
         self.builder = builder
         self.parts = parts
         self._spec = model.spec
-        self.forms, self._thinking = Forms(model.spec), thinking_tokens(model.spec.tokenizer)
+        self.constraints, self._thinking = Constraints(model.spec), thinking_tokens(model.spec.tokenizer)
         self._settings = settings
         self._scheduler, self._caches = parts.scheduler, parts.caches
         limit, stuck_s = settings.max_num_seqs + settings.max_queue, settings.engine_stuck_s
@@ -131,10 +131,10 @@ class Engine:
         bridge = EventBridge(wakes_for_pieces=request.stream)
         with self._loop.preparing():
             async with deadline.watch():
-                form = await self._form(request)
+                grammar = await self._grammar(request)
                 prompt = await on_thread(self._pool, self.builder.build, request, media)
         del media  # pixels and files are needed no more
-        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, form)
+        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, grammar)
         del prompt
         try:
             while True:
@@ -152,12 +152,12 @@ class Engine:
             if submitted.has_begun:
                 on_usage(submitted.usage)
 
-    async def _form(self, request: ChatRequest) -> Form | None:
-        """The form of the answer, compiled. Raises InputInvalid, GrammarTooComplex."""
+    async def _grammar(self, request: ChatRequest) -> CompiledGrammar | None:
+        """The grammar of the answer. Raises InputInvalid, GrammarTooComplex."""
         constraint, tools = request.sampling.constraint, request.tools
-        if self.forms.is_free(constraint, tools):
+        if self.constraints.is_free(constraint, tools):
             return None
-        return await on_thread(self._pool, self.forms.compiled, constraint, tools)
+        return await on_thread(self._pool, self.constraints.compiled, constraint, tools)
 
     def submit(
         self,
@@ -165,9 +165,9 @@ class Engine:
         sampling: Sampling,
         emit: Emit,
         deadline: Deadline | None = None,
-        form: Form | None = None,
+        grammar: CompiledGrammar | None = None,
     ) -> Request:
-        """Hand over a prompt; `emit` is called on the engine's thread. form: of the answers.
+        """Hand over a prompt; `emit` is called on the engine's thread. grammar: of the answers.
 
         Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
@@ -175,13 +175,13 @@ class Engine:
         self._check(request, sampling)
         resolved = resolve(sampling, self._spec.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._spec.eos_ids)
-        ends_form = frozenset() if form is None else self._spec.eos_ids
+        ends_grammar = frozenset() if grammar is None else self._spec.eos_ids
         known = prompt.distinct_ids if resolved.repetition_penalty != 1 else torch.empty(0, dtype=torch.long)
         sequences = [
             Sequence(
                 request=request,
                 index=index,
-                sampler=Sampler(resolved, known, ending | ends_form, index, self._guide(prompt, sampling, form)),
+                sampler=Sampler(resolved, known, ending | ends_grammar, index, self._guide(prompt, sampling, grammar)),
                 stream=TextStream(self._spec.tokenizer, sampling.stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,
@@ -196,12 +196,12 @@ class Engine:
         """Free the request's slots before the next step; again or afterwards does nothing."""
         request.is_cancelled = True
 
-    def _guide(self, prompt: Prompt, sampling: Sampling, form: Form | None) -> Guide:
+    def _guide(self, prompt: Prompt, sampling: Sampling, grammar: CompiledGrammar | None) -> Guide:
         return Guide(
             self._thinking,
             opens_thought=prompt.opens_thought,
             budget=sampling.thinking_budget,
-            state=None if form is None else form.begin(),
+            state=None if grammar is None else grammar.begin(),
         )
 
     def _max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:

@@ -1,7 +1,7 @@
-"""The form of an answer as masks over the next token, by llguidance.
+"""Constrained decoding: grammars as masks over the next token, by llguidance.
 
-Imported when the first request asks for a form: a start does not wait for it. Grammars are compiled on the threads that
-prepare prompts, without the interpreter's lock, and kept by their content.
+Imported when the first request has a constraint: a start does not wait for it. Constraints are compiled on the threads
+that prepare prompts, without the interpreter's lock, and cached by their content.
 """
 
 import json
@@ -70,7 +70,7 @@ _TOO_COMPLEX = ("limit", "fuel", "too large", "too complex", "too many", "too bi
 
 
 class Grammar:
-    """A compiled form, for any number of answers."""
+    """A compiled grammar, for any number of answers."""
 
     def __init__(self, matcher: LLMatcher, num_words: int) -> None:
         self._matcher, self._num_words = matcher, num_words
@@ -80,7 +80,7 @@ class Grammar:
 
 
 class GrammarState:
-    """Where one answer is in its form. One thread at a time uses it."""
+    """Where one answer is in its grammar. One thread at a time uses it."""
 
     def __init__(self, matcher: LLMatcher, num_words: int) -> None:
         self._matcher = matcher
@@ -118,19 +118,19 @@ class GrammarState:
 
     @property
     def error(self) -> str:
-        """What ended the form: a mask or a token that went beyond the limits. Empty where nothing did."""
+        """What ended it: a mask or a token that went beyond the limits. Empty where nothing did."""
         if self._is_slow:
             return f"too complex: a mask took more than {MAX_STEP_S} s"
         return self._matcher.get_error() if self._matcher.is_error() else ""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has its form and nothing can follow."""
+        """Whether the answer is complete and nothing can follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
 
 class GrammarCompiler:
-    """Compiles forms for one tokenizer. Safe to use from many threads. vocabulary_size: of the model's logits."""
+    """Compiles constraints for one tokenizer. Safe to use from many threads. vocabulary_size: of the model's logits."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary_size: int, eos_ids: Iterable[int]) -> None:
         self._num_words = -(-vocabulary_size // BITS)
@@ -184,7 +184,7 @@ class _Vocabulary:
         self._added = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of a text that a form prescribes: an added token in it is its letters."""
+        """The tokens of a text that a grammar prescribes: an added token in it is its letters."""
         ids: list[int] = []
         at = 0
         for found in self._added.finditer(text):
@@ -207,7 +207,7 @@ def json_rule(schema: dict[str, Any], whitespace: str | None = None) -> str:
 
 
 def _source(constraint: Constraint) -> str:
-    """A form in the library's own terms. Raises InputInvalid."""
+    """A constraint in the library's own terms. Raises InputInvalid."""
     match constraint.kind:
         case "json_schema":
             schema = {**json.loads(constraint.text), "x-guidance": json_options(constraint.whitespace)}
@@ -248,7 +248,7 @@ def lark_of(constraint: Constraint) -> str:
 
 
 def _refusal(constraint: Constraint, said: str) -> InputInvalid | GrammarTooComplex:
-    """Why a form is not taken, in our own words; the library's repeat the caller's."""
+    """Why a constraint is not taken, in our own words; the library's repeat the caller's."""
     for sign, told in _REASONS:
         if sign in said:
             return InputInvalid(where=constraint.where, detail=told, reason=_first_line(said))

@@ -1,6 +1,6 @@
-"""What an answer's tokens are held to, beside its sampling: the end of its thinking, then its form.
+"""What an answer's tokens are held to, beside its sampling: the end of its thinking, then its grammar.
 
-Knows tokens alone. The form begins behind the thinking, and behind the blank line with which every template of the
+Knows tokens alone. The grammar begins behind the thinking, and behind the blank line with which every template of the
 families separates the two.
 """
 
@@ -19,7 +19,7 @@ GAP = "\n\n"
 
 
 class State(Protocol):
-    """Where an answer is in its form. See `grammar.GrammarState`."""
+    """Where an answer is in its grammar. See `grammar.GrammarState`."""
 
     @property
     def mask(self) -> npt.NDArray[np.int32]: ...
@@ -50,7 +50,7 @@ def thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens:
 
 class Guide:
     """Of one answer. opens_thought: the prompt ends within a thought; budget: tokens of it, None: no limit; state: its
-    form."""
+    grammar."""
 
     def __init__(
         self,
@@ -73,27 +73,27 @@ class Guide:
         return self._forced[0] if self._forced else None
 
     @property
-    def has_form(self) -> bool:
+    def has_grammar(self) -> bool:
         """Whether the answer has one, which may begin later."""
         return self._state is not None
 
     @property
-    def form(self) -> State | None:
+    def grammar(self) -> State | None:
         """What the next token is held to."""
         return None if self.is_thinking or self._forced else self._state
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has its form and nothing can follow."""
-        form = self.form
-        return form is not None and self._has_begun and form.is_complete
+        """Whether the answer has its grammar and nothing can follow."""
+        grammar = self.grammar
+        return grammar is not None and self._has_begun and grammar.is_complete
 
     def may_end(self, ending: Iterable[int], *, has_enough: bool) -> bool:
-        """Whether the answer may end with the next token: not before it has enough tokens, unless its form allows no
-        others, and not before its form has begun."""
-        if self.is_thinking and self.has_form:
+        """Whether the answer may end with the next token: not before it has enough tokens, unless its grammar allows no
+        others, and not before its grammar has begun."""
+        if self.is_thinking and self.has_grammar:
             return False
-        return has_enough or (self.form is not None and not self.form.allows_other_than(ending))
+        return has_enough or (self.grammar is not None and not self.grammar.allows_other_than(ending))
 
     def accept(self, token: int) -> None:
         """Take it as the next token. Raises GrammarTooComplex."""

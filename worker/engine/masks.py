@@ -17,13 +17,13 @@ class MaskWorker:
     @contextmanager
     def preparing(self, samplers: Sequence[Sampler]) -> Iterator[None]:
         """While inside, the masks of these rows are computed; at the end they are there."""
-        forms = [form for sampler in samplers if (form := sampler.guide.form) is not None]
-        if not forms:
+        grammars = [grammar for sampler in samplers if (grammar := sampler.guide.grammar) is not None]
+        if not grammars:
             yield
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        masks = self._pool.submit(_prepare, forms)
+        masks = self._pool.submit(_prepare, grammars)
         try:
             yield
         finally:
@@ -35,6 +35,6 @@ class MaskWorker:
             self._pool = None
 
 
-def _prepare(forms: Sequence[State]) -> None:
-    for form in forms:
-        form.prepare()
+def _prepare(grammars: Sequence[State]) -> None:
+    for grammar in grammars:
+        grammar.prepare()

@@ -155,7 +155,7 @@ class Sampler:
     @property
     def changes_logits(self) -> bool:
         """Whether the row's logits are not the model's own."""
-        return self.resolved.changes_logits or self.guide.has_form
+        return self.resolved.changes_logits or self.guide.has_grammar
 
     def choose(self, row: Row) -> int:
         """The next token. Raises GrammarTooComplex."""
@@ -242,12 +242,12 @@ def _ban_ending(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
         logits[at] = -torch.inf
 
 
-def _hold_to_form(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    """Tokens that an answer's form does not allow are taken out of its row."""
-    held = [(row, form) for row, sampler in enumerate(samplers) if (form := sampler.guide.form) is not None]
+def _mask_by_grammar(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    """Tokens that an answer's grammar does not allow are taken out of its row."""
+    held = [(row, grammar) for row, sampler in enumerate(samplers) if (grammar := sampler.guide.grammar) is not None]
     if not held:
         return
-    masks = torch.from_numpy(np.stack([form.mask for _, form in held]).view(np.uint8))
+    masks = torch.from_numpy(np.stack([grammar.mask for _, grammar in held]).view(np.uint8))
     if logits.is_cuda:
         masks = masks.pin_memory().to(logits.device, non_blocking=True)
     bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
@@ -263,7 +263,7 @@ LogitsProcessor = Callable[[torch.Tensor, Sequence[Sampler]], None]
 # Each changes (rows, vocabulary) logits in place, for all rows at once; in transformers' order.
 LOGITS_PROCESSORS: tuple[LogitsProcessor, ...] = (
     *(_penalise_repetition, _penalise_said, _bias, _ban_ending),
-    _hold_to_form,
+    _mask_by_grammar,
 )
 
 

@@ -279,7 +279,7 @@ def test_a_form_that_cannot_be_is_refused_in_our_words(engine: Engine, constrain
 def test_a_form_that_costs_too_much_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Constraint(kind="regex", text="(abc)*")
     heavy, plain = asked(form, max_tokens=200), asked(None, max_tokens=12)
-    engine.forms.compiled(form, Tools())
+    engine.constraints.compiled(form, Tools())
     monkeypatch.setattr("worker.engine.grammar.MAX_STEP_S", -1)  # no mask may take any time from here on
 
     async def run() -> list[Any]:

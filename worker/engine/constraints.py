@@ -1,4 +1,4 @@
-"""From a request to the form of its answer. The library of grammars is loaded when the first request asks for one."""
+"""From a request to the grammar of its answer. llguidance is loaded when the first request has a constraint."""
 
 import threading
 from typing import Protocol
@@ -9,35 +9,35 @@ from worker.core.tools import Tools
 from worker.engine.guide import State
 
 
-class Form(Protocol):
-    """A compiled form. See `grammar.Grammar`."""
+class CompiledGrammar(Protocol):
+    """See `grammar.Grammar`."""
 
     def begin(self) -> State: ...
 
 
 class Compiler(Protocol):
-    """See `tool_grammar.FormCompiler`."""
+    """See `tool_grammar.AnswerCompiler`."""
 
-    def compile(self, asked: Constraint | None, tools: Tools) -> Form | None: ...
+    def compile(self, asked: Constraint | None, tools: Tools) -> CompiledGrammar | None: ...
 
 
-class Forms:
-    """Compiles forms for one model. Safe to use from many threads."""
+class Constraints:
+    """Compiles the constraints on answers of one model. Safe to use from many threads."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()
 
-    def compiled(self, asked: Constraint | None, tools: Tools) -> Form | None:
-        """The form of an answer; None where it is free. Raises InputInvalid, GrammarTooComplex."""
+    def compiled(self, asked: Constraint | None, tools: Tools) -> CompiledGrammar | None:
+        """The grammar of an answer; None where it is free. Raises InputInvalid, GrammarTooComplex."""
         if self.is_free(asked, tools):
             return None
         with self._lock:
             if self._compiler is None:
-                from worker.engine.tool_grammar import FormCompiler
+                from worker.engine.tool_grammar import AnswerCompiler
 
-                self._compiler = FormCompiler(self._spec)
+                self._compiler = AnswerCompiler(self._spec)
         return self._compiler.compile(asked, tools)
 
     @staticmethod
