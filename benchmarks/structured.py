@@ -3,8 +3,9 @@
 python -m benchmarks.structured [--rounds 3]
 
 Compiling and masks with the families' own vocabulary of 151,936 tokens. Steps: 16 answers of a model of true shape with
-random weights and that vocabulary, all of them constrained, beside the same answers unconstrained, in turn. Exit status
-1 where a constraint costs 5 % of a step or more.
+random weights and that vocabulary, all of them constrained, beside the same answers unconstrained, in turn. Documents:
+the same model's whole answers, with jump-forward decoding and token by token, in turn. Exit status 1 where a constraint
+costs 5 % of a step or more.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from worker.core.errors import WorkerError
 from worker.core.json_schema import prepared
 from worker.core.sampling import Constraint, Sampling
 from worker.core.settings import EMBEDDED_MODEL, Settings
-from worker.engine.engine import Engine, continuous_engine
+from worker.engine.engine import Engine, continuous_parts
 from worker.engine.grammar import GrammarCompiler, GrammarState
 from worker.models.loading import load
+from worker.prompt.builder import PromptBuilder
 
 ROWS = 16
 NUM_TOKENS = 48
@@ -77,6 +80,34 @@ PATTERNS = {
     "ambiguous": "(?:a?){200}a{200}",
     "nested repetitions": "(((a{1,100}){1,100}){1,100})",
     "a long window": "(.*a.{40})",
+}
+
+
+# What is certain in an answer is the same whatever the weights: names, quotes, brackets. Its values have about the
+# length that they have in real answers.
+_WORD, _SIDE = {"type": "string", "minLength": 8, "maxLength": 24}, {"type": "integer", "minimum": 100, "maximum": 999}
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def _array(items: dict[str, Any], count: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
+
+
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "a shape and a color": _object(shape={"enum": ["circle", "square", "star"]}, color={"enum": ["red", "blue"]}),
+    "five boxes": _array(_object(bbox_2d=_array(_SIDE, 4), label=_WORD), 5),
+    "an invoice": _object(
+        number={"type": "string", "pattern": "^[A-Z0-9-]{8,12}$"},
+        date={"type": "string", "format": "date"},
+        seller=_WORD,
+        buyer=_WORD,
+        currency={"enum": ["EUR", "USD", "GBP", "CNY"]},
+        lines=_array(_object(description=_WORD, quantity=_SIDE, price=_SIDE), 3),
+        total=_SIDE,
+    ),
 }
 
 
@@ -128,8 +159,12 @@ def _compile_figures(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
 
 def _answers(engine: Engine, constraint: Constraint | None) -> float:
     """Seconds for each step of ROWS answers of NUM_TOKENS tokens, prefill left out."""
-    message = Message(role="user", parts=(Text(text="Describe it."),))
     sampling = Sampling(temperature=1.0, seed=1, n=ROWS, max_tokens=NUM_TOKENS, constraint=constraint, ignore_eos=True)
+    return _asked(engine, sampling).step_s()
+
+
+def _asked(engine: Engine, sampling: Sampling) -> "_Ended":
+    constraint, message = sampling.constraint, Message(role="user", parts=(Text(text="Describe it."),))
     request = ChatRequest(messages=(message,), sampling=sampling)
     done = _Ended()
     engine.submit(
@@ -138,20 +173,26 @@ def _answers(engine: Engine, constraint: Constraint | None) -> float:
         done,
         grammar=engine.constraints.compiled(constraint, request.tools),
     )
-    return done.step_s()
+    return done
 
 
 class _Ended:
     """Hears the events of a request, and when they come."""
 
     def __init__(self) -> None:
+        self.began = time.perf_counter()
         self._events: queue.SimpleQueue[tuple[float, Event | WorkerError]] = queue.SimpleQueue()
 
     def __call__(self, event: Event | WorkerError) -> None:
         self._events.put((time.perf_counter(), event))
 
     def step_s(self) -> float:
-        """From the first token of the last answer to the end, for each step. Raises WorkerError."""
+        """From the first token to the end, for each step of ROWS answers. Raises WorkerError."""
+        first, end, tokens = self.times()
+        return (end - first) / (tokens / ROWS - 1)
+
+    def times(self) -> tuple[float, float, int]:
+        """When the first token came and the last, and how many there are of all answers. Raises WorkerError."""
         first = 0.0
         while True:
             at, event = self._events.get()
@@ -159,13 +200,46 @@ class _Ended:
                 raise event
             first = first or at
             if isinstance(event, Done):
-                return (at - first) / (event.usage.completion_tokens / ROWS - 1)
+                return first, at, event.usage.completion_tokens
+
+
+def _engine(folder: Path, *, jumps: bool = True) -> Engine:
+    settings = Settings(device="cpu", model_path=folder, max_num_seqs=ROWS)
+    model = load(settings)
+    parts = continuous_parts(model, settings)
+    return Engine(model, PromptBuilder(model.spec, settings), settings, replace(parts, jumps=parts.jumps and jumps))
+
+
+def _document_figures(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of whole answers from the prompt on, with jump-forward decoding and without, in turn; one answer at a
+    time and ROWS at once."""
+    engines = {"token by token": _engine(folder, jumps=False), "jump-forward": _engine(folder)}
+    for engine in engines.values():
+        engine.start()
+    rows = []
+    try:
+        for name, schema in DOCUMENTS.items():
+            constraint = Constraint(kind="json_schema", text=prepared(schema, ""))
+            for num_answers in (1, ROWS):
+                sampling = Sampling(temperature=1.0, seed=1, n=num_answers, max_tokens=400, constraint=constraint)
+                found: dict[str, list[float]] = {way: [] for way in engines}
+                counts: dict[str, int] = {}
+                for _ in range(rounds):
+                    for way, engine in engines.items():
+                        asked = _asked(engine, sampling)
+                        _, end, counts[way] = asked.times()
+                        found[way].append(end - asked.began)
+                spent = {way: statistics.median(seconds) for way, seconds in found.items()}
+                rows.append({"document": name, "answers": num_answers, "tokens": counts, **spent, "all": found})
+    finally:
+        for engine in engines.values():
+            engine.close()
+    return rows
 
 
 def _step_figures(folder: Path, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step with a form and without, in turn."""
-    settings = Settings(device="cpu", model_path=folder, max_num_seqs=ROWS)
-    engine = continuous_engine(load(settings), settings)
+    engine = _engine(folder)
     engine.start()
     endless = {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}, "minItems": 500}
     form = Constraint(kind="json_schema", text=prepared(endless, ""))
@@ -205,6 +279,17 @@ def _table(figures: dict[str, Any]) -> str:
     rows += [
         f"| {name} | {step['without']:.1f} | {step['with']:.1f} | {step['ratio']:.3f} |" for name, step in steps.items()
     ]
+    rows += [
+        "",
+        "| document | answers at once | tokens of all | token by token, s | jump-forward, s | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in figures["documents"]:
+        before, after = row["token by token"], row["jump-forward"]
+        tokens = " and ".join(map(str, dict.fromkeys(row["tokens"].values())))
+        rows.append(
+            f"| {row['document']} | {row['answers']} | {tokens} | {before:.2f} | {after:.2f} | {after / before:.2f} |"
+        )
     return "\n".join(rows)
 
 
@@ -221,6 +306,7 @@ def main() -> None:
             f"{options.layers} layers of 1,024, 151,936 tokens": _step_figures(folder, options.rounds),
             "the demonstration model, 1,024 tokens": _step_figures(EMBEDDED_MODEL, options.rounds),
         }
+        figures["documents"] = _document_figures(folder, options.rounds)
     table = _table(figures)
     print(table)
     save("structured-cpu", {**environment("python -m benchmarks.structured"), **figures}, table)

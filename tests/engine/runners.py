@@ -27,6 +27,7 @@ class FakeRunner:
     vocabulary: int
     first: int
     bytes_per_token: int = 1024
+    takes_several: bool = False
     steps: list[int] = field(default_factory=list)  # rows of each
 
     def prefill_cache(self) -> EmptyCache:
@@ -41,7 +42,7 @@ class FakeRunner:
     def prefill_together(self, prompts: list[Prompt]) -> tuple[torch.Tensor, list[EmptyCache]]:
         return self._saying([self.first] * len(prompts)), [EmptyCache() for _ in prompts]
 
-    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> torch.Tensor:
+    def decode(self, tokens: list[int], *_: object) -> torch.Tensor:
         self.steps.append(len(tokens))
         return self._saying([token + 1 for token in tokens])
 
@@ -81,6 +82,19 @@ class Counting(Watched):
     def features(self, items: Any) -> Any:
         self.num_features += len(items)
         return self.inner.features(items)
+
+
+class Feeding(Watched):
+    """Counts what the longest-fed row is fed, step by step."""
+
+    def __init__(self, inner: Runner, *, takes_several: bool) -> None:
+        super().__init__(inner)
+        self.takes_several = takes_several
+        self.counts: list[int] = []
+
+    def decode(self, tokens: list[int], positions: list[int], slots: KVCache, before: Any) -> torch.Tensor:
+        self.counts.append(1 + max(map(len, before)))
+        return self.inner.decode(tokens, positions, slots, before)
 
 
 class FailingOnce(Watched):

@@ -76,10 +76,16 @@ def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     biased = Sampler(
         ResolvedSampling(0, repetition_penalty=penalty, logit_bias=((2, 100.0),)), torch.tensor(prompt), ()
     )
-    assert biased.choose(only_row(LOGITS, biased)) == 2
+    assert said_next(biased) == 2
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + said]), LOGITS[None])[0]
     expected[2] += 100
     torch.testing.assert_close(adjust(LOGITS[None], [biased])[0], expected)
+
+
+def said_next(chooses: Sampler) -> int:
+    token = chooses.choose(only_row(LOGITS, chooses))
+    chooses.accept(token)
+    return token
 
 
 def counted(resolved: ResolvedSampling, said: tuple[int, ...] = ()) -> list[int]:
@@ -116,7 +122,7 @@ def test_a_bias_is_added() -> None:
 
 def test_no_end_before_min_tokens() -> None:
     patient = Sampler(ResolvedSampling(0, min_tokens=2), torch.empty(0, dtype=torch.long), ending=(0, 5))
-    assert [patient.choose(only_row(LOGITS, patient)) for _ in range(3)] == [1, 1, 0]
+    assert [said_next(patient) for _ in range(3)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 0.999999999, 1.0 - 2**-53])

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.requests import Shown, ask, picture
+from tests.engine.runners import FailingOnce, Feeding
 from tests.engine.serving import Serve
 from worker.core.contract import Done, Piece
 from worker.core.errors import GrammarTooComplex, InputInvalid
@@ -17,6 +19,7 @@ from worker.core.sampling import Constraint
 from worker.core.settings import Settings
 from worker.core.tools import Tool, Tools
 from worker.engine.engine import Engine
+from worker.engine.sequence import MAX_FRESH
 from worker.models.loading import LoadedModel
 
 THING = {
@@ -288,3 +291,84 @@ def test_a_form_that_costs_too_much_fails_alone(engine: Engine, monkeypatch: pyt
     failed, (texts, _) = asyncio.run(run())
     assert isinstance(failed, GrammarTooComplex)
     assert texts == answers(engine, plain)[0][0]
+
+
+LONG = "certain " * 60
+
+
+def certain(engine: Engine) -> list[tuple[list[str], Done]]:
+    """Answers of which much is certain, all at once, beside one of which nothing is."""
+    return answers(
+        engine,
+        asked(schema(THING)),
+        asked(schema({"type": "array", "items": THING, "minItems": 2, "maxItems": 2}), n=3, temperature=0.7, seed=4),
+        asked(Constraint(kind="choice", text=json.dumps(["yes, there is", "no, there is not", "nobody knows"]))),
+        thinking(asked(schema(THING), thinking_budget=2)),
+        with_tools(asked(None), named="weather"),
+        asked(None),
+    )
+
+
+def test_what_is_certain_is_not_asked_of_the_model(tiny: LoadedModel) -> None:
+    """The same answers of as many tokens, in fewer steps."""
+    serve, feeds = Serve(tiny), {jumps: Feeding(tiny.runner, takes_several=jumps) for jumps in (True, False)}
+    found = {}
+    for jumps, runner in feeds.items():
+        said = certain(serve(Settings(device="cpu", prefix_sharing="off"), lambda _: runner))  # noqa: B023
+        found[jumps] = [(texts, done.reasons, done.usage) for texts, done in said]
+    serve.close()
+    assert found[True] == found[False]
+    assert max(feeds[False].counts) == 1
+    assert max(feeds[True].counts) > 3
+    assert len(feeds[True].counts) < 0.8 * len(feeds[False].counts)
+
+
+@pytest.mark.parametrize("limit", range(1, 16))
+def test_an_answer_of_certain_tokens_is_cut_where_it_should_be(engine: Engine, limit: int) -> None:
+    [(whole, _), (cut, done)] = answers(engine, asked(schema(THING)), asked(schema(THING), max_tokens=limit))
+    assert whole[0].startswith(cut[0])
+    assert done.usage.completion_tokens <= limit
+    assert done.reasons == (("length",) if done.usage.completion_tokens == limit and cut != whole else ("stop",))
+
+
+def test_a_stop_string_among_certain_tokens_ends_the_answer(engine: Engine) -> None:
+    [(texts, done)] = answers(engine, asked(schema(THING), stop=('count"',)))
+    assert re.fullmatch(r'\{"shape": "\w+", "', texts[0])
+    assert done.reasons == ("stop",)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret"), torch.OutOfMemoryError("secret")])
+def test_after_a_failed_step_certain_tokens_are_computed_again(tiny: LoadedModel, error: Exception) -> None:
+    serve = Serve(tiny)
+    expected = certain(serve())
+    found = certain(serve(runner=lambda inner: FailingOnce(inner, "decode", error)))
+    serve.close()
+    assert [(texts, done.reasons) for texts, done in found] == [(texts, done.reasons) for texts, done in expected]
+
+
+def test_certain_tokens_have_their_log_probabilities(tiny: LoadedModel) -> None:
+    """They are the model's, so that it is asked for each."""
+    serve, runner = Serve(tiny), Feeding(tiny.runner, takes_several=True)
+    engine = serve(runner=lambda _: runner)
+
+    async def logprobs() -> list[str]:
+        shown = asked(schema(THING), logprobs=1)
+        pieces = [event async for event in engine.generate(shown.request, shown.media) if isinstance(event, Piece)]
+        return [token.chosen.bytes.decode() for piece in pieces for token in piece.logprobs]
+
+    said = asyncio.run(logprobs())
+    serve.close()
+    assert is_thing("".join(said))
+    assert max(runner.counts) == 1
+
+
+def test_a_long_certain_text_is_fed_in_parts(tiny: LoadedModel) -> None:
+    """Other answers wait for a step. What ends an answer is not fed at all."""
+    serve, runner = Serve(tiny), Feeding(tiny.runner, takes_several=True)
+    choices = [LONG + "yes", LONG + "no"]
+    chosen = asked(Constraint(kind="choice", text=json.dumps(choices)), max_tokens=500)
+    [(texts, done)] = answers(serve(runner=lambda _: runner), chosen)
+    serve.close()
+    assert texts[0] in choices
+    assert done.usage.completion_tokens > MAX_FRESH * 2
+    assert max(runner.counts) == MAX_FRESH

@@ -56,6 +56,27 @@ def test_rows_of_different_widths_share_a_step() -> None:
     assert step(cache, [4.0, 6.0, 5.0, 7.0]) == [2.0, 4.0, 3.0, 5.0]
 
 
+def test_rows_fed_several_tokens_see_what_came_before_each() -> None:
+    """A row of three tokens is fed two before its newest, another of the same pool none, one of another pool one."""
+    cache = empty()
+    for value, length, most in ((1.0, 3, 10), (2.0, 1, 10), (4.0, 2, 2000)):
+        cache.join(filled(length, value), length, most)
+    cache.lay_out_after([2, 0, 1])
+    newest, before = torch.tensor([7.0, 4.0, 5.0]), torch.tensor([3.0, 5.0, 1.0])
+    for layer in range(LAYERS):
+        fresh = before.view(-1, 1, 1).expand(-1, KV_HEADS, DIM)
+        cache.write_before(layer, fresh, fresh)
+        fresh = newest.view(-1, 1, 1, 1).expand(-1, KV_HEADS, 1, DIM)
+        cache.write(layer, fresh, fresh)
+        seen = cache.attend(layer, torch.zeros(3, 4, 1, DIM), 1.0)[:, 0, 0, 0]
+        earlier = cache.attend_before(layer, torch.zeros(3, 4, DIM), 1.0)[:, 0, 0]
+    cache.end_step()
+    torch.testing.assert_close(seen, torch.tensor([18 / 6, 3.0, 14 / 4]))
+    torch.testing.assert_close(earlier, torch.tensor([6 / 4, 11 / 5, 9 / 3]))
+    assert cache.lengths == [6, 2, 4]
+    assert step(cache, [3.0, 0.0, 1.0]) == pytest.approx([3.0, 2.0, 3.0])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_whatever_joins_and_leaves_each_row_keeps_its_own_tokens(seed: int) -> None:
     """Against a plain list for each row."""

@@ -123,6 +123,34 @@ def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedM
             assert one.keys.is_contiguous()
 
 
+def test_several_tokens_in_a_step_are_as_one_after_the_other(both: tuple[LoadedModel, LoadedModel]) -> None:
+    """Three rows of two widths, which are fed three tokens, one and two."""
+    native, _ = both
+    build = PromptBuilder(native.spec, Settings()).build
+    fed = [[5, 9, 11], [7], [3, 8]]
+    prompts = [build(shown.request, shown.media) for shown in (ask("Hi"), ask("What is it?", picture(4)), ask("Who?"))]
+    together, apart = native.runner.kv_cache(), []
+    for prompt, tokens, most in zip(prompts, fed, (90, 900, 90), strict=True):
+        cache, alone, length = native.runner.prefill_cache(), native.runner.kv_cache(), len(prompt.ids)
+        seen = dict(enumerate(native.runner.features(prompt.items))) if prompt.items else {}
+        native.runner.prefill(prompt, [], slice(0, length), seen, cache)
+        for slots in (together, alone):
+            slots.join(cache, length, most)
+        for index, token in enumerate((*tokens, 6)):
+            logits = native.runner.decode([token], [length + prompt.delta + index], alone)[0]
+            alone.end_step()
+            if index >= len(tokens) - 1:
+                apart.append(logits)
+    order = (0, 2, 1)  # as the pools have them
+    positions = [len(prompts[row].ids) + prompts[row].delta + len(fed[row]) - 1 for row in order]
+    newest, before = [fed[row][-1] for row in order], [fed[row][:-1] for row in order]
+    first = native.runner.decode(newest, positions, together, before)
+    together.end_step()
+    second = native.runner.decode([6] * 3, [position + 1 for position in positions], together)
+    assert distance(list(first), [apart[2 * row] for row in order]) < NEAR
+    assert distance(list(second), [apart[2 * row + 1] for row in order]) < NEAR
+
+
 # The 2B, the 30B with experts, the 7B and the older 2B model, cut to few layers and experts and a small vocabulary.
 REAL = {
     "qwen3_vl": (

@@ -142,7 +142,7 @@ class ContinuousBatch:
         self._scheduler.prefilling.remove(group)
 
     def _decode_all(self) -> None:
-        """One token for every running answer."""
+        """One step for every running answer: a token, and those that follow from it."""
         running = self._scheduler.running
         rows: list[Row] = []
         if not running:
@@ -154,6 +154,7 @@ class ContinuousBatch:
                     [sequence.tokens[-1] for sequence in running],
                     [sequence.next_position for sequence in running],
                     self._caches.kv,
+                    [sequence.tokens[-sequence.num_fresh : -1] for sequence in running],
                 )
             rows = logits_step(logits, samplers)
             self._caches.kv.end_step()

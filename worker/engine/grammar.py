@@ -35,14 +35,14 @@ _LIMITS = LLParserLimits(
     max_lexer_states=10_000,
     verbose_errors=False,
 )
-# Nothing is loosened. At most one blank stands behind a comma or a colon, as models write it: where any number may
-# stand, some write blanks for ever.
+# Nothing is loosened. One blank stands behind a comma and a colon, as these models write it: where any number may
+# stand, some write blanks for ever, and where none or one may, the text behind a name is not known ahead.
 _STRICT: dict[str, bool | str] = {
     "lenient": False,
     "coerce_one_of": False,
     "whitespace_flexible": False,
-    "item_separator": ", ?",
-    "key_separator": ": ?",
+    "item_separator": ", ",
+    "key_separator": ": ",
 }
 _QUIET = 0  # the library's log level
 
@@ -100,6 +100,12 @@ class GrammarState:
         """(words,) int32, a bit for each token that may be next, the lowest first."""
         self.prepare()
         return self._mask
+
+    def following(self) -> list[int]:
+        """The tokens of the text that comes next whatever is chosen, written as the tokenizer writes it; empty where
+        the next character is open."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
 
     def allows_other_than(self, tokens: Iterable[int]) -> bool:
         """Whether a token that is none of these may be next."""

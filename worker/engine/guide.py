@@ -29,6 +29,8 @@ class State(Protocol):
 
     def prepare(self) -> None: ...
 
+    def following(self) -> list[int]: ...
+
     def allows_other_than(self, tokens: Iterable[int]) -> bool: ...
 
     def accept(self, token: int) -> None: ...
@@ -81,6 +83,12 @@ class Guide:
     def grammar(self) -> State | None:
         """What the next token is held to."""
         return None if self.is_thinking or self._forced else self._state
+
+    def following(self) -> list[int]:
+        """The tokens that come next whatever the model says, as many as are known; empty where the next is chosen."""
+        if self._forced:
+            return list(self._forced)
+        return [] if self.grammar is None else self.grammar.following()
 
     @property
     def is_complete(self) -> bool:

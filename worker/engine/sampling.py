@@ -158,15 +158,25 @@ class Sampler:
         return self.resolved.changes_logits or self.guide.has_grammar
 
     def choose(self, row: Row) -> int:
-        """The next token. Raises GrammarTooComplex."""
+        """The next token."""
         token = self.guide.forced
         if token is None:
             token = row.greedy if self.resolved.is_greedy else self._drawn(row)
+        return token
+
+    def follow(self, token: int) -> None:
+        """Take one of the guide's `following`. Those after it are drawn as if it had been drawn itself, so that a seed
+        means the same wherever tokens are taken one by one. Raises GrammarTooComplex."""
+        if self.guide.forced is None and not self.resolved.is_greedy:
+            self._source.random()
+        self.accept(token)
+
+    def accept(self, token: int) -> None:
+        """Take it as the next token. Raises GrammarTooComplex."""
         self.guide.accept(token)
         if self._known_ids is not None and token not in self.said:
             self._known_ids = torch.cat([self._known_ids, self._known_ids.new_tensor([token])])
         self.said[token] += 1
-        return token
 
     def known_ids(self, vocabulary: int, device: torch.device) -> torch.Tensor:
         """(tokens,) ids of prompt and answer on the device, made once and then longer by what is new. Some models'

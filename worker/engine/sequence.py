@@ -13,6 +13,7 @@ from worker.engine.sampling import Row, Sampler, likeliest
 from worker.prompt.types import Prompt
 
 Emit = Callable[[Event | WorkerError], None]
+MAX_FRESH = 64  # tokens that an answer is fed in one step, which others wait for
 
 
 @dataclass(eq=False)
@@ -81,7 +82,8 @@ class Sequence:
     """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
 
     num_alternatives: how many likeliest tokens to name with each, None for no log-probabilities.
-    is_retried: whether it was taken back once.
+    jumps: tokens that come next whatever the model says are taken without asking it, several in a step.
+    num_fresh: how many of its tokens the model has not seen. is_retried: whether it was taken back once.
     """
 
     request: Request
@@ -91,7 +93,9 @@ class Sequence:
     ending: frozenset[int]
     tokenizer: Tokenizer
     num_alternatives: int | None = None
+    jumps: bool = False
     tokens: list[int] = field(default_factory=list)
+    num_fresh: int = 0
     is_finished: bool = False
     is_retried: bool = False
     _is_behind_thought: bool = False
@@ -116,22 +120,34 @@ class Sequence:
         return len(self.request.prompt.ids) + len(self.tokens) - 1 + self.request.prompt.delta
 
     def take(self, row: Row) -> None:
-        """Choose a token; emit its text, and the end where this was the last. Raises InternalError for NaN,
-        GrammarTooComplex."""
+        """Choose a token, and take those that follow from it; emit their text, and the end where the last was among
+        them. Raises InternalError for NaN, GrammarTooComplex."""
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
-        guide = self.sampler.guide
-        num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
         token = self.sampler.choose(row)
-        self.request.num_reasoning += guide.num_reasoning - num_reasoning
         if self.request.first_token_at is None:
             self.request.first_token_at = time.monotonic()
-        self.tokens.append(token)
-        self.request.num_generated += 1
-        is_end = token in self.ending
         if self.num_alternatives is not None:
             self._logprobs.append(self._logprob(row, token, self.num_alternatives))
-        if is_end:
+        self.num_fresh = 0
+        self._take(token, self.sampler.accept)
+        while self.jumps and not self.is_over and self.num_fresh < MAX_FRESH:
+            following = self.sampler.guide.following()
+            if not following:
+                break
+            for token in following[: MAX_FRESH - self.num_fresh]:
+                if not self.is_over:
+                    self._take(token, self.sampler.follow)
+
+    def _take(self, token: int, accept: Callable[[int], None]) -> None:
+        guide = self.sampler.guide
+        num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
+        accept(token)
+        self.request.num_reasoning += guide.num_reasoning - num_reasoning
+        self.tokens.append(token)
+        self.num_fresh += 1
+        self.request.num_generated += 1
+        if token in self.ending:
             self._end("stop")
             return
         self.stream.finds_stops = self._is_answering(token, was_thinking=was_thinking)

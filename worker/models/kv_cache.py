@@ -80,6 +80,18 @@ class StepGroup:
         return self.elsewhere[device]
 
 
+@dataclass(frozen=True, eq=False)
+class FedBefore:
+    """What a row of the step is fed before its newest token. place: of the row in its pool; columns: where it is
+    written; span: where it lies among what all rows are fed so; mask: (tokens, columns.stop), what each may read."""
+
+    pool: Pool
+    place: int
+    columns: slice
+    span: slice
+    mask: torch.Tensor
+
+
 class KVCache:
     """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend. keeps_pools: the
     memory of a pool that is empty stays until sequences of other widths are expected."""
@@ -99,6 +111,7 @@ class KVCache:
         self._device, self._dtype = device, dtype
         self.pools: dict[int, Pool] = {}
         self._groups: list[StepGroup] = []
+        self._fed_before: list[FedBefore] = []
         self._expected: dict[int, int] = {}
         self._states = dict(states or {})
         attending = [layer for layer in range(num_layers) if layer not in self._states]
@@ -165,7 +178,7 @@ class KVCache:
 
     def trim(self) -> None:
         """Give back the memory of pools that are empty and not expected to be filled."""
-        self._groups = []
+        self._forget_step()
         self.pools = {width: pool for width, pool in self.pools.items() if pool.lengths or self._expected.get(width, 0)}
 
     def join(self, prefilled: Any, length: int, most: int) -> int:
@@ -224,14 +237,14 @@ class KVCache:
             states.leave(row, gone, rows)
             if rows == 1:
                 states.clear()
-        self._groups = []  # it would hold the memory of a pool that goes
+        self._forget_step()  # it would hold the memory of a pool that goes
         if not self._keeps_pools:
             self.pools = {width: each for width, each in self.pools.items() if each.lengths}
         return gone
 
     def clear(self) -> None:
         """Drop all rows and their memory."""
-        self._groups = []
+        self._forget_step()
         self.pools.clear()
         for states in self._states.values():
             states.clear()
@@ -243,14 +256,40 @@ class KVCache:
     def lay_out(self, columns: torch.Tensor, *, is_whole: bool = False) -> None:
         """`begin_step` with the rows' lengths on the device. is_whole: all rows that the pools have room for take part,
         over the whole width, and `columns` has a number for each, so that nothing depends on how many there are."""
-        self._groups, start = [], 0
+        widths = [pool.width if is_whole else max(pool.lengths) + 1 for pool in self._filled]
+        self._lay_out(columns, widths, is_whole=is_whole)
+
+    def lay_out_after(self, counts: Sequence[int]) -> None:
+        """`begin_step` where each row is fed so many tokens before its newest one. Not for recurrent states."""
+        before: list[FedBefore] = []
+        ends: list[int] = []
+        widths: list[int] = []
+        start, left = 0, iter(counts)
         for pool in self._filled:
+            for place, (length, more) in enumerate(zip(pool.lengths, left, strict=False)):
+                end = length + more
+                ends.append(end)
+                if more:
+                    mask = torch.ones(more, end, dtype=torch.bool, device=self._device).tril(length)
+                    before.append(FedBefore(pool, place, slice(length, end), slice(start, start + more), mask))
+                    start += more
+            widths.append(max(ends[-len(pool.lengths) :]) + 1)
+        self._lay_out(torch.tensor(ends, device=self._device), widths)
+        self._fed_before = before
+
+    def _lay_out(self, columns: torch.Tensor, widths: Sequence[int], *, is_whole: bool = False) -> None:
+        """widths: of each pool with rows, what its rows may read."""
+        self._forget_step()
+        start = 0
+        for pool, width in zip(self._filled, widths, strict=True):
             end = start + (pool.room if is_whole else len(pool.lengths))
-            width = pool.width if is_whole else max(pool.lengths) + 1
             self._groups.append(self._group(pool, slice(start, end), columns[start:end], width))
             start = end
         for states in self._states.values():
             states.show(self.num_live)
+
+    def _forget_step(self) -> None:
+        self._groups, self._fed_before = [], []
 
     def spread(self, rows: Sequence[int]) -> list[int]:
         """A number for each row that the pools have room for, from those of the step's rows; 0 where there is none."""
@@ -282,6 +321,28 @@ class KVCache:
             for store, fresh in ((group.pool.keys[at], keys), (group.pool.values[at], values)):
                 store[group.rows, :, group.columns] = fresh[group.span, :, 0]
 
+    def write_before(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values of what the rows are fed before their newest tokens, (tokens, kv_heads, head_dim), where
+        they belong."""
+        at = self._attending[layer]
+        for fed in self._fed_before:
+            for store, fresh in ((fed.pool.keys[at], keys), (fed.pool.values[at], values)):
+                store[fed.place, :, fed.columns] = fresh[fed.span].transpose(0, 1)
+
+    def attend_before(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """(tokens, heads, head_dim) for the queries of these tokens, of the same shape."""
+        at = self._attending[layer]
+        mixed = []
+        for fed in self._fed_before:
+            keys, values = (s[at][fed.place, :, : fed.columns.stop] for s in (fed.pool.keys, fed.pool.values))
+            part = query[fed.span].transpose(0, 1)
+            is_grouped = len(keys) != len(part)
+            found = functional.scaled_dot_product_attention(
+                part[None], keys[None], values[None], attn_mask=fed.mask, scale=scale, enable_gqa=is_grouped
+            )
+            mixed.append(found[0].transpose(0, 1))
+        return torch.cat(mixed)
+
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """(rows, 1, heads, head_dim) for the step's queries, (rows, heads, 1, head_dim)."""
         at = self._attending[layer]
@@ -293,8 +354,10 @@ class KVCache:
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def end_step(self) -> None:
-        """Each row has one more token."""
-        self._groups = []
+        """Each row has one more token, and what it was fed before that."""
+        for fed in self._fed_before:
+            fed.pool.lengths[fed.place] = fed.columns.stop
+        self._forget_step()
         for pool in self.pools.values():
             pool.lengths = [length + 1 for length in pool.lengths]
 

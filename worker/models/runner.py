@@ -81,6 +81,15 @@ class Runner(Protocol):
         """(prompts, vocabulary) logits after the last token of each, and a filled cache for each: whole prompts
         without pictures in one forward. Not for recurrent layers."""
 
-    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> torch.Tensor:
+    @property
+    def takes_several(self) -> bool:
+        """Whether a row can be fed several tokens in a step."""
+
+    def decode(
+        self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]] = ()
+    ) -> torch.Tensor:
         """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
-        once `slots.end_step()` is called: until then it can be done again."""
+        once `slots.end_step()` is called: until then it can be done again.
+
+        before: what each row is fed before that, where the runner `takes_several`.
+        """

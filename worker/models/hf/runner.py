@@ -123,10 +123,16 @@ class HfRunner:
         mask[0, spots] = True
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": deep}
 
+    takes_several = False  # transformers' caches have one length for all rows
+
     @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> torch.Tensor:
-        """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
-        once `slots.end_step()` is called: until then it can be done again."""
+    def decode(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: KVCache,
+        before: Sequence[Sequence[int]] = (),  # noqa: ARG002  # one token a step
+    ) -> torch.Tensor:
         device = self._device
         slots.begin_step()
         hidden = self._text(

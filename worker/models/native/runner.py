@@ -1,6 +1,7 @@
 """Our own model code as the engine's runner."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -128,8 +129,17 @@ class NativeRunner:
 
         return attend
 
+    @property
+    def takes_several(self) -> bool:
+        """Not where steps are recorded: what is recorded feeds each row one token."""
+        return self.graphs is None
+
     @torch.inference_mode()
-    def decode(self, tokens: list[int], positions: list[int], slots: KVCache) -> Tensor:
+    def decode(
+        self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]] = ()
+    ) -> Tensor:
+        if any(before):
+            return self._step_of_several(tokens, positions, slots, before)
         if self.graphs is not None and (logits := self.graphs.logits(tokens, positions, slots)) is not None:
             return logits
         return self._step(torch.tensor([tokens, positions, slots.lengths], device=self._device), slots)
@@ -147,3 +157,27 @@ class NativeRunner:
             return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
 
         return self.text.logits(self.text.forward(hidden, turned, attend))
+
+    def _step_of_several(
+        self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """(rows, vocabulary) where some rows are fed other tokens before their newest one. Behind the newest tokens of
+        all rows lie the others, row by row: no padding, and the head sees the newest only."""
+        slots.lay_out_after([len(part) for part in before])
+        rows = len(tokens)
+        earlier = [
+            position
+            for newest, part in zip(positions, before, strict=True)
+            for position in range(newest - len(part), newest)
+        ]
+        fed = [*tokens, *chain.from_iterable(before)], [*positions, *earlier]
+        ids, places = torch.tensor(fed, device=self._device)
+        turned = self.text.rotary(places.expand(3, -1))
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            slots.write_before(layer, keys[rows:], values[rows:])
+            slots.write(layer, keys[:rows].unsqueeze(2), values[:rows].unsqueeze(2))
+            newest = slots.attend(layer, query[:rows].unsqueeze(2), self._scale).flatten(1)
+            return torch.cat([newest, slots.attend_before(layer, query[rows:], self._scale).flatten(1)])
+
+        return self.text.logits(self.text.forward(self.text.embed(ids), turned, attend)[:rows])
