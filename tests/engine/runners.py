@@ -85,15 +85,17 @@ class Counting(Watched):
 
 
 class Feeding(Watched):
-    """Counts what the longest-fed row is fed, step by step."""
+    """Counts what the longest-fed row is fed, and all rows together, step by step."""
 
     def __init__(self, inner: Runner, *, takes_several: bool) -> None:
         super().__init__(inner)
         self.takes_several = takes_several
         self.counts: list[int] = []
+        self.totals: list[int] = []
 
     def decode(self, tokens: list[int], positions: list[int], slots: KVCache, before: Any) -> torch.Tensor:
         self.counts.append(1 + max(map(len, before)))
+        self.totals.append(len(tokens) + sum(map(len, before)))
         return self.inner.decode(tokens, positions, slots, before)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import random
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,7 +187,7 @@ def test_control_tokens_are_no_part_of_a_string(compiler: GrammarCompiler, token
     assert allowed.sum() > 500
 
 
-def test_at_most_one_blank_stands_behind_a_comma_and_none_elsewhere(
+def test_one_blank_stands_behind_commas_and_colons_and_none_elsewhere(
     compiler: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}, "required": ["a", "b"]}
@@ -193,7 +196,7 @@ def test_at_most_one_blank_stands_behind_a_comma_and_none_elsewhere(
     taken = {text: takes(grammar.begin(), tokenizer.encode(text)) for text in (
         '{"a": 1, "b": 2}', '{"a":1,"b":2}', '{"a":  1, "b": 2}', '{ "a": 1, "b": 2}', '{"a": 1,\n"b": 2}',
     )}  # fmt: skip
-    assert list(taken.values()) == [True, True, False, False, False]
+    assert list(taken.values()) == [True, False, False, False, False]
     flexible = compiler.compile(Constraint(kind="json_schema", text=json.dumps(schema), whitespace=r"[ \n]*"))
     assert takes(flexible.begin(), tokenizer.encode('{ "a": 1,\n"b": 2 }'))
 
@@ -230,3 +233,73 @@ def test_a_mask_that_takes_too_long_is_the_last_one(compiler: GrammarCompiler, m
     state.prepare()
     with pytest.raises(GrammarTooComplex):
         state.accept(1)
+
+
+def test_text_that_takes_too_long_to_look_ahead_to_is_the_last_one(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = compiler.compile(Constraint(kind="choice", text='["certain"]')).begin()
+    monkeypatch.setattr("worker.engine.grammar.MAX_STEP_S", -1)
+    [token, *_] = state.following()
+    with pytest.raises(GrammarTooComplex):
+        state.accept(token)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cafe\u0301", "\u212bngstr\u00f6m", "\u1100\u1161\u11a8", "e\u0301" * 40, "</think>\u0301 e\u0301", "12'llest"],
+)
+def test_certain_text_is_written_as_it_is(compiler: GrammarCompiler, tokenizer: Tokenizer, text: str) -> None:
+    """Also where the tokenizer would write it in another form of Unicode."""
+    state = compiler.compile(Constraint(kind="choice", text=json.dumps([text]))).begin()
+    written = b""
+    while not state.is_complete:
+        for token in state.following() or [int(np.unpackbits(state.mask.view(np.uint8), bitorder="little").argmax())]:
+            state.accept(token)
+            written += tokenizer.bytes_of(token)
+    assert written.decode() == text
+
+
+# A greedy rule takes what the next one needs: only the same character can follow, for ever.
+ENDLESS = {
+    "Lark": Constraint(kind="grammar", text='start: ("a" | "b") /-+/ "-|"'),
+    "Lark, forcing": Constraint(
+        kind="grammar", text='%llguidance { "no_forcing": false }\nstart: ("a" | "b") /-+/ "-|"\n'
+    ),
+    "GBNF": Constraint(kind="grammar", text='root ::= ("a" | "b") dash "-|"\ndash ::= [-]+'),
+    "blanks": Constraint(kind="json_schema", text='{"type": "object", "required": ["a"]}', whitespace='[" ]+'),
+}
+RUN = """
+import sys
+from worker.checkpoint.tokenizer import read_tokenizer
+from worker.core.sampling import Constraint
+from worker.core.settings import EMBEDDED_MODEL
+from worker.core.tools import Tool, Tools
+from worker.engine.grammar import GrammarCompiler
+from worker.engine.tool_grammar import constraint_of
+
+tokenizer = read_tokenizer(EMBEDDED_MODEL)
+constraint = Constraint.model_validate_json(sys.argv[1])
+if sys.argv[2] == "with tools":
+    definition = '{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}'
+    constraint = constraint_of(constraint, Tools(offered=(Tool(name="look", definition=definition),)), "json")
+state = GrammarCompiler(tokenizer, 1024, {1000}).compile(constraint).begin()
+for token in tokenizer.encode(sys.argv[3]):
+    state.accept(token)
+    state.following(), state.mask
+print(state.error or "went on")
+"""
+
+
+@pytest.mark.parametrize("tools", ["without tools", "with tools"])
+@pytest.mark.parametrize("constraint", ENDLESS.values(), ids=ENDLESS.keys())
+def test_rules_that_never_end_do_not_hold_up_the_worker(constraint: Constraint, tools: str) -> None:
+    """In a process of its own, since one that hangs could not be told so."""
+    begin = '{"""""' if constraint.kind == "json_schema" else "a-----"
+    command = [sys.executable, "-c", RUN, constraint.model_dump_json(), tools, begin]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=_limited)
+    assert done.stdout.strip() == "went on", done.stderr[-500:]
+
+
+def _limited() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))

@@ -6,13 +6,14 @@ from pydantic import Field
 
 from worker.core.value import Value
 
-ConstraintKind = Literal["json_schema", "regex", "choice", "grammar"]
+ConstraintKind = Literal["json_schema", "regex", "choice", "grammar", "rules"]
 
 
 class Constraint(Value):
-    """The form of an answer. text: a schema as JSON, a regular expression, a JSON list of the possible answers, or a
-    Lark grammar. whitespace: the regular expression of what may stand between the tokens of JSON, None: nothing.
-    where: its place in the request, for error messages."""
+    """The form of an answer. text: a schema as JSON, a regular expression, a JSON list of the possible answers, a
+    caller's grammar in Lark or GBNF, or the worker's own rules in Lark. whitespace: the regular expression of what may
+    stand between the tokens of JSON, None: a blank behind each comma and colon. where: its place in the request, for
+    error messages."""
 
     kind: ConstraintKind
     text: str = Field(repr=False)

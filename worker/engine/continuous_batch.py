@@ -135,8 +135,9 @@ class ContinuousBatch:
             prefill.keep()
         else:  # what it was computed from may be kept already
             self._caches.release()
+        at_most = self._tokens_at_once(len(self._scheduler.running) + len(group.sequences))
         for sequence in group.sequences:
-            sequence.take(row)
+            sequence.take(row, at_most)
             if not sequence.is_over:
                 self._scheduler.begin(sequence, self._caches.kv.join(prefill.cache, length, group.num_positions))
         self._scheduler.prefilling.remove(group)
@@ -147,6 +148,7 @@ class ContinuousBatch:
         rows: list[Row] = []
         if not running:
             return
+        at_most = self._tokens_at_once(len(running))
         with contained(self._recovery.step_failed):
             samplers = [sequence.sampler for sequence in running]
             with self._masks.preparing(samplers):
@@ -160,13 +162,18 @@ class ContinuousBatch:
             self._caches.kv.end_step()
         for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
             if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
-                take(sequence, row, self._recovery)
+                take(sequence, row, self._recovery, at_most)
+
+    def _tokens_at_once(self, num_rows: int) -> int:
+        """Tokens of one answer that a step may be fed: where several are certain, the others wait for them, no longer
+        than for a chunk of a prompt."""
+        return max(1, self._prefill_chunk // num_rows) if self._runner.takes_several else 1
 
 
-def take(sequence: Sequence, row: Row, recovery: Recovery) -> None:
-    """Choose an answer's next token; what fails in that is its request's own."""
+def take(sequence: Sequence, row: Row, recovery: Recovery, at_most: int = 1) -> None:
+    """Choose an answer's next token, and those that follow from it; what fails in that is its request's own."""
     with contained(partial(recovery.token_failed, sequence.request)):
-        sequence.take(row)
+        sequence.take(row, at_most)
 
 
 def _leave_for_later(_: Failure) -> None:

@@ -6,7 +6,7 @@ Prompts are built in a pool of threads, answers on the engine's own thread; the 
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -63,7 +63,6 @@ class EngineParts:
     caches: EngineCaches
     recovery: Recovery
     batch: Batch
-    jumps: bool = False  # see `Sequence.jumps`
 
 
 class Engine:
@@ -75,7 +74,7 @@ class Engine:
         self.parts = parts
         self._spec = model.spec
         self.constraints, self._thinking = Constraints(model.spec), thinking_tokens(model.spec.tokenizer)
-        self._settings, self._jumps = settings, parts.jumps
+        self._settings = settings
         self._scheduler, self._caches = parts.scheduler, parts.caches
         limit, stuck_s = settings.max_num_seqs + settings.max_queue, settings.engine_stuck_s
         self._loop = EngineLoop(parts.scheduler, parts.batch, parts.recovery, limit=limit, stuck_s=stuck_s)
@@ -187,7 +186,6 @@ class Engine:
                 ending=ending,
                 tokenizer=self._spec.tokenizer,
                 num_alternatives=sampling.logprobs,
-                jumps=self._jumps and sampling.logprobs is None,
             )
             for index in range(sampling.n)
         ]
@@ -250,7 +248,7 @@ def continuous_engine(model: LoadedModel, settings: Settings) -> Engine:
 def continuous_parts(model: LoadedModel, settings: Settings) -> EngineParts:
     """The parts of an engine that batches continuously."""
     batch_of = partial(ContinuousBatch, model.runner, prefill_chunk=settings.prefill_chunk)
-    return replace(parts_around(batch_of, model, model.runner, settings), jumps=model.runner.takes_several)
+    return parts_around(batch_of, model, model.runner, settings)
 
 
 def parts_around(

@@ -45,6 +45,10 @@ _STRICT: dict[str, bool | str] = {
     "key_separator": ": ",
 }
 _QUIET = 0  # the library's log level
+# Beside rules that a caller has written. Where a greedy rule takes the characters that the next one needs, as in
+# `/-+/ "-|"`, nothing but the same character can follow, for ever, and the library, which looks for all text that is
+# certain, comes back from there never.
+NO_FORCING = '%llguidance { "no_forcing": true }'
 
 Mask = npt.NDArray[np.int32]
 
@@ -103,8 +107,10 @@ class GrammarState:
 
     def following(self) -> list[int]:
         """The tokens of the text that comes next whatever is chosen, written as the tokenizer writes it; empty where
-        the next character is open."""
+        the next character is open. The interpreter's lock is held."""
+        began = time.thread_time()
         tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._is_slow = self._is_slow or time.thread_time() - began > MAX_STEP_S
         return tokens
 
     def allows_other_than(self, tokens: Iterable[int]) -> bool:
@@ -124,9 +130,9 @@ class GrammarState:
 
     @property
     def error(self) -> str:
-        """What ended it: a mask or a token that went beyond the limits. Empty where nothing did."""
+        """What ended it: a mask or tokens that went beyond the limits. Empty where nothing did."""
         if self._is_slow:
-            return f"too complex: a mask took more than {MAX_STEP_S} s"
+            return f"too complex: what can follow took more than {MAX_STEP_S} s to find"
         return self._matcher.get_error() if self._matcher.is_error() else ""
 
     @property
@@ -186,6 +192,7 @@ class _Vocabulary:
             added[token].content.encode() if token in added else tokenizer.bytes_of(token) for token in range(size)
         ]
         self.special_token_ids = [token for token in added if token < size]
+        self._of_byte = {token[0]: index for index, token in enumerate(self.tokens) if len(token) == 1}
         contents = sorted((token.content for token in added.values()), key=len, reverse=True)
         self._added = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
 
@@ -194,9 +201,18 @@ class _Vocabulary:
         ids: list[int] = []
         at = 0
         for found in self._added.finditer(text):
-            ids += self._tokenizer.encode(text[at : found.start() + 1])
+            ids += self._exactly(text[at : found.start() + 1])
             at = found.start() + 1
-        return ids + self._tokenizer.encode(text[at:])
+        return ids + self._exactly(text[at:])
+
+    def _exactly(self, text: str) -> list[int]:
+        """A tokenizer may normalise characters; what a grammar prescribes is written as it is."""
+        ids = self._tokenizer.encode(text)
+        if b"".join(map(self._tokenizer.bytes_of, ids)) == text.encode():
+            return ids
+        if len(text) > 1:
+            return [token for character in text for token in self._exactly(character)]
+        return [self._of_byte[byte] for byte in text.encode()]
 
 
 def json_options(whitespace: str | None) -> dict[str, bool | str]:
@@ -216,14 +232,23 @@ def _source(constraint: Constraint) -> str:
     """A constraint in the library's own terms. Raises InputInvalid."""
     match constraint.kind:
         case "json_schema":
-            schema = {**json.loads(constraint.text), "x-guidance": json_options(constraint.whitespace)}
-            return LLMatcher.grammar_from_json_schema(schema)
+            schema = json.loads(constraint.text)
+            if is_strangers(constraint):
+                return LLMatcher.grammar_from_lark(f"start: {json_rule(schema, constraint.whitespace)}\n{NO_FORCING}")
+            return LLMatcher.grammar_from_json_schema({**schema, "x-guidance": json_options(None)})
         case "regex":
             return LLMatcher.grammar_from_regex(_unanchored(constraint.text))
         case "choice":
             return LLMatcher.grammar_from_lark(f"start: {choice_rule(json.loads(constraint.text))}")
         case "grammar":
-            return LLMatcher.grammar_from_lark(lark_of(constraint))
+            return LLMatcher.grammar_from_lark(f"{lark_of(constraint)}\n{NO_FORCING}")
+        case "rules":
+            return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def is_strangers(constraint: Constraint) -> bool:
+    """Whether a caller has written rules that stand beside others, and not a schema, a list or one expression alone."""
+    return constraint.kind == "grammar" or constraint.whitespace is not None
 
 
 def choice_rule(choices: Iterable[str]) -> str:

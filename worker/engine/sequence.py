@@ -13,7 +13,6 @@ from worker.engine.sampling import Row, Sampler, likeliest
 from worker.prompt.types import Prompt
 
 Emit = Callable[[Event | WorkerError], None]
-MAX_FRESH = 64  # tokens that an answer is fed in one step, which others wait for
 
 
 @dataclass(eq=False)
@@ -82,7 +81,6 @@ class Sequence:
     """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
 
     num_alternatives: how many likeliest tokens to name with each, None for no log-probabilities.
-    jumps: tokens that come next whatever the model says are taken without asking it, several in a step.
     num_fresh: how many of its tokens the model has not seen. is_retried: whether it was taken back once.
     """
 
@@ -93,7 +91,6 @@ class Sequence:
     ending: frozenset[int]
     tokenizer: Tokenizer
     num_alternatives: int | None = None
-    jumps: bool = False
     tokens: list[int] = field(default_factory=list)
     num_fresh: int = 0
     is_finished: bool = False
@@ -119,9 +116,10 @@ class Sequence:
         """M-RoPE position of the newest token, the same on all three axes."""
         return len(self.request.prompt.ids) + len(self.tokens) - 1 + self.request.prompt.delta
 
-    def take(self, row: Row) -> None:
-        """Choose a token, and take those that follow from it; emit their text, and the end where the last was among
-        them. Raises InternalError for NaN, GrammarTooComplex."""
+    def take(self, row: Row, at_most: int = 1) -> None:
+        """Choose a token, and take those that follow from it whatever the model says, up to so many in all; emit their
+        text, and the end where the last was among them. Log-probabilities are the model's: with them it is asked for
+        each. Raises InternalError for NaN, GrammarTooComplex."""
         if not row.is_finite:
             raise InternalError(detail="the model gave no numbers")
         token = self.sampler.choose(row)
@@ -129,13 +127,14 @@ class Sequence:
             self.request.first_token_at = time.monotonic()
         if self.num_alternatives is not None:
             self._logprobs.append(self._logprob(row, token, self.num_alternatives))
+            at_most = 1
         self.num_fresh = 0
         self._take(token, self.sampler.accept)
-        while self.jumps and not self.is_over and self.num_fresh < MAX_FRESH:
+        while not self.is_over and self.num_fresh < at_most:
             following = self.sampler.guide.following()
             if not following:
                 break
-            for token in following[: MAX_FRESH - self.num_fresh]:
+            for token in following[: at_most - self.num_fresh]:
                 if not self.is_over:
                     self._take(token, self.sampler.follow)
 

@@ -12,7 +12,16 @@ from worker.core.json_schema import prepared
 from worker.core.sampling import Constraint
 from worker.core.tags import CALL, CALL_END
 from worker.core.tools import Tool, Tools
-from worker.engine.grammar import Grammar, GrammarCompiler, choice_rule, json_rule, lark_of, regex_rule
+from worker.engine.grammar import (
+    NO_FORCING,
+    Grammar,
+    GrammarCompiler,
+    choice_rule,
+    is_strangers,
+    json_rule,
+    lark_of,
+    regex_rule,
+)
 from worker.engine.xml_call_grammar import xml_call
 
 _SINGLE, _SEVERAL = "call", r"call (/\n/ call)*"
@@ -69,7 +78,9 @@ def constraint_of(
         ]
     else:
         return None
-    return Constraint(kind="grammar", text="\n".join(rules), where="tools" if asked is None else asked.where)
+    if asked is not None and is_strangers(asked):
+        rules.append(NO_FORCING)
+    return Constraint(kind="rules", text="\n".join(rules), where="tools" if asked is None else asked.where)
 
 
 def _answer(asked: Constraint) -> list[str]:
@@ -80,7 +91,7 @@ def _answer(asked: Constraint) -> list[str]:
             return [f"answer: {choice_rule(json.loads(asked.text))}"]
         case "regex":
             return [f"answer: {regex_rule(asked.text)}"]
-        case "grammar":
+        case _:
             return [f"answer: %lark {{\n{lark_of(asked)}\n}}"]
 
 
