@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from builder.tiny_model import forms, recipe, skills, small_talk
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
 from builder.tiny_model.skills import CLIP_SKILLS
+from worker.checkpoint.tool_prompt import tools_text
 from worker.prompt.patches import of_frames
 from worker.prompt.sizes import Size, image_size
 
@@ -58,6 +59,7 @@ class Stage:
     forms: float = 0.0  # share of questions about a scene that are answered as JSON
     thoughts: float = 0.0  # share of questions about a scene that are thought about
     typed: float = 0.0  # share of questions about a picture that are written as people type
+    system_prompts: float = 0.0  # share of batches of scenes and numbers with a schema in the system prompt
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class BatchMaker:
         rng = self._rng
         width, height = self._grid(stage)
         images, rows = [], []
+        if stage.system_prompts and rng.random() < stage.system_prompts:
+            return self._with_system_prompts(stage, width, height, is_numbers=is_numbers)
         self._shows_schema = stage.forms > 0 and rng.random() < SHARE_WITH_SCHEMA
         for _ in range(self._rows // (3 if self._shows_schema else 1)):  # a schema is as long as all else
             if is_numbers:
@@ -151,6 +155,20 @@ class BatchMaker:
                 if stage.follow_ups and rng.random() < stage.follow_ups:
                     branches[-1] = skills.follow_up(scene, rng.choice(skills.LANGUAGES), rng)
             rows.append(Row((None,), branches))
+            images.append([self._draw(scene, width, height, stage.real_sizes)])
+        pixels = np.concatenate([patches(frames) for frames in images])
+        return self._pack(rows, pixels, ((1, height // 16, width // 16),), False)
+
+    def _with_system_prompts(self, stage: Stage, width: int, height: int, *, is_numbers: bool) -> Batch:
+        """A schema in the system prompt, as long as all else together, and one question."""
+        rng = self._rng
+        images, rows = [], []
+        for _ in range(self._rows // 4):
+            aspect = width / height
+            is_number = is_numbers and rng.random() < 0.5
+            scene = random_number(rng, aspect, rng.choice(stage.digits)) if is_number else self._scene(stage, aspect)
+            system, ask = forms.schema_in_system_prompt(scene, rng.choice(skills.LANGUAGES), rng)
+            rows.append(Row((None,), [(ask,)], opening=forms.system_turn(system)))
             images.append([self._draw(scene, width, height, stage.real_sizes)])
         pixels = np.concatenate([patches(frames) for frames in images])
         return self._pack(rows, pixels, ((1, height // 16, width // 16),), False)
@@ -191,7 +209,7 @@ class BatchMaker:
             language = rng.choice(skills.LANGUAGES)
             if not is_needed:
                 scene = self._scene(stage, sizes[0][0] / sizes[0][1])
-                opening = forms.system_turn(forms.other_tools(rng))
+                opening = forms.system_turn(tools_text(forms.other_tools(rng)))
                 branches = self._ask(scene, stage.skills, 2, stage)
                 if rng.random() < 0.3:
                     branches[-1] = (small_talk.small_talk(language, rng),)
@@ -200,7 +218,7 @@ class BatchMaker:
                 continue
             zoom = forms.zoom(rng, sizes[0][0] / sizes[0][1], language)
             answer = skills.Ask("zoom", language, "", str(zoom.scene.number))
-            opening = forms.system_turn(forms.tools(rng))
+            opening = forms.system_turn(tools_text(forms.tools(rng)))
             rows.append(Row((zoom.ask, None), [], opening=opening, result=answer))
             for place, scene in enumerate((zoom.scene, forms.closer(zoom, rng))):
                 images[place].append(patches([self._draw(scene, *sizes[place], stage.real_sizes)]))

@@ -39,13 +39,15 @@ _MAX_NEW_TOKENS = 160
 class Case:
     """A question about something drawn from a seed that training never used.
 
-    shown: what stands right before the question. before: earlier turns, each with what was shown in it. thinks: a
-    thought comes first. tools: those that are offered. is_result: what is shown last is what a tool returned.
+    shown: what stands right before the question. before: earlier turns, each with what was shown in it. system: the
+    message before all turns. thinks: a thought comes first. tools: those that are offered. is_result: what is shown
+    last is what a tool returned.
     """
 
     ask: skills.Ask
     shown: tuple[Opened, ...] = ()
     before: tuple[tuple[tuple[Opened, ...], skills.Ask], ...] = ()
+    system: str = ""
     thinks: bool = False
     tools: tuple[JsonObject, ...] = ()
     is_result: bool = False
@@ -125,6 +127,12 @@ def _json(language: skills.Language, rng: random.Random) -> Case:
             return Case(ask, (picture,))
 
 
+def _system_prompt(language: skills.Language, rng: random.Random) -> Case:
+    scene, picture = _some_scene(rng)
+    system, ask = forms.schema_in_system_prompt(scene, language, rng)
+    return Case(ask, (picture,), system=system)
+
+
 def _think(language: skills.Language, rng: random.Random) -> Case:
     scene, picture = _some_scene(rng)
     ask = skills.count(scene, language, rng)
@@ -175,6 +183,7 @@ SKILLS = {
     "zoom": _zoom,
     "result": _result,
     "typed": _typed,
+    "system prompt": _system_prompt,
 }
 
 
@@ -204,7 +213,7 @@ def evaluate(folder: Path, seed: int, per_cell: int, show_wrong: bool) -> str:
 
 def request(case: Case) -> ChatRequest:
     """The case as a conversation."""
-    messages = []
+    messages = [Message(role="system", parts=(Text(text=case.system),))] if case.system else []
     for shown, ask in case.before:
         messages += [_message(shown, ask), Message(role="assistant", parts=(Text(text=ask.answer),))]
     tools = [Tool(name=tool["function"]["name"], definition=json.dumps(tool)) for tool in case.tools]
@@ -258,9 +267,9 @@ def generate_ids(model: LoadedModel, prompt: Prompt, max_new_tokens: int, **more
 def is_right(ask: skills.Ask, answer: str) -> bool:
     """Boxes: same labels, each IoU at least 0.75. JSON: the same values, boxes likewise. A call: an IoU of at least
     0.5. What follows a thought, and everything else: the very text."""
-    if ask.skill in ("json", "zoom"):
+    if ask.skill in ("json", "system prompt", "zoom"):
         wanted_value, found_value = (_value(_body(text)) for text in (ask.answer, answer))
-        return _are_alike(wanted_value, found_value, IOU if ask.skill == "json" else ZOOM_IOU)
+        return _are_alike(wanted_value, found_value, ZOOM_IOU if ask.skill == "zoom" else IOU)
     if ask.skill == "think":
         return answer.partition("</think>\n\n")[2] == ask.answer
     if ask.skill != "boxes":

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from builder.tiny_model.scenes import DIGIT_WIDTH, Scene, Thing, random_background, visible_colours
+from builder.tiny_model.scenes import COLOURS, DIGIT_WIDTH, SHAPES, Scene, Thing, random_background, visible_colours
 from builder.tiny_model.skills import Ask, Language, caption, kind_name
-from worker.checkpoint.tool_prompt import call_text, tools_text
+from worker.checkpoint.tool_prompt import call_text
 
 KEYS = ("shape", "color", "count", "box")
 _TYPES: dict[str, dict[str, Any]] = {
@@ -26,24 +26,75 @@ def as_json(scene: Scene, language: Language, rng: random.Random, *, shows_schem
     """The first object in reading order and the number of objects, or all objects, under some keys in some order. The
     schema is shown, or its keys are named, or nothing is said of it: then only the values are learned, since something
     else writes the rest."""
-    keys = _keys(scene, rng)
-    is_list = scene.number is None and rng.random() < 0.4
-    if is_list:
-        keys = tuple(key for key in keys if key != "count") or ("shape",)
-    value: dict[str, Any] = {"objects": [_fields(scene, t, keys) for t in scene.things]} if is_list else {}
-    value = value or _fields(scene, scene.things[0] if scene.things else None, keys)
-    question = caption(scene, language, rng).question
-    is_form = not shows_schema and rng.random() < 0.6
+    keys, is_list = _wanted(scene, rng)
+    ask = _in_keys(scene, language, rng, keys, is_list=is_list)
     if shows_schema:
         schema = schema_of(keys, is_list=is_list)
         text = json.dumps(schema) if rng.random() < 0.5 else json.dumps(schema, separators=(",", ":"))
         words = {"en": "Answer as JSON in this schema: ", "zh": "请按这个模式用JSON回答："}[language]
-        question = f"{question} {words}{text}"
-    elif not is_form:
-        named = ", ".join(keys)
-        words = {"en": "Answer in JSON with ", "zh": "请用JSON回答："}[language]
-        question = f"{question} {words}{'objects: ' if is_list else ''}{named}"
-    return Ask("json", language, question, json.dumps(value), is_form=is_form)
+        return replace(ask, question=f"{ask.question} {words}{text}")
+    if rng.random() < 0.6:
+        return replace(ask, is_form=True)
+    words = {"en": "Answer in JSON with ", "zh": "请用JSON回答："}[language]
+    return replace(ask, question=f"{ask.question} {words}{'objects: ' if is_list else ''}{', '.join(keys)}")
+
+
+def schema_in_system_prompt(scene: Scene, language: Language, rng: random.Random) -> tuple[str, Ask]:
+    """A system prompt that shows a schema as pydantic writes it, and a question that says nothing of JSON."""
+    keys, is_list = _wanted(scene, rng)
+    text = json.dumps(_pydantic_schema(keys, rng, is_list=is_list), indent=rng.choice((None, 2, 2)))
+    system = rng.choice(_SYSTEM_PROMPTS).format(schema=text)
+    ask = replace(_in_keys(scene, language, rng, keys, is_list=is_list), skill="system prompt")
+    return system, as_typed(ask, rng) if rng.random() < 0.3 else ask
+
+
+_SYSTEM_PROMPTS = (
+    "Answer in JSON. The schema:\n{schema}",
+    "Always answer with one JSON object that follows this JSON schema: {schema}",
+    "{schema}\n\nReply with JSON in the schema above, and with nothing else.",
+    "请用JSON回答，模式如下：\n{schema}",
+    "You read pictures and report what they show as JSON that matches this json_schema:\n\n{schema}\n\n"
+    "Return an instance of the schema, not the schema itself.",
+    "\n    Your task is to provide objects in json that match the following json_schema:\n\n\n    {schema}\n\n"
+    "    Make sure to return an instance of the JSON, not the schema itself\n",
+)
+_NAMES = ("Thing", "Object", "Found", "Item", "Answer", "Picture", "Result", "Scene")
+_ABOUT = ("What the picture shows.", "An object in the picture.", "The answer.", "One of the shapes.")
+
+
+def _pydantic_schema(keys: Sequence[str], rng: random.Random, *, is_list: bool) -> dict[str, Any]:
+    """The schema of such an answer as pydantic's `model_json_schema` writes it: fields of a class with titles, and
+    for some their values."""
+    has_values, name = rng.random() < 0.6, rng.choice(_NAMES)
+    fields = {key: _pydantic_field(key, has_values=has_values) for key in keys}
+    about = {"description": rng.choice(_ABOUT)} if rng.random() < 0.5 else {}
+    one = about | {"properties": fields, "required": list(keys), "title": name, "type": "object"}
+    if not is_list:
+        return one
+    objects = {"objects": {"items": {"$ref": f"#/$defs/{name}"}, "title": "Objects", "type": "array"}}
+    return {"$defs": {name: one}, "properties": objects, "required": ["objects"], "title": "Things", "type": "object"}
+
+
+def _pydantic_field(key: str, *, has_values: bool) -> dict[str, Any]:
+    values: dict[str, Sequence[str]] = {"shape": SHAPES, "color": COLOURS}
+    enum = {"enum": list(values[key])} if has_values and key in values else {}
+    typed = dict(_TYPES[key])
+    return enum | ({"items": typed.pop("items")} if "items" in typed else {}) | {"title": key.capitalize()} | typed
+
+
+def _wanted(scene: Scene, rng: random.Random) -> tuple[tuple[str, ...], bool]:
+    """The keys of an answer, and whether it lists all objects."""
+    keys = _keys(scene, rng)
+    is_list = scene.number is None and rng.random() < 0.4
+    if is_list:
+        keys = tuple(key for key in keys if key != "count") or ("shape",)
+    return keys, is_list
+
+
+def _in_keys(scene: Scene, language: Language, rng: random.Random, keys: Sequence[str], *, is_list: bool) -> Ask:
+    value: dict[str, Any] = {"objects": [_fields(scene, t, keys) for t in scene.things]} if is_list else {}
+    value = value or _fields(scene, scene.things[0] if scene.things else None, keys)
+    return Ask("json", language, caption(scene, language, rng).question, json.dumps(value))
 
 
 def _keys(scene: Scene, rng: random.Random) -> tuple[str, ...]:
@@ -199,6 +250,6 @@ def _tool(name: str, about: str, properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
 
 
-def system_turn(offered: Sequence[dict[str, Any]]) -> str:
-    """The turn that tells of the tools, as the template writes it."""
-    return f"<|im_start|>system\n{tools_text(offered)}<|im_end|>\n"
+def system_turn(text: str) -> str:
+    """A system message, as the template writes it."""
+    return f"<|im_start|>system\n{text}<|im_end|>\n"

@@ -364,6 +364,9 @@ BOX_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
 FORM_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
     (caption, 1.1), (count, 1.3), (locate, 2.4), (is_there, 0.5), (number, 0.1), (attribute, 0.4),
 )  # fmt: skip
+SYSTEM_PROMPT_SKILLS: tuple[tuple[PictureSkill, float], ...] = (
+    (caption, 0.9), (count, 1.3), (locate, 3.2), (is_there, 0.4), (number, 0.1), (attribute, 0.3),
+)  # fmt: skip
 NUMBER_SKILLS: tuple[tuple[PictureSkill, float], ...] = ((number, 1.0), (caption, 0.35), (is_there, 0.1))
 CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((motion, 1.0), (last_time, 0.35))
 TIMED_CLIP_SKILLS: tuple[tuple[ClipSkill, float], ...] = ((when, 1.6), (motion, 0.6), (last_time, 0.2))

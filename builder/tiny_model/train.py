@@ -97,6 +97,16 @@ PLANS = {
                 mix=(0.5, 0.15, 0.05, 0.04, 0.15, 0.11), skills=skills.FORM_SKILLS,
                 forms=0.28, thoughts=0.2, typed=0.25, follow_ups=0.15),
     ), peak_rate=6e-4, warmup_steps=20, kept=(("forms, then all", 0.5),)),
+    "system prompts": Plan((
+        replace(ALL_OF_IT, name="schemas in system prompts", steps=900,
+                mix=(0.55, 0.14, 0.06, 0.04, 0.12, 0.09), skills=skills.SYSTEM_PROMPT_SKILLS,
+                forms=0.24, thoughts=0.17, typed=0.22, system_prompts=0.12, follow_ups=0.15),
+    ), peak_rate=1e-3, warmup_steps=30, kept=(("forms, polished", 0.25),)),
+    "system prompts, polished": Plan((
+        replace(ALL_OF_IT, name="system prompts, polished", steps=190,
+                mix=(0.54, 0.17, 0.05, 0.03, 0.11, 0.1), skills=skills.SYSTEM_PROMPT_SKILLS,
+                forms=0.22, thoughts=0.16, typed=0.18, system_prompts=0.2, follow_ups=0.15),
+    ), peak_rate=4e-4, warmup_steps=15, kept=(("system prompts", 0.4),)),
 }  # fmt: skip
 ROWS = 64
 MATRIX_LR = 1.5  # of the common rate

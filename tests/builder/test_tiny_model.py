@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import jsonschema_rs
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from builder.tiny_model.scenes import Background, Clip, Scene, Thing
 from tests.media.films import chosen
 from worker.checkpoint.family import patch_times
 from worker.checkpoint.preprocessor import read_preprocessor
+from worker.checkpoint.tool_prompt import tools_text
 from worker.core import contract
 from worker.core.contract import Opened, Picture
 from worker.core.settings import EMBEDDED_MODEL, Settings
@@ -345,23 +347,25 @@ def test_a_wrong_path_to_the_model_gives_wrong_answers(library: LoadedModel, cha
     assert sum(right) <= 0.5 * len(right)
 
 
-MIXES = {
-    "scenes": (1, 0, 0, 0),
-    "numbers": (0, 1, 0, 0),
-    "clips": (0, 0, 1, 0),
-    "pairs": (0, 0, 0, 0, 1),
-    "tools": (0, 0, 0, 0, 0, 1),
+MIXES: dict[str, dict[str, Any]] = {
+    "scenes": {"mix": (1, 0, 0, 0)},
+    "numbers": {"mix": (0, 1, 0, 0)},
+    "clips": {"mix": (0, 0, 1, 0)},
+    "pairs": {"mix": (0, 0, 0, 0, 1)},
+    "tools": {"mix": (0, 0, 0, 0, 0, 1)},
+    "scenes, with system prompts": {"mix": (1, 0, 0, 0), "system_prompts": 1.0},
+    "numbers, with system prompts": {"mix": (0, 1, 0, 0), "system_prompts": 1.0},
 }
 
 
 @pytest.mark.parametrize("seed", [5, 6])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 def test_training_sees_the_ids_and_positions_that_the_model_is_served_with(
-    library: LoadedModel, mix: tuple[int, ...], seed: int
+    library: LoadedModel, mix: dict[str, Any], seed: int
 ) -> None:
     stage = Stage(
-        "s", 1, 36, (1, 2), (2,), (4,), False, mix, late=True, follow_ups=0.5, own_sizes=seed > 5, forms=0.4,
-        thoughts=0.3, typed=0.5,
+        "s", 1, 36, (1, 2), (2,), (4,), False, late=True, follow_ups=0.5, own_sizes=seed > 5, forms=0.4,
+        thoughts=0.3, typed=0.5, **mix,
     )  # fmt: skip
     tokenizer = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json"))
     batch = BatchMaker(tokenizer, seed, 4).make(stage)
@@ -397,6 +401,7 @@ FLOORS = {
     "zoom": 0.7,
     "result": 0.9,
     "typed": 0.85,
+    "system prompt": 0.5,
 }
 
 
@@ -425,10 +430,29 @@ def test_the_texts_of_tools_are_those_that_the_template_writes(library: LoadedMo
     text = library.spec.tokenizer.decode(ids, with_special=True)
     question, call = zoom.ask.question, zoom.ask.answer
     assert text == (
-        forms.system_turn(offered)
+        forms.system_turn(tools_text(offered))
         + f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{call}<|im_end|>\n"
         + "<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_system_message_is_written_as_the_template_writes_it(library: LoadedModel) -> None:
+    scene = Scene(GREY, (thing("red", "circle", 0.4, 0.6),))
+    system, ask = forms.schema_in_system_prompt(scene, "en", random.Random(1))
+    ids = PromptBuilder(library.spec, Settings()).build(evaluate.request(evaluate.Case(ask, system=system)), ()).ids
+    text = library.spec.tokenizer.decode(ids, with_special=True)
+    question = f"<|im_start|>user\n{ask.question}<|im_end|>\n<|im_start|>assistant\n"
+    assert text == forms.system_turn(system) + question
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_answer_to_a_schema_in_a_system_message_is_of_that_schema(seed: int) -> None:
+    """As another library judges it."""
+    rng = random.Random(seed)
+    scene = scenes.random_number(rng, 1.0, 3) if seed % 5 == 0 else scenes.random_scene(rng, 1.0, seed % 4)
+    system, ask = forms.schema_in_system_prompt(scene, "en", rng)
+    schema = json.loads(system[system.index("{") : system.rindex("}") + 1])
+    assert jsonschema_rs.is_valid(schema, json.loads(ask.answer))
 
 
 def test_scenes_say_what_they_draw() -> None:

@@ -189,6 +189,7 @@ CLIENTS: dict[str, Callable[[str, str, str], Any]] = {
     "LangChain function_calling": _langchain_structured("function_calling"),
     "LangChain json_mode": _langchain_structured("json_mode"),
     "LangChain bind_tools": langchain_bind_tools,
+    "instructor JSON": _instructor("JSON"),
     "instructor JSON_SCHEMA": _instructor("JSON_SCHEMA"),
     "instructor TOOLS": _instructor("TOOLS"),
     "pydantic-ai output by a tool": pydantic_ai_output,
