@@ -6,7 +6,6 @@ the prompt that a single question would make.
 """
 
 import random
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +15,19 @@ from tokenizers import Tokenizer
 
 from builder.tiny_model import forms, recipe, skills, small_talk
 from builder.tiny_model.scenes import Clip, Scene, draw, jpeg, random_clip, random_number, random_scene
+from builder.tiny_model.sequences import IGNORED, NEXT_TURN, Grid, Sequence
 from builder.tiny_model.skills import CLIP_SKILLS
 from worker.checkpoint.tool_prompt import tools_text
 from worker.prompt.patches import of_frames
 from worker.prompt.sizes import Size, image_size
 
 FACTOR = recipe.PATCH * recipe.MERGE
-IGNORED = -100
 FINE_DIGIT_WEIGHT = 0.15
 SHARE_WITH_SCHEMA = 0.35  # of the batches with answers as JSON
 KINDS = ("scenes", "numbers", "clips", "talk", "pairs", "tools")
 _SYSTEMS = ("You are a helpful assistant.", "Answer briefly.", "请用中文回答问题。", "You look at pictures.")
 
 Weights = tuple[tuple[skills.PictureSkill, float], ...]
-Grid = tuple[int, int, int]  # temporal patches, rows and columns of patches
 ClipWeights = tuple[tuple[skills.ClipSkill, float], ...]
 
 
@@ -311,9 +309,9 @@ class BatchMaker:
             weights[index, self._fine_digits(row.ids)] = FINE_DIGIT_WEIGHT
         return Batch(pixels, grids, is_video, ids, labels, weights, branch, positions)
 
-    def _write(self, row: Row, grids: tuple[Grid, ...], system: str | None) -> "_Written":
+    def _write(self, row: Row, grids: tuple[Grid, ...], system: str | None) -> Sequence:
         opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        written = _Written(self._tokenizer)
+        written = Sequence(self._tokenizer)
         written.text((row.opening or opening) + "<|im_start|>user\n")
         for place, (turn, grid) in enumerate(zip(row.shown, grids, strict=True)):
             if row.result is not None and place:
@@ -321,7 +319,7 @@ class BatchMaker:
             written.media(grid, row.times)
             if turn:
                 written.turn(turn)
-                written.text(_NEXT_TURN)
+                written.text(NEXT_TURN)
         if row.result is not None:
             written.text("\n</tool_response>")
             written.turn(row.result)
@@ -330,7 +328,7 @@ class BatchMaker:
             written.begin_branch(number, end)
             for index, turn in enumerate(turns):
                 if index:
-                    written.text(_NEXT_TURN)
+                    written.text(NEXT_TURN)
                 written.turn(turn)
         return written
 
@@ -341,70 +339,6 @@ class BatchMaker:
         return [
             at for at in ends if is_digit[at] and is_digit[at - 1] and is_digit[at - 2] and ids[at + 1] in self._comma
         ]
-
-
-# A string's letters and its end, a number, a list of numbers.
-_JSON_VALUE = re.compile(r': (?:"([^"]*")|(\d+)|(\[[\d, ]*\]))')
-_NEXT_TURN = "\n<|im_start|>user\n"
-
-
-class _Written:
-    """A sequence while it is written: its ids, and for each of them label, branch and position."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._branch = 0
-        self._next = 0
-        self.ids: list[int] = []
-        self.labels: list[int] = []
-        self.branch: list[int] = []
-        self.positions: list[tuple[int, int, int]] = []
-
-    def begin_branch(self, number: int, position: int) -> None:
-        self._branch, self._next = number, position
-
-    def text(self, text: str, *, is_learned: bool = False) -> None:
-        for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
-            self._append(token, (self._next,) * 3, token if is_learned else IGNORED)
-            self._next += 1
-
-    def turn(self, ask: skills.Ask) -> None:
-        self.text(f"{ask.question}<|im_end|>\n<|im_start|>assistant\n")
-        if ask.thought is not None:
-            self.text("<think>\n")
-            self.text(f"{ask.thought}\n</think>\n\n", is_learned=True)
-        if ask.is_form:
-            self.values(f"{ask.answer}<|im_end|>")
-        else:
-            self.text(f"{ask.answer}<|im_end|>", is_learned=True)
-
-    def values(self, text: str) -> None:
-        """JSON of which only the values are learned, with what ends them."""
-        spans = [found.span(found.lastindex or 0) for found in _JSON_VALUE.finditer(text)]
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        for token, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            is_value = any(begin < last and end > first for first, last in spans)
-            self._append(token, (self._next,) * 3, token if is_value else IGNORED)
-            self._next += 1
-
-    def media(self, grid: Grid, times: list[float] | None) -> None:
-        """A picture, or a clip as a span for each of its `times`."""
-        pad = recipe.special_id("<|video_pad|>" if times else "<|image_pad|>")
-        height, width = grid[1] // 2, grid[2] // 2
-        for span in range(grid[0]):
-            self.text((f"<{times[span]:.1f} seconds>" if times else "") + "<|vision_start|>")
-            first = self._next
-            for y in range(height):
-                for x in range(width):
-                    self._append(pad, (first, first + y, first + x), IGNORED)
-            self._next = first + max(height, width)
-            self.text("<|vision_end|>")
-
-    def _append(self, token: int, position: tuple[int, int, int], label: int) -> None:
-        self.ids.append(token)
-        self.labels.append(label)
-        self.branch.append(self._branch)
-        self.positions.append(position)
 
 
 def patches(frames: list[Image.Image]) -> np.ndarray:

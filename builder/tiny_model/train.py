@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from builder.tiny_model import recipe, skills
-from builder.tiny_model.batches import IGNORED, Batch, BatchMaker, Grid, Stage, load_tokenizer
+from builder.tiny_model.batches import Batch, BatchMaker, Stage, load_tokenizer
+from builder.tiny_model.sequences import IGNORED, Grid
 from worker.core.safe_json import JsonObject
 
 

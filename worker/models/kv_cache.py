@@ -91,6 +91,34 @@ class FedBefore:
     span: slice
     mask: torch.Tensor
 
+    def write(self, at: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for store, fresh in ((self.pool.keys[at], keys), (self.pool.values[at], values)):
+            store[self.place, :, self.columns] = fresh[self.span].transpose(0, 1)
+
+    def attend(self, at: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """(tokens, heads, head_dim) of this row."""
+        keys, values = (s[at][self.place, :, : self.columns.stop] for s in (self.pool.keys, self.pool.values))
+        part = query[self.span].transpose(0, 1)
+        is_grouped = len(keys) != len(part)
+        mixed = functional.scaled_dot_product_attention(
+            part[None], keys[None], values[None], attn_mask=self.mask, scale=scale, enable_gqa=is_grouped
+        )
+        return mixed[0].transpose(0, 1)
+
+
+def _fed_before(pools: Sequence[Pool], counts: Sequence[int], device: torch.device) -> list[FedBefore]:
+    """counts: tokens before the newest one, of each row of the pools."""
+    before: list[FedBefore] = []
+    start, left = 0, iter(counts)
+    for pool in pools:
+        for place, (length, more) in enumerate(zip(pool.lengths, left, strict=False)):
+            if more:
+                end = length + more
+                mask = torch.ones(more, end, dtype=torch.bool, device=device).tril(length)
+                before.append(FedBefore(pool, place, slice(length, end), slice(start, start + more), mask))
+                start += more
+    return before
+
 
 class KVCache:
     """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend. keeps_pools: the
@@ -261,21 +289,11 @@ class KVCache:
 
     def lay_out_after(self, counts: Sequence[int]) -> None:
         """`begin_step` where each row is fed so many tokens before its newest one. Not for recurrent states."""
-        before: list[FedBefore] = []
-        ends: list[int] = []
-        widths: list[int] = []
-        start, left = 0, iter(counts)
-        for pool in self._filled:
-            for place, (length, more) in enumerate(zip(pool.lengths, left, strict=False)):
-                end = length + more
-                ends.append(end)
-                if more:
-                    mask = torch.ones(more, end, dtype=torch.bool, device=self._device).tril(length)
-                    before.append(FedBefore(pool, place, slice(length, end), slice(start, start + more), mask))
-                    start += more
-            widths.append(max(ends[-len(pool.lengths) :]) + 1)
+        ends = [length + more for length, more in zip(self.lengths, counts, strict=True)]
+        left = iter(ends)
+        widths = [max(islice(left, len(pool.lengths))) + 1 for pool in self._filled]
         self._lay_out(torch.tensor(ends, device=self._device), widths)
-        self._fed_before = before
+        self._fed_before = _fed_before(self._filled, counts, self._device)
 
     def _lay_out(self, columns: torch.Tensor, widths: Sequence[int], *, is_whole: bool = False) -> None:
         """widths: of each pool with rows, what its rows may read."""
@@ -324,24 +342,12 @@ class KVCache:
     def write_before(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values of what the rows are fed before their newest tokens, (tokens, kv_heads, head_dim), where
         they belong."""
-        at = self._attending[layer]
         for fed in self._fed_before:
-            for store, fresh in ((fed.pool.keys[at], keys), (fed.pool.values[at], values)):
-                store[fed.place, :, fed.columns] = fresh[fed.span].transpose(0, 1)
+            fed.write(self._attending[layer], keys, values)
 
     def attend_before(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """(tokens, heads, head_dim) for the queries of these tokens, of the same shape."""
-        at = self._attending[layer]
-        mixed = []
-        for fed in self._fed_before:
-            keys, values = (s[at][fed.place, :, : fed.columns.stop] for s in (fed.pool.keys, fed.pool.values))
-            part = query[fed.span].transpose(0, 1)
-            is_grouped = len(keys) != len(part)
-            found = functional.scaled_dot_product_attention(
-                part[None], keys[None], values[None], attn_mask=fed.mask, scale=scale, enable_gqa=is_grouped
-            )
-            mixed.append(found[0].transpose(0, 1))
-        return torch.cat(mixed)
+        return torch.cat([fed.attend(self._attending[layer], query, scale) for fed in self._fed_before])
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """(rows, 1, heads, head_dim) for the step's queries, (rows, heads, 1, head_dim)."""
