@@ -45,9 +45,9 @@ _STRICT: dict[str, bool | str] = {
     "key_separator": ": ",
 }
 _QUIET = 0  # the library's log level
-# Beside rules that a caller has written. Where a greedy rule takes the characters that the next one needs, as in
-# `/-+/ "-|"`, nothing but the same character can follow, for ever, and the library, which looks for all text that is
-# certain, comes back from there never.
+# For rules that a caller has written. Where a greedy rule takes the characters that the next one needs, as in
+# `/-+/ "-|"`, only the same character can follow, for ever, and the library's search for text that is certain never
+# returns.
 NO_FORCING = '%llguidance { "no_forcing": true }'
 
 Mask = npt.NDArray[np.int32]
@@ -233,7 +233,7 @@ def _source(constraint: Constraint) -> str:
     match constraint.kind:
         case "json_schema":
             schema = json.loads(constraint.text)
-            if is_strangers(constraint):
+            if has_callers_rules(constraint):
                 return LLMatcher.grammar_from_lark(f"start: {json_rule(schema, constraint.whitespace)}\n{NO_FORCING}")
             return LLMatcher.grammar_from_json_schema({**schema, "x-guidance": json_options(None)})
         case "regex":
@@ -246,7 +246,7 @@ def _source(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_lark(constraint.text)
 
 
-def is_strangers(constraint: Constraint) -> bool:
+def has_callers_rules(constraint: Constraint) -> bool:
     """Whether a caller has written rules that stand beside others, and not a schema, a list or one expression alone."""
     return constraint.kind == "grammar" or constraint.whitespace is not None
 

@@ -17,7 +17,7 @@ from worker.engine.grammar import (
     Grammar,
     GrammarCompiler,
     choice_rule,
-    is_strangers,
+    has_callers_rules,
     json_rule,
     lark_of,
     regex_rule,
@@ -78,7 +78,7 @@ def constraint_of(
         ]
     else:
         return None
-    if asked is not None and is_strangers(asked):
+    if asked is not None and has_callers_rules(asked):
         rules.append(NO_FORCING)
     return Constraint(kind="rules", text="\n".join(rules), where="tools" if asked is None else asked.where)
 
