@@ -39,24 +39,25 @@ NUM_TOKENS = 48
 LIMIT = 1.05
 
 
-def _invoice() -> dict[str, Any]:
-    money = {"type": "number", "minimum": 0}
-    line = {
-        "type": "object",
-        "properties": {"description": {"type": "string"}, "quantity": {"type": "integer"}, "price": money},
-        "required": ["description", "quantity", "price"],
-        "additionalProperties": False,
-    }
-    fields = {
-        "number": {"type": "string", "pattern": "^[A-Z0-9-]{3,20}$"},
-        "date": {"type": "string", "format": "date"},
-        "seller": {"type": "string"},
-        "buyer": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        "currency": {"enum": ["EUR", "USD", "GBP", "CNY"]},
-        "lines": {"type": "array", "items": line},
-        "total": money,
-    }
+def _object(**fields: Any) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def _array(items: dict[str, Any], count: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
+
+
+def _invoice() -> dict[str, Any]:
+    text, money = {"type": "string"}, {"type": "number", "minimum": 0}
+    return _object(
+        number={"type": "string", "pattern": "^[A-Z0-9-]{3,20}$"},
+        date={"type": "string", "format": "date"},
+        seller=text,
+        buyer={"anyOf": [text, {"type": "null"}]},
+        currency={"enum": ["EUR", "USD", "GBP", "CNY"]},
+        lines={"type": "array", "items": _object(description=text, quantity={"type": "integer"}, price=money)},
+        total=money,
+    )
 
 
 def _optional(count: int) -> dict[str, Any]:
@@ -86,16 +87,6 @@ PATTERNS = {
 # What is certain in an answer is the same whatever the weights: names, quotes, brackets. Its values have about the
 # length that they have in real answers.
 _WORD, _SIDE = {"type": "string", "minLength": 8, "maxLength": 24}, {"type": "integer", "minimum": 100, "maximum": 999}
-
-
-def _object(**fields: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-
-
-def _array(items: dict[str, Any], count: int) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": count, "maxItems": count}
-
-
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "a shape and a color": _object(shape={"enum": ["circle", "square", "star"]}, color={"enum": ["red", "blue"]}),
     "five boxes": _array(_object(bbox_2d=_array(_SIDE, 4), label=_WORD), 5),

@@ -149,22 +149,13 @@ class NativeRunner:
         or depends on a number that is there."""
         ids, positions, columns = fed
         slots.lay_out(columns, is_whole=is_whole)
-        hidden = self.text.embed(ids)
-        turned = self.text.rotary(positions.expand(3, -1))
-
-        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            slots.write(layer, keys.unsqueeze(2), values.unsqueeze(2))
-            return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
-
-        return self.text.logits(self.text.forward(hidden, turned, attend))
+        return self._decoded(ids, positions, slots, len(ids))
 
     def _step_of_several(
         self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]]
     ) -> Tensor:
-        """(rows, vocabulary) where some rows are fed other tokens before their newest one. Behind the newest tokens of
-        all rows lie the others, row by row: no padding, and the head sees the newest only."""
+        """(rows, vocabulary) where some rows are fed other tokens before their newest one."""
         slots.lay_out_after([len(part) for part in before])
-        rows = len(tokens)
         earlier = [
             position
             for newest, part in zip(positions, before, strict=True)
@@ -172,12 +163,22 @@ class NativeRunner:
         ]
         fed = [*tokens, *chain.from_iterable(before)], [*positions, *earlier]
         ids, places = torch.tensor(fed, device=self._device)
-        turned = self.text.rotary(places.expand(3, -1))
+        return self._decoded(ids, places, slots, len(tokens))
+
+    def _decoded(self, ids: Tensor, positions: Tensor, slots: KVCache, rows: int) -> Tensor:
+        """(rows, vocabulary) of a step that is laid out, from (tokens,) ids and positions: the newest token of each
+        row, and behind all of these what the rows are fed before them, row by row. No padding, and the head sees the
+        newest only."""
+        hidden = self.text.embed(ids)
+        turned = self.text.rotary(positions.expand(3, -1))
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            slots.write_before(layer, keys[rows:], values[rows:])
             slots.write(layer, keys[:rows].unsqueeze(2), values[:rows].unsqueeze(2))
-            newest = slots.attend(layer, query[:rows].unsqueeze(2), self._scale).flatten(1)
-            return torch.cat([newest, slots.attend_before(layer, query[rows:], self._scale).flatten(1)])
+            if rows == len(query):
+                return slots.attend(layer, query.unsqueeze(2), self._scale).flatten(1)
+            slots.write_before(layer, keys[rows:], values[rows:])
+            newest = slots.attend(layer, query[:rows].unsqueeze(2), self._scale)
+            earlier = slots.attend_before(layer, query[rows:], self._scale)
+            return torch.cat([newest.flatten(1), earlier.flatten(1)])
 
-        return self.text.logits(self.text.forward(self.text.embed(ids), turned, attend)[:rows])
+        return self.text.logits(self.text.forward(hidden, turned, attend)[:rows])
