@@ -6,6 +6,9 @@ buildah builds on a base that debootstrap makes, with the tiny model fetched fro
 the answer is true, that a token given as a secret is nowhere in the image, and that a byte changed on the way ends the
 build. With --bitsandbytes that is inside, and the answer is asked for again with weights in 4 bit; with --modelscope
 the hub is that one, asked by its own client. Needs root on Debian, or buildah and debootstrap there already.
+
+Images are kept apart from the machine's own, in ~/.cache/worker-qwen-vl/image-test, the base and the layers of the last
+run alone, so that the next one is quick and the disk does not fill.
 """
 
 import argparse
@@ -26,7 +29,9 @@ WORK = ROOT / "build" / "image"
 BASE, IMAGE = "worker-base", "worker-qwen-vl"
 TOKEN = "hf_token_that_no_layer_may_have"
 SUITE = "bookworm"
-BUILDAH = ("env", "BUILDAH_ISOLATION=chroot", "STORAGE_DRIVER=vfs", "buildah")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worker-qwen-vl" / "image-test"
+STORE = ("--root", str(CACHE / "store"), "--runroot", str(CACHE / "run"), "--storage-driver", "overlay")
+BUILDAH = ("env", "BUILDAH_ISOLATION=chroot", "buildah", *STORE)
 
 
 def say(text: str) -> None:
@@ -87,6 +92,15 @@ def build(hub: Hub, name: str, *more: str) -> subprocess.CompletedProcess[str]:
         options += ["--build-arg", argument]
     command = [*BUILDAH, "build", "--layers", *options, "."]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def remove_old(*built: str) -> None:
+    """Containers, and all images but the base, the one built and the layers that these outputs of builds name."""
+    run(*BUILDAH, "rm", "--all")
+    used = {name[:11] for output in built for name in re.findall(r"^--> (?:Using cache )?([0-9a-f]{11,})", output, re.M)}
+    for image in json.loads(run(*BUILDAH, "images", "--all", "--json").stdout or "null") or ():
+        if not image.get("names") and image["id"][:11] not in used:
+            subprocess.run([*BUILDAH, "rmi", image["id"]], capture_output=True, check=False)  # a layer in use stays
 
 
 def check_answer(container: str, command: list[str], *settings: str) -> None:
@@ -158,7 +172,7 @@ def main() -> None:
         if options.bitsandbytes:
             check_answer(container, command, "QUANTIZATION=4bit")
     finally:
-        run(*BUILDAH, "rm", container)
+        remove_old(built.stdout, refused.stdout)
     say("passed")
 
 
