@@ -36,7 +36,8 @@ import uvicorn
 from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
-from worker.core.contract import ChatRequest, with_opened
+from worker.core.contract import ChatRequest
+from worker.core.media_protocol import with_opened
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load as load_settings
 from worker.dialects import openai_chat

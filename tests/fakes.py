@@ -35,7 +35,7 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("tiny-qwen3-vl", "native", self.max_model_len)
+        return EngineInfo("tiny-qwen3-vl", "native", self.max_model_len, fingerprint="fp_0123456789")
 
     def stats(self) -> EngineStats:
         return EngineStats()

@@ -22,7 +22,8 @@ CASES = sorted((Path(__file__).parent / "cases").glob("*/*.json"))
 
 def outputs(body: object, engine: FakeEngine | None = None, opener: FakeOpener | None = None) -> list[Any]:
     settings = load({"STREAM_INTERVAL_MS": "0"})
-    service = Service(engine or FakeEngine(), opener or FakeOpener(), settings, clock=lambda: 1_700_000_000.9)
+    clocks: dict[str, Any] = {"clock": lambda: 1_700_000_000.9, "timer": lambda: 0.0}
+    service = Service(engine or FakeEngine(), opener or FakeOpener(), settings, **clocks)
 
     async def run() -> list[Any]:
         return [output async for output in service.answer(body, "job-1")]

@@ -26,12 +26,11 @@ from worker.core.contract import (
     Silence,
     Start,
     Usage,
-    with_opened,
 )
 from worker.core.deadline import Deadline
-from worker.core.engine_protocol import Engine
+from worker.core.engine_protocol import Engine, TokenCounts
 from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, ServerError, WorkerError
-from worker.core.media_protocol import MediaOpener
+from worker.core.media_protocol import MediaOpener, with_opened
 from worker.core.pacing import paced
 from worker.core.phases import Phases, legible
 from worker.core.safe_json import Json, has_more_values, safe
@@ -93,6 +92,7 @@ class _Run:
     dialect: Dialect
     caller: str
     on_tokens: OnTokens = _ignore
+    came_at: float = 0.0
     wants_stream: bool = False
     writer: Writer | None = None
     phases: Phases = field(default_factory=Phases)
@@ -102,8 +102,8 @@ class _Run:
 
 
 class Service:
-    """Answers requests with one engine. `clock` gives seconds since 1970. `timeline`: of the start, told with the
-    first answer."""
+    """Answers requests with one engine. `clock` gives seconds since 1970, `timer` those of `time.monotonic`.
+    `timeline`: of the start, told with the first answer."""
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Service:
         opener: MediaOpener,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
         timeline: Timeline | None = None,
         dialects: DialectTable = DIALECTS,
         history: History | None = None,
@@ -119,6 +120,7 @@ class Service:
         self._opener = opener
         self._settings = settings
         self._clock = clock
+        self._timer = timer
         self._timeline = timeline
         self._dialects = dialects
         self.metrics = Metrics()
@@ -154,7 +156,7 @@ class Service:
         came_at = time.monotonic()
         deadline = Deadline(min(self._stop_at, came_at + min(self._settings.max_job_s, max_seconds)))
         self._running.add(deadline)
-        run = _Run(request_id, deadline, on_phase, self._dialects.default, caller, on_tokens)
+        run = _Run(request_id, deadline, on_phase, self._dialects.default, caller, on_tokens, self._timer())
         try:
             if has_more_values(body, MANY_VALUES):
                 request = await on_thread(None, self._parsed, body, run)
@@ -208,7 +210,13 @@ class Service:
         if request.model not in (None, self._engine.info.model):
             raise ModelNotFound(where="model", detail=f"write {self._engine.info.model}")
         if isinstance(request, ModelQuery):
-            card = ModelCard(model=self._engine.info.model, created=int(self._clock()), is_named=bool(request.model))
+            info = self._engine.info
+            card = ModelCard(
+                model=info.model,
+                created=int(self._clock()),
+                is_named=bool(request.model),
+                max_model_len=info.max_model_len,
+            )
             yield run.dialect.reply(card)
             return
         if self._settings.log_prompts:
@@ -221,7 +229,7 @@ class Service:
 
     async def _answered(self, request: ChatRequest, run: _Run) -> AsyncGenerator[Chunk, None]:
         """The request's outcome. A message to the bot is remembered first, and answered in its conversation."""
-        run.phases = Phases()
+        run.phases = Phases(self._timer)
         if request.media:
             run.on_phase("opening media")
         conversation, answering = request.conversation, None
@@ -248,7 +256,7 @@ class Service:
             meta = self._meta(request, run)
             if request.counts_only:
                 counts = await self._engine.count_tokens(request, media)
-                yield run.dialect.reply(Counted(meta=meta, prompt_tokens=counts.prompt_tokens, media=counts.media))
+                yield run.dialect.reply(self._counted(meta, counts))
                 return
             chunks = self._generated(request, media, meta, run, answering)
             del media  # freed as soon as the engine has made a prompt of it
@@ -269,8 +277,20 @@ class Service:
             model=info.model,
             code=info.code,
             created=int(self._clock()),
+            fingerprint=info.fingerprint,
             include_usage=request.include_usage,
+            continuous_usage=request.continuous_usage,
             num_answers=request.sampling.n,
+            echo=request.echo,
+        )
+
+    def _counted(self, meta: Meta, counts: TokenCounts) -> Counted:
+        return Counted(
+            meta=meta,
+            prompt_tokens=counts.prompt_tokens,
+            max_model_len=self._engine.info.max_model_len,
+            tokens=counts.ids,
+            media=counts.media,
         )
 
     async def _generated(
@@ -295,7 +315,7 @@ class Service:
                     has_started = True
                     if request.stream:
                         run.phases.end("first_text")
-                    for chunk in writer.feed(Start()):
+                    for chunk in writer.feed(Start(usage=raw.usage)):
                         yield chunk
                 for event in parser.feed(raw):
                     told = self._ended(event, run) if isinstance(event, Done) else event
@@ -319,7 +339,7 @@ class Service:
 
     def _ended(self, done: Done, run: _Run) -> Done:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
-        done = self._with_cold_start(done, run)
+        done = self._with_cold_start(done, run).model_copy(update={"timing": self._timing(done, run)})
         run.phases.end("answer")
         run.phases.note("first_token", done.first_token_s)
         seconds = run.phases.seconds
@@ -327,6 +347,15 @@ class Service:
         log.info("answered", extra={"request": run.id, **facts})
         self.metrics.answered(seconds)
         return done
+
+    def _timing(self, done: Done, run: _Run) -> dict[str, float]:
+        """Seconds from the request's arrival, and of the opening of its media."""
+        measured = {
+            "media_s": run.phases.seconds.get("media"),
+            "first_token_s": None if done.first_token_at is None else done.first_token_at - run.came_at,
+            "total_s": self._timer() - run.came_at,
+        }
+        return {name: round(seconds, 3) for name, seconds in measured.items() if seconds is not None}
 
     def _with_cold_start(self, done: Done, run: _Run) -> Done:
         """The first answer alone says where the time of the start went."""

@@ -34,7 +34,7 @@ BAD: dict[str, tuple[object, str, str]] = {
     "NaN temperature": ({"prompt": "x", "temperature": float("nan")}, "INPUT_INVALID", "temperature"),
     "infinite temperature": ({"prompt": "x", "temperature": float("inf")}, "INPUT_INVALID", "temperature"),
     "negative temperature": ({"prompt": "x", "temperature": -1}, "INPUT_INVALID", "temperature"),
-    "top_p 0": ({"prompt": "x", "top_p": 0}, "INPUT_INVALID", "top_p"),
+    "top_p below 0": ({"prompt": "x", "top_p": -0.1}, "INPUT_INVALID", "top_p"),
     "top_k -2": ({"prompt": "x", "top_k": -2}, "INPUT_INVALID", "top_k"),
     "100 stops": ({"prompt": "x", "stop": [SECRET] * 100}, "INPUT_INVALID", "stop"),
     "an empty stop": ({"prompt": "x", "stop": [""]}, "INPUT_INVALID", "stop[0]"),

@@ -188,7 +188,6 @@ NOT_BUILT = {
     "use_beam_search": True,
     "best_of": 3,
     "length_penalty": 0.5,
-    "include_stop_str_in_output": True,
     "skip_special_tokens": False,
     "truncate_prompt_tokens": 10,
     "return_token_ids": True,

@@ -63,7 +63,7 @@ def said(body: Any) -> str:
         ({"prompt": "x", "max_tokens": "64"}, "max_tokens: must be a whole number"),
         ({"prompt": "x", "temperature": "hot"}, "temperature: must be a number"),
         ({"prompt": "x", "temperature": 11}, "temperature: must be at most 10"),
-        ({"prompt": "x", "top_p": 0}, "top_p: must be above 0"),
+        ({"prompt": "x", "top_p": -1}, "top_p: must be at least 0"),
         ({"prompt": "x", "stream": "yes"}, "stream: must be true or false"),
         ({"prompt": 5}, "prompt: must be a string"),
         ({"prompt": "x", "images": "y"}, "images: must be a list"),

@@ -22,10 +22,10 @@ def stream(tokens: Tokenizer, text: str, stops: Sequence[str] = ()) -> tuple[lis
     pieces = []
     for token in byte_ids:
         pieces.append(streaming.push(token))
-        if streaming.is_stopped:
+        if streaming.stopped_by is not None:
             return pieces, True
     pieces.append(streaming.finish())
-    return pieces, streaming.is_stopped
+    return pieces, streaming.stopped_by is not None
 
 
 def _byte_alphabet() -> list[str]:

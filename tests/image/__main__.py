@@ -97,7 +97,8 @@ def build(hub: Hub, name: str, *more: str) -> subprocess.CompletedProcess[str]:
 def remove_old(*built: str) -> None:
     """Containers, and all images but the base, the one built and the layers that these outputs of builds name."""
     run(*BUILDAH, "rm", "--all")
-    used = {name[:11] for output in built for name in re.findall(r"^--> (?:Using cache )?([0-9a-f]{11,})", output, re.M)}
+    named = re.compile(r"^--> (?:Using cache )?([0-9a-f]{11})", re.MULTILINE)
+    used = {name for output in built for name in named.findall(output)}
     for image in json.loads(run(*BUILDAH, "images", "--all", "--json").stdout or "null") or ():
         if not image.get("names") and image["id"][:11] not in used:
             subprocess.run([*BUILDAH, "rmi", image["id"]], capture_output=True, check=False)  # a layer in use stays

@@ -29,7 +29,6 @@ from worker.core.contract import (
     Picture,
     Text,
     Url,
-    with_opened,
 )
 from worker.core.errors import (
     MediaCorrupt,
@@ -43,6 +42,7 @@ from worker.core.errors import (
     MediaUnsupportedType,
     MediaUrlForbidden,
 )
+from worker.core.media_protocol import with_opened
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media import picture
 from worker.media.decoders import DECODERS, DecodeContext, open_picture

@@ -4,7 +4,6 @@ Every value is frozen. Dialects make a `ChatRequest`; an engine answers with `Pi
 network and no model.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from worker.core.media_warnings import MediaWarning
+from worker.core.safe_json import JsonObject
 from worker.core.sampling import Sampling
 from worker.core.tools import ToolCall, Tools
 from worker.core.value import Value
@@ -24,6 +24,7 @@ Kind = Literal["image", "video"]
 Coordinates = Literal["thousandths", "resized_pixels"]
 Color = Literal["srgb", "as_is"]
 TemplateValue = str | bool | int | float
+Stop = str | int
 
 
 class Url(Value):
@@ -60,7 +61,9 @@ class Controls(Value):
     """How a picture or video is to be seen; None takes the checkpoint's or the worker's own. Sides and pixels are of
     one picture or frame, total_pixels of all temporal patches of a video. fps and nframes say how many frames of a
     video file are seen, video_start and video_end (seconds) of which part. strict_media: damage is refused instead of
-    seen as far as it can be; color: a picture's color profile is applied, or not."""
+    seen as far as it can be; color: a picture's color profile is applied, or not. shortest_edge, longest_edge: the
+    least and most pixels by the name of the processors' `size`: of a picture, and of what the family's video processor
+    bounds, a frame or all of them."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -75,6 +78,8 @@ class Controls(Value):
     video_end: float | None = None
     strict_media: bool | None = None
     color: Color | None = None
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
 
 
 NO_CONTROLS = Controls.model_construct()
@@ -121,13 +126,16 @@ class ChatRequest(Value):
     conversation that is remembered. template: further variables of the chat template. ignored: fields of the body that
     change nothing here, for the log. caller: whose key it came with, where there are several; cache_salt: what the
     caller itself keeps its users apart by. opens_turn: the prompt ends where the assistant's turn begins;
-    continues_last: it ends within the last message, and the answer is the rest of it."""
+    continues_last: it ends within the last message, and the answer is the rest of it. is_raw: the texts are the whole
+    prompt, control tokens and all, and no chat template is applied. include_usage: a stream ends with it,
+    continuous_usage: each of its chunks has it. echo: what the dialect's reply repeats of the body."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
     max_seconds: float | None = None
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     counts_only: bool = False
     model: str | None = None
     ignored: tuple[str, ...] = ()
@@ -138,6 +146,8 @@ class ChatRequest(Value):
     tools: Tools = Tools.model_construct()
     opens_turn: bool = True
     continues_last: bool = False
+    is_raw: bool = False
+    echo: JsonObject = Field({}, repr=False)
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -219,30 +229,6 @@ def _source_size(source: Source | None, rgb: RGB) -> tuple[int, int]:
 Opened = Picture | Clip
 
 
-def with_opened(request: ChatRequest, opened: tuple[tuple[Opened, ...], ...]) -> tuple[ChatRequest, tuple[Opened, ...]]:
-    """The request with one part for each picture and clip that its media became, and those in the same order. A
-    reference that became several, as a document its pages, is as many parts."""
-    if all(len(parts) == 1 for parts in opened):
-        return request, tuple(parts[0] for parts in opened)
-    left = iter(opened)
-    messages = tuple(
-        message.model_copy(
-            update={"parts": tuple(part for original in message.parts for part in _parts_of(original, left))}
-        )
-        for message in request.messages
-    )
-    return request.model_copy(update={"messages": messages}), tuple(part for parts in opened for part in parts)
-
-
-def _parts_of(part: Text | Media, left: Iterator[tuple[Opened, ...]]) -> list[Text | Media]:
-    if isinstance(part, Text):
-        return [part]
-    became = next(left)
-    kinds: list[Kind] = ["image" if isinstance(opened, Picture) else "video" for opened in became]
-    places = [part.where] if len(became) == 1 else [f"{part.where}.pages[{index}]" for index in range(len(became))]
-    return [part.model_copy(update={"kind": kind, "where": at}) for kind, at in zip(kinds, places, strict=True)]
-
-
 class MediaInfo(Value):
     """A picture or video as the model saw it. where: its place in the request; width, height: of the resized picture;
     times: seconds of a video's frames. source_width, source_height: upright, before resizing; orientation: EXIF's
@@ -283,18 +269,23 @@ class Usage(Value):
 
 class Meta(Value):
     """What is known of an answer before its first word. code: whose model code runs the model; created: in seconds
-    since 1970."""
+    since 1970; fingerprint: of the engine, see `EngineInfo`; the rest is the request's."""
 
     id: str
     model: str
     code: str
     created: int
+    fingerprint: str = ""
     include_usage: bool = False
+    continuous_usage: bool = False
     num_answers: int = 1
+    echo: JsonObject = Field({}, repr=False)
 
 
 class Start(Value):
-    """The first event of the answer is about to be sent."""
+    """The first event of the answer is about to be sent. usage: so far, where the engine tells it."""
+
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True)
@@ -317,8 +308,9 @@ class TokenLogprob:
 
 class Piece(Value):
     """The next piece of an answer: never half a character, never a part of a stop string. index: which answer of `n`.
-    logprobs: of the tokens that are new, where they were asked for. An engine's pieces have text alone, and say with
-    opens_thought whether the prompt ends within a thought; `worker.parsers` tells reasoning and calls from it."""
+    logprobs: of the tokens that are new, where they were asked for. usage: of all answers so far. An engine's pieces
+    have text alone, and say with opens_thought whether the prompt ends within a thought; `worker.parsers` tells
+    reasoning and calls from it."""
 
     text: str
     index: int = 0
@@ -326,20 +318,24 @@ class Piece(Value):
     opens_thought: bool = False
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    usage: Usage | None = None
 
 
 class Done(Value):
-    """The end of all answers. reasons: one for each of `n`; usage: of all together, the prompt counted once; media: the
+    """The end of all answers. reasons: one for each of `n`; stops: the stop string, or the id of the request's
+    `stop_token_ids`, that ended each, in the same order; usage: of all together, the prompt counted once; media: the
     pictures and videos, in order; first_token_s: the engine's seconds to the first token; first_token_at: when it
-    came, on the clock of `time.monotonic`; cold_start: seconds of the start's phases, with the worker's first
-    answer."""
+    came, on the clock of `time.monotonic`; cold_start: seconds of the start's phases, with the worker's first answer;
+    timing: seconds of this request, by name."""
 
     reasons: tuple[FinishReason, ...]
+    stops: tuple[Stop | None, ...] = ()
     usage: Usage
     media: tuple[MediaInfo, ...] = ()
     first_token_s: float | None = None
     first_token_at: float | None = None
     cold_start: dict[str, float] | None = None
+    timing: dict[str, float] = {}
 
 
 Event = Piece | Done
@@ -347,13 +343,14 @@ StreamEvent = Start | Piece | Done
 
 
 class Choice(Value):
-    """One of the answers to a request. reasoning: what the model thought before it."""
+    """One of the answers to a request. reasoning: what the model thought before it; stop: see `Done`."""
 
     text: str
     reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop: Stop | None = None
 
 
 class Answer(Value):
@@ -364,22 +361,28 @@ class Answer(Value):
     usage: Usage
     media: tuple[MediaInfo, ...] = ()
     cold_start: dict[str, float] | None = None
+    timing: dict[str, float] = {}
 
 
 class Counted(Value):
-    """A prompt that was built and not run: its tokens, and its pictures and videos as the model would see them."""
+    """A prompt that was built and not run: its tokens, and its pictures and videos as the model would see them.
+    max_model_len: the context length; tokens: their ids."""
 
     meta: Meta
     prompt_tokens: int
+    max_model_len: int
+    tokens: tuple[int, ...] = ()
     media: tuple[MediaInfo, ...] = ()
 
 
 class ModelCard(Value):
-    """The model that is served. is_named: whether the request asked for it by its name."""
+    """The model that is served. is_named: whether the request asked for it by its name; max_model_len: its context
+    length here."""
 
     model: str
     created: int
     is_named: bool
+    max_model_len: int
 
 
 class Silence(Value):

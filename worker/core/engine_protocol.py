@@ -16,7 +16,8 @@ OnUsage = Callable[[Usage], None]
 @dataclass(frozen=True)
 class EngineInfo:
     """What never changes while an engine runs. model: the name that answers carry. code: whose model code runs it.
-    max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`."""
+    max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`. fingerprint: changes with
+    everything that may change what the same seed says."""
 
     model: str
     code: str
@@ -25,6 +26,7 @@ class EngineInfo:
     torch_version: str | None = None
     cuda_available: bool = False
     gpu_memory: str = "N/A"
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of a prompt, and its pictures and videos as the model would see them."""
+    """Tokens of a prompt, and its pictures and videos as the model would see them. ids: the tokens'."""
 
     prompt_tokens: int
     media: tuple[MediaInfo, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Engine(Protocol):

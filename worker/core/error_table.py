@@ -22,13 +22,21 @@ def _leaves(error: type[WorkerError]) -> Iterator[type[WorkerError]]:
         yield from _leaves(child)
 
 
+def statuses_of(error: type[WorkerError]) -> list[int]:
+    """That it may have over HTTP."""
+    return [error.status] if error.retryable_status is None else [error.status, error.retryable_status]
+
+
 def table() -> str:
     """All errors as the Markdown table of docs/errors.md."""
     rows = ["| code | status | retry | when | what to do |", "|---|---|---|---|---|"]
     for error in request_errors():
         meaning = " ".join((error.__doc__ or "").split())
         retry = "yes" if error.retryable else "no"
-        rows.append(f"| `{error.code}` | {error.status} | {retry} | {meaning} | {error.remedy} |")
+        if error.retryable_status is not None:
+            retry = f"if {error.retryable_status}"
+        statuses = ", ".join(map(str, statuses_of(error)))
+        rows.append(f"| `{error.code}` | {statuses} | {retry} | {meaning} | {error.remedy} |")
     return "\n".join(rows) + "\n"
 
 

@@ -12,7 +12,7 @@ WorkerError
 ├── MediaError                  400  an image or a video is at fault
 │   ├── MediaUrlInvalid              not a URL that can be fetched
 │   ├── MediaUrlForbidden            an address that may not be fetched
-│   ├── MediaFetchFailed        502  it could not be fetched
+│   ├── MediaFetchFailed             it could not be fetched; 502 where another try may succeed
 │   ├── MediaFetchTimeout       504  its server was too slow
 │   ├── MediaTooLarge           413  more bytes, or more work, than allowed
 │   ├── MediaBase64Invalid           not base64
@@ -50,11 +50,13 @@ from typing import Any, ClassVar, Self
 class WorkerError(Exception):
     """A request that failed, with what its caller may know about it. reason: for the log alone, without content.
 
-    text: what is wrong; remedy: what to do about it, for docs/errors.md.
+    text: what is wrong; remedy: what to do about it, for docs/errors.md. retryable_status: where the status is another
+    while it may pass.
     """
 
     code: ClassVar[str]
-    status: ClassVar[int]
+    status: int
+    retryable_status: ClassVar[int | None] = None
     text: ClassVar[str]
     remedy: ClassVar[str]
     retryable: ClassVar[bool] = False  # where it depends, the instance says
@@ -71,6 +73,8 @@ class WorkerError(Exception):
         self.detail = detail
         self.is_retryable = self.retryable if retryable is None else retryable
         self.reason = reason
+        if self.is_retryable and self.retryable_status is not None:
+            self.status = self.retryable_status
         super().__init__(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -183,11 +187,12 @@ class MediaUrlForbidden(MediaError):
 
 
 class MediaFetchFailed(MediaError):
-    """The URL could not be fetched: no connection, or a status other than 200. Retryable after 5xx, 429, a failed DNS
-    lookup or a failed connection."""
+    """The URL could not be fetched. 400 where it never will be: a status such as 404 or 403, or no such host; 502 where
+    another try may succeed: 5xx, 429, no connection, name servers that do not answer."""
 
     code = "MEDIA_FETCH_FAILED"
-    status = 502
+    status = 400
+    retryable_status = 502
     text = "the URL could not be fetched"
     remedy = "Open the URL from another machine; signed URLs may have expired. Retry if `retryable` is true."
 

@@ -40,6 +40,7 @@ class Gathered:
                 logprobs=tuple(self._logprobs[index]),
                 reasoning="".join(self._reasoning[index]),
                 tool_calls=tuple(self._calls[index]),
+                stop=dict(enumerate(self._done.stops)).get(index),
             )
             for index, reason in enumerate(self._done.reasons)
         )
@@ -49,4 +50,5 @@ class Gathered:
             usage=self._done.usage,
             media=self._done.media,
             cold_start=self._done.cold_start,
+            timing=self._done.timing,
         )

@@ -1,10 +1,10 @@
 """What turns references to pictures and videos into pixels, and the sizes at which a model sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from worker.core.contract import RGB, Controls, Kind, Media, Opened
+from worker.core.contract import RGB, ChatRequest, Controls, Kind, Media, Opened, Picture, Text
 
 
 class MediaRoom(Protocol):
@@ -57,3 +57,27 @@ class SizePolicy(Protocol):
     def resized(self, rgb: RGB, height: int, width: int) -> RGB:
         """The pixels, (height, width, 3), at another size. Safe to call from many threads."""
         ...
+
+
+def with_opened(request: ChatRequest, opened: tuple[tuple[Opened, ...], ...]) -> tuple[ChatRequest, tuple[Opened, ...]]:
+    """The request with one part for each picture and clip that its media became, and those in the same order. A
+    reference that became several, as a document its pages, is as many parts."""
+    if all(len(parts) == 1 for parts in opened):
+        return request, tuple(parts[0] for parts in opened)
+    left = iter(opened)
+    messages = tuple(
+        message.model_copy(
+            update={"parts": tuple(part for original in message.parts for part in _parts_of(original, left))}
+        )
+        for message in request.messages
+    )
+    return request.model_copy(update={"messages": messages}), tuple(part for parts in opened for part in parts)
+
+
+def _parts_of(part: Text | Media, left: Iterator[tuple[Opened, ...]]) -> list[Text | Media]:
+    if isinstance(part, Text):
+        return [part]
+    became = next(left)
+    kinds: list[Kind] = ["image" if isinstance(opened, Picture) else "video" for opened in became]
+    places = [part.where] if len(became) == 1 else [f"{part.where}.pages[{index}]" for index in range(len(became))]
+    return [part.model_copy(update={"kind": kind, "where": at}) for kind, at in zip(kinds, places, strict=True)]

@@ -116,4 +116,5 @@ def _is_full(piece: Piece) -> bool:
 
 
 def _concatenated(first: Piece, second: Piece) -> Piece:
-    return first.model_copy(update={"text": first.text + second.text, "logprobs": first.logprobs + second.logprobs})
+    added = {"text": first.text + second.text, "logprobs": first.logprobs + second.logprobs, "usage": second.usage}
+    return first.model_copy(update=added)

@@ -1,6 +1,7 @@
 """What the log says of a request: seconds of its phases, and its words where the operator wants them."""
 
 import time
+from collections.abc import Callable
 
 from worker.core.contract import ChatRequest, Text
 
@@ -8,13 +9,14 @@ from worker.core.contract import ChatRequest, Text
 class Phases:
     """Seconds of a request's phases, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float] = time.monotonic) -> None:
         self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
+        self._timer = timer
+        self._since = timer()
 
     def end(self, phase: str) -> None:
         """The phase that began when the one before it ended is over."""
-        now = time.monotonic()
+        now = self._timer()
         self.seconds[phase] = round(now - self._since, 3)
         self._since = now
 

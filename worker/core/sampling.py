@@ -25,9 +25,9 @@ class Sampling(Value):
     """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy.
 
     n: answers to the one prompt. logprobs: None for no log-probabilities, else how many of the likeliest tokens to
-    name beside the chosen one. logit_bias: token ids with what is added to their logits. constraint: the form of the
-    answer; of a model that thinks, what follows its thinking. thinking_budget: tokens after which the thinking is
-    ended; None: no limit.
+    name beside the chosen one. logit_bias: token ids with what is added to their logits. keeps_stop: the stop string
+    that ends an answer is part of it. constraint: the form of the answer; of a model that thinks, what follows its
+    thinking. thinking_budget: tokens after which the thinking is ended; None: no limit.
     """
 
     max_tokens: int | None = None
@@ -42,6 +42,7 @@ class Sampling(Value):
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     stop: tuple[str, ...] = Field(default=(), repr=False)
+    keeps_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     n: int = 1

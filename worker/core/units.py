@@ -26,3 +26,8 @@ def megapixels(count: int) -> str:
 def over(limit: int, count: int | None = None) -> str:
     """How much too large a file is; count: its bytes, where they are known."""
     return f"limit {of_bytes(limit)}" if count is None else f"{of_bytes(count)}, limit {of_bytes(limit)}"
+
+
+def context_length(num_tokens: int) -> str:
+    """In the words by which client libraries recognise that a prompt was too long."""
+    return f"this model's maximum context length is {num_tokens} tokens"

@@ -100,7 +100,7 @@ def _at(where: str, validate: Callable[[object], T], value: object, form: object
     try:
         return validate(value)
     except ValidationError as error:
-        failure = invalid(error, form)
+        failure = invalid(error, value, form)
         inner = "" if failure.where in (None, "input") else failure.where
         raise failure.at(f"{where}{inner}" if str(inner).startswith("[") else f"{where}.{inner}".rstrip(".")) from None
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
 from worker.core.contract import NO_CONTROLS, Color, Controls, File, Frames, Inline, Media, Message, Upload, Url
 from worker.core.errors import MediaParamInvalid
-from worker.dialects.base import Body, Whole
+from worker.dialects.base import Body, Whole, without_nulls
 
 LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's `detail: low` sees pictures at this size
 MAX_FORMS = 1024  # blocks of a message, frames of a video: more are refused before they are looked at
@@ -138,14 +138,42 @@ VideoForm = Annotated[
 ]
 
 
-class ImageUrl(PictureControls):
-    """OpenAI's form of a picture."""
+def as_url_object(value: object) -> object:
+    """The address alone stands for the object that has it; clients that dump their objects write nulls into it."""
+    return {"url": value} if isinstance(value, str) else without_nulls(value)
+
+
+class UrlWithDetail(PictureControls):
+    """OpenAI's object of a picture's address."""
 
     url: str = Field(repr=False)
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-def image(form: MediaForm | ImageUrl, where: str, beside: PictureControls | None = None) -> Media:
+ImageUrl = Annotated[UrlWithDetail, BeforeValidator(as_url_object)]
+
+
+class SizeBounds(Body):
+    """The `size` of the families' processors: bounds in pixels, whatever their names say."""
+
+    shortest_edge: Pixels | None = None
+    longest_edge: Pixels | None = None
+
+
+class ProcessorFields(VideoControls):
+    """`mm_processor_kwargs`: what Qwen's processors take, as vLLM's users pass it on. do_sample_frames: frames of a
+    video file are chosen by `fps`, or by their number alone."""
+
+    size: Annotated[SizeBounds | None, BeforeValidator(without_nulls)] = None
+    num_frames: NumFrames | None = None
+    do_sample_frames: bool | None = None
+
+    def controls(self) -> VideoControls:
+        """Without its own names."""
+        return self if self.num_frames is None else self.model_copy(update={"nframes": self.num_frames})
+
+
+def image(form: MediaForm | UrlWithDetail, where: str, beside: PictureControls | None = None) -> Media:
     """A picture from any of its forms; what the form says takes precedence over what stands `beside` it."""
     return Media(kind="image", source=source(form), where=where, controls=_controls(where, form, beside))
 
@@ -194,7 +222,12 @@ def _times(form: FramesForm, controls: Controls, where: str) -> tuple[float, ...
     return tuple(form.times)
 
 
-_RANGES = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("video_start", "video_end"))
+_RANGES = (
+    ("min_pixels", "max_pixels"),
+    ("shortest_edge", "longest_edge"),
+    ("min_frames", "max_frames"),
+    ("video_start", "video_end"),
+)
 _CHOOSING = ("nframes", "min_frames", "max_frames", "video_start", "video_end")
 
 
@@ -204,9 +237,9 @@ def _controls(where: str, form: object, beside: PictureControls | None) -> Contr
     for body in (beside, form):
         if isinstance(body, PictureControls):
             values |= _set_controls(body, Controls.model_fields)
-    if not values and not isinstance(form, ImageUrl):
+    if not values and not isinstance(form, UrlWithDetail):
         return NO_CONTROLS
-    if isinstance(form, ImageUrl) and form.detail == "low":
+    if isinstance(form, UrlWithDetail) and form.detail == "low":
         values["max_pixels"] = min(values.get("max_pixels", LOW_DETAIL_PIXELS), LOW_DETAIL_PIXELS)
     return _consistent(values, where)
 
@@ -246,6 +279,8 @@ def _seen_as(media: Media, defaults: VideoControls) -> Media:
         added["fps"] = fps
     if "fps" in chosen:
         added.pop("nframes", None)
+    if isinstance(defaults, ProcessorFields) and defaults.size is not None:
+        added |= {name: value for name, value in defaults.size if value is not None}
     if frames is not None and frames.times is None and frames.fps is None:
         media = media.model_copy(update={"source": frames.model_copy(update={"fps": fps})})
     for low, high in _RANGES:  # a picture's own bound takes precedence over one that contradicts it
@@ -272,14 +307,14 @@ def _with_first_frames(media: Media, count: int) -> Media:
     )
 
 
-def source(form: MediaForm | VideoUrlForm | VideoBase64Form | ImageUrl) -> File:
+def source(form: MediaForm | VideoUrlForm | VideoBase64Form | UrlWithDetail) -> File:
     """Whatever has a scheme and an authority is an address; the rest is a data URI or base64."""
     match form:
         case UrlForm() | VideoUrlForm():
             return source(form.url)
         case Base64Form() | VideoBase64Form():
             return Inline(data=form.base64)
-        case ImageUrl():
+        case UrlWithDetail():
             return source(form.url)
         case bytes():
             return Upload(data=form)

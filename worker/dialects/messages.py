@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
 
 from worker.core.contract import Media, Message, Role, Text
 from worker.core.errors import InputInvalid
+from worker.core.safe_json import JsonObject
 from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText, without_nulls
 from worker.dialects.media_fields import (
     MAX_FORMS,
@@ -16,47 +18,69 @@ from worker.dialects.media_fields import (
     VideoControls,
     VideoForm,
     VideoUrlForm,
+    as_url_object,
     image,
     video,
 )
 from worker.dialects.tool_fields import MAX_CALLS, ToolCallBody, calls
 
 
-class TextBlock(Body):
+class BlockHints(Body):
+    """What other servers' caches are told of a block; it changes nothing here. uuid: vLLM's name for a picture."""
+
+    cache_control: SkipJsonSchema[JsonObject | None] = None
+    uuid: SkipJsonSchema[str | None] = None
+
+
+class TextBlock(BlockHints):
+    """Words in a message."""
+
     type: Literal["text"]
     text: BoundedText = Field(repr=False)
 
 
-class ImageBlock(PictureControls):
+class RefusalBlock(BlockHints):
+    """OpenAI's part of an assistant's turn."""
+
+    type: Literal["refusal"]
+    refusal: BoundedText = Field(repr=False)
+
+
+class ImageBlock(PictureControls, BlockHints):
     """A picture in a message."""
 
     type: Literal["image"]
     image: MediaForm
 
 
-class VideoBlock(VideoControls):
+class VideoBlock(VideoControls, BlockHints):
     """A video in a message."""
 
     type: Literal["video"]
     video: VideoForm
 
 
-class ImageUrlBlock(Body):
+class ImageUrlBlock(BlockHints):
+    """A picture in OpenAI's form."""
+
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class VideoUrlBlock(Body):
+class VideoUrlBlock(BlockHints):
+    """A video in vLLM's form."""
+
     type: Literal["video_url"]
-    video_url: VideoUrlForm
+    video_url: Annotated[VideoUrlForm, BeforeValidator(as_url_object)]
 
 
 _BLOCKS = ("text", "image", "video", "image_url", "video_url")
+_TAKEN = (*_BLOCKS, "refusal")
 
 
 def _kind_of_block(value: object) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"<{kind}>" if kind in _BLOCKS else None
+    return f"<{kind}>" if kind in _TAKEN else None
 
 
 _Block = Annotated[
@@ -64,7 +88,8 @@ _Block = Annotated[
     | Annotated[ImageBlock, Tag("<image>")]
     | Annotated[VideoBlock, Tag("<video>")]
     | Annotated[ImageUrlBlock, Tag("<image_url>")]
-    | Annotated[VideoUrlBlock, Tag("<video_url>")],
+    | Annotated[VideoUrlBlock, Tag("<video_url>")]
+    | Annotated[RefusalBlock, Tag("<refusal>")],
     Discriminator(
         _kind_of_block,
         custom_error_type="own_block_kind",
@@ -101,6 +126,7 @@ class Turn(Body):
     content: Annotated[Content | None, BeforeValidator(lambda value: None if value == [] else value)] = None
     reasoning_content: BoundedText | None = Field(None, repr=False)
     reasoning: BoundedText | None = Field(None, repr=False)
+    refusal: BoundedText | None = Field(None, repr=False)
     tool_calls: list[ToolCallBody] | None = Field(None, max_length=MAX_CALLS)
     tool_call_id: str | None = None
     name: str | None = None
@@ -118,7 +144,8 @@ def spoken(turns: Sequence[Turn], roles: Mapping[str, Role] = ROLES) -> Iterator
             raise InputInvalid(where=f"{where}.content", detail="must be a string or a list of content blocks")
         if turn.tool_calls and role != "assistant":
             raise InputInvalid(where=f"{where}.tool_calls", detail="is only for messages with the role assistant")
-        parts = () if turn.content is None else message(role, turn.content, f"{where}.content").parts
+        said = turn.refusal if turn.content is None and role == "assistant" else turn.content
+        parts = () if said is None else message(role, said, f"{where}.content").parts
         yield Message(
             role=role,
             parts=parts,
@@ -171,6 +198,8 @@ def _part(block: Block, where: str) -> Text | Media:
     match block:
         case TextBlock():
             return Text(text=block.text)
+        case RefusalBlock():
+            return Text(text=block.refusal)
         case ImageBlock():
             return image(block.image, where, block)
         case VideoBlock():

@@ -101,6 +101,7 @@ def _shape(answer: Answer) -> JsonObject:
         **more,
         **media_report(answer.media),
         "usage": _usage(answer.usage),
+        "timing": answer.timing,
         **_cold_start(answer.cold_start),
     }
 
@@ -172,7 +173,8 @@ def _end(event: Done, meta: Meta) -> JsonObject:
     end["finish_reason"] = event.reasons[0]
     if len(event.reasons) > 1:
         end["finish_reasons"] = list(event.reasons)
-    return {**end, **media_report(event.media), "usage": _usage(event.usage), **_cold_start(event.cold_start)}
+    end |= {**media_report(event.media), "usage": _usage(event.usage), "timing": event.timing}
+    return {**end, **_cold_start(event.cold_start)}
 
 
 def _refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:

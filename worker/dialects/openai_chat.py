@@ -9,16 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from worker.core.contract import (
-    ChatRequest,
-    Role,
-    TemplateValue,
-)
+from worker.core.contract import ChatRequest, Frames, Media, Message, Role, TemplateValue
 from worker.core.errors import InputInvalid
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Constraint
-from worker.dialects.base import MAX_MESSAGES, Body, Dialect, answers_only
+from worker.dialects.base import MAX_MESSAGES, Body, Dialect, answers_only, without_nulls
 from worker.dialects.constraint_fields import (
     ConstraintFields,
     GuidedFields,
@@ -26,8 +22,15 @@ from worker.dialects.constraint_fields import (
     StructuredOutputs,
     only_one,
 )
-from worker.dialects.media_fields import NumFrames, Rate, VideoControls, seen_as, with_first_frames
-from worker.dialects.messages import ROLES, Turn, conversation, spoken
+from worker.dialects.media_fields import (
+    NumFrames,
+    ProcessorFields,
+    Rate,
+    VideoControls,
+    seen_as,
+    with_first_frames,
+)
+from worker.dialects.messages import ROLES, BlockHints, Turn, conversation, spoken
 from worker.dialects.openai_reply import ChunkWriter, OpenAIFault, OpenAIReply, http_error, refuse, shape
 from worker.dialects.sampling_fields import Effort, MaxTokens, SamplingFields, TemplateVariables
 from worker.dialects.tool_fields import ToolFields
@@ -51,7 +54,6 @@ _NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((None, 1), "write n"),
     "length_penalty": ((None, 1, 1.0), "it belongs to beam search, which is not supported"),
     "early_stopping": ((None, False), "it belongs to beam search, which is not supported"),
-    "include_stop_str_in_output": ((None, False), "the stop string is not part of an answer"),
     "skip_special_tokens": ((None, True), "control tokens are not part of an answer"),
     "spaces_between_special_tokens": ((None, True, False), ""),
     "truncate_prompt_tokens": ((None,), "shorten the messages"),
@@ -90,9 +92,12 @@ class OpenAIMessage(Turn):
 
 
 class StreamOptions(Body):
+    """continuous_usage_stats: vLLM's, `usage` so far in each chunk."""
+
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class MediaIo(Body):
@@ -118,9 +123,9 @@ class OpenAIBody(SamplingFields, ToolFields, GuidedFields, ConstraintFields):
     model: str | None = None
     max_completion_tokens: MaxTokens | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    mm_processor_kwargs: VideoControls | None = None
-    media_io_kwargs: MediaIo | None = None
+    stream_options: Annotated[StreamOptions | None, BeforeValidator(without_nulls)] = None
+    mm_processor_kwargs: Annotated[ProcessorFields | None, BeforeValidator(without_nulls)] = None
+    media_io_kwargs: Annotated[MediaIo | None, BeforeValidator(without_nulls)] = None
     strict_media: bool | None = None
     chat_template_kwargs: TemplateVariables | None = None
     reasoning_effort: Effort | None = None
@@ -153,16 +158,19 @@ def _parse(body: JsonObject) -> ChatRequest:
     messages = conversation(spoken(chat.messages, _ROLES))
     for defaults in _seeing(chat):
         messages = tuple(seen_as(turn, defaults) for turn in messages)
+    _check_frames_chosen(chat, messages)
     if chat.media_io_kwargs is not None and chat.media_io_kwargs.video is not None:
         count = chat.media_io_kwargs.video.num_frames
         messages = messages if count is None else tuple(with_first_frames(turn, count) for turn in messages)
+    options = chat.stream_options or StreamOptions()
     return ChatRequest(
         messages=messages,
         template=_template_variables(chat),
         sampling=chat.sampling(only_one(chat.forms())),
         max_seconds=chat.max_seconds,
         stream=chat.stream or False,
-        include_usage=chat.stream_options is not None and chat.stream_options.include_usage,
+        include_usage=options.include_usage,
+        continuous_usage=options.include_usage and options.continuous_usage_stats,
         model=chat.model,
         ignored=_ignored(body),
         tools=chat.offered(),
@@ -193,7 +201,7 @@ def _continues(chat: OpenAIBody) -> bool:
 def _seeing(chat: OpenAIBody) -> Iterator[VideoControls]:
     """What the body says of all pictures and videos, what takes precedence first."""
     if chat.mm_processor_kwargs is not None:
-        yield chat.mm_processor_kwargs
+        yield chat.mm_processor_kwargs.controls()
     video = None if chat.media_io_kwargs is None else chat.media_io_kwargs.video
     if video is not None:
         yield VideoControls(fps=video.fps, nframes=video.num_frames)
@@ -201,10 +209,26 @@ def _seeing(chat: OpenAIBody) -> Iterator[VideoControls]:
         yield VideoControls(strict_media=chat.strict_media)
 
 
+def _check_frames_chosen(chat: OpenAIBody, messages: tuple[Message, ...]) -> None:
+    """Without sampling there is no telling which frames of a file are meant. Raises InputInvalid."""
+    if chat.mm_processor_kwargs is None or chat.mm_processor_kwargs.do_sample_frames is not False:
+        return
+    media = [part for turn in messages for part in turn.parts if isinstance(part, Media) and part.kind == "video"]
+    if any(not isinstance(video.source, Frames) and video.controls.nframes is None for video in media):
+        raise InputInvalid(
+            where="mm_processor_kwargs.do_sample_frames",
+            detail="false needs the number of frames: write num_frames beside it, or send the frames themselves",
+        )
+
+
 def _ignored(body: JsonObject) -> tuple[str, ...]:
     names = {shown_name(name) for name in body.keys() - _HONOURED - _NOT_BUILT.keys()}
-    known = OpenAIMessage.model_fields.keys()
+    known, hints = OpenAIMessage.model_fields.keys(), BlockHints.model_fields.keys()
     names |= {f"messages[].{shown_name(name)}" for turn in body["messages"] for name in turn.keys() - known}
+    contents = [turn["content"] for turn in body["messages"] if isinstance(turn.get("content"), list)]
+    names |= {
+        f"messages[].content[].{name}" for blocks in contents for block in blocks for name in hints & block.keys()
+    }
     options = body.get("stream_options") or {}
     names |= {f"stream_options.{shown_name(name)}" for name in options.keys() - StreamOptions.model_fields.keys()}
     return tuple(sorted(names)[:MAX_NAMES_LOGGED])

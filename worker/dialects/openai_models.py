@@ -15,6 +15,7 @@ class OpenAIModel(ReplyBody):
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int
 
 
 class OpenAIModelList(ReplyBody):
@@ -32,6 +33,7 @@ def _reply(outcome: Reply) -> JsonObject:
     match outcome:
         case ModelCard():
             card = {"id": outcome.model, "object": "model", "created": outcome.created, "owned_by": "worker-qwen-vl"}
+            card["max_model_len"] = outcome.max_model_len  # vLLM's
             return card if outcome.is_named else {"object": "list", "data": [card]}
         case Answer() | Counted() | Silence():
             raise AssertionError(f"{type(outcome).__name__} is no outcome of a question about the model")

@@ -1,10 +1,11 @@
 """Replies, chunks and errors of OpenAI's Chat Completions."""
 
 import json
+from itertools import zip_longest
 from typing import Literal
 
 from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob, Usage
-from worker.core.errors import WorkerError
+from worker.core.errors import MediaError, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import Chunk, HttpError, ReplyBody
 from worker.dialects.chat_vl import TokenUsage, token_usage
@@ -12,8 +13,16 @@ from worker.dialects.media_report import media_report
 from worker.dialects.sampling_fields import logprobs
 from worker.dialects.tool_fields import CallWriter
 
+_CHUNK = "chat.completion.chunk"
+END = "data: [DONE]\n\n"
+# The API's own codes for ours, and the field that is at fault where the error names none.
+_CODES = {
+    "MODEL_NOT_FOUND": ("model_not_found", "model"),
+    "PROMPT_TOO_LONG": ("context_length_exceeded", "messages"),
+    "KEY_INVALID": ("invalid_api_key", None),
+}
 # The API knows no end by time.
-_REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
+REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
 
 
 class OpenAIFault(ReplyBody):
@@ -26,6 +35,7 @@ class OpenAIFault(ReplyBody):
         type: Literal["invalid_request_error", "server_error"]
         param: str | None
         code: str
+        worker_code: str
 
     error: Error
 
@@ -47,6 +57,7 @@ class ChatChoice(ReplyBody):
     message: AssistantMessage
     logprobs: JsonObject | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: str | int | None
 
 
 class ChatUsage(TokenUsage):
@@ -63,10 +74,12 @@ class OpenAIReply(ReplyBody):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: ChatUsage
     response: str
     media: list[JsonObject] | None = None
+    timing: dict[str, float]
 
 
 def shape(answer: Answer) -> JsonObject:
@@ -76,13 +89,14 @@ def shape(answer: Answer) -> JsonObject:
             "index": index,
             "message": _message(choice, answer.meta, index),
             "logprobs": _logprobs(choice.logprobs),
-            "finish_reason": _REASONS[choice.reason],
+            "finish_reason": REASONS[choice.reason],
+            "stop_reason": choice.stop,
         }
         for index, choice in enumerate(answer.choices)
     ]
     head = _head(answer.meta, "chat.completion")
-    words = {"choices": choices, "usage": _usage(answer.usage), "response": answer.choices[0].text}
-    return {**head, **words, **media_report(answer.media)}
+    words = {"choices": choices, "usage": chat_usage(answer.usage), "response": answer.choices[0].text}
+    return {**head, **words, **media_report(answer.media), "timing": answer.timing}
 
 
 def _message(choice: Choice, meta: Meta, index: int) -> JsonObject:
@@ -113,16 +127,27 @@ class ChunkWriter:
         match event:
             case Start():
                 opening = {"role": "assistant", "content": ""}
-                return ["".join(_sse(_chunk(meta, opening, index)) for index in range(meta.num_answers))]
+                chunks = [self._chunk(opening, index, event.usage) for index in range(meta.num_answers)]
+                return ["".join(sse(chunk) for chunk in chunks)]
             case Piece():
-                return [_sse(_chunk(meta, self._delta(event), event.index, logprobs=_logprobs(event.logprobs)))]
+                return [sse(self._chunk(self._delta(event), event.index, event.usage, _logprobs(event.logprobs)))]
             case Done():
-                chunks = [_chunk(meta, {}, index, _REASONS[reason]) for index, reason in enumerate(event.reasons)]
-                chunks[-1] |= media_report(event.media)
-                text = "".join(_sse(chunk) for chunk in chunks)
+                chunks = [self._chunk({}, index, event.usage) for index in range(len(event.reasons))]
+                for chunk, reason, stop in zip_longest(chunks, event.reasons, event.stops):
+                    chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": stop}
+                chunks[-1] |= {**media_report(event.media), "timing": event.timing}
                 if meta.include_usage:
-                    text += _sse({**_head(meta, "chat.completion.chunk"), "choices": [], "usage": _usage(event.usage)})
-                return [text + "data: [DONE]\n\n"]
+                    chunks.append({**_head(meta, _CHUNK), "choices": [], "usage": chat_usage(event.usage)})
+                return ["".join(sse(chunk) for chunk in chunks) + END]
+
+    def _chunk(
+        self, delta: JsonObject, index: int, usage: Usage | None, logprobs: JsonObject | None = None
+    ) -> JsonObject:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        chunk = {**_head(self._meta, _CHUNK), "choices": [choice]}
+        if self._meta.continuous_usage and usage is not None:
+            return {**chunk, "usage": chat_usage(usage)}
+        return {**chunk, "usage": None} if self._meta.include_usage else chunk
 
     def _delta(self, piece: Piece) -> JsonObject:
         delta: JsonObject = _reasoning(piece.reasoning) if piece.reasoning else {}
@@ -146,34 +171,29 @@ def _logprobs(tokens: tuple[TokenLogprob, ...]) -> JsonObject | None:
 def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
     """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
     shown = _error_object(error)
-    return [_sse(shown) + "data: [DONE]\n\n"] if is_stream else [{"error": json.dumps(shown)}]
+    return [sse(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
 
 
 def http_error(error: WorkerError, declared_type: str | None) -> HttpError:
-    """The API's error object with the error's own status."""
-    return HttpError(error.status, _error_object(error))
+    """The API's error object. A picture that is no picture is a bad request to its clients: they do not try again."""
+    is_media = isinstance(error, MediaError) and error.status < 500
+    return HttpError(400 if is_media else error.status, _error_object(error))
 
 
 def _error_object(error: WorkerError) -> JsonObject:
-    """The error object of the API: message, type, param, code."""
+    """The error object of the API: message, type, param, code; and our own code, where the API has its own."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
-    code = "model_not_found" if error.code == "MODEL_NOT_FOUND" else error.code
-    return {"error": {"message": error.message, "type": kind, "param": error.where, "code": code}}
+    code, param = _CODES.get(error.code, (error.code, None))
+    shown = {"message": error.message, "type": kind, "param": error.where or param, "code": code}
+    return {"error": {**shown, "worker_code": error.code}}
 
 
 def _head(meta: Meta, kind: str) -> JsonObject:
-    return {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
+    head = {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
+    return {**head, "system_fingerprint": meta.fingerprint}
 
 
-def _chunk(
-    meta: Meta, delta: JsonObject, index: int, reason: str | None = None, logprobs: JsonObject | None = None
-) -> JsonObject:
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-    chunk = {**_head(meta, "chat.completion.chunk"), "choices": [choice]}
-    return {**chunk, "usage": None} if meta.include_usage else chunk
-
-
-def _usage(usage: Usage) -> JsonObject:
+def chat_usage(usage: Usage) -> JsonObject:
     details = {name: getattr(usage, name) for name in ("image_tokens", "video_tokens", "cached_tokens")}
     return {
         **token_usage(usage),
@@ -182,5 +202,6 @@ def _usage(usage: Usage) -> JsonObject:
     }
 
 
-def _sse(value: JsonObject) -> str:
+def sse(value: JsonObject) -> str:
+    """A server-sent event without a name."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -24,7 +24,7 @@ MAX_SECONDS_CEILING = 604_800  # a week, the longest that the platform lets a jo
 MaxTokens = Annotated[Whole, Field(ge=1, le=MAX_TOKENS_CEILING)]
 MinTokens = Annotated[Whole, Field(ge=0, le=MAX_TOKENS_CEILING)]
 Temperature = Annotated[float, Field(ge=0, le=10)]
-TopP = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]  # 0: the likeliest token alone
 TopK = Annotated[Whole, Field(ge=-1, le=1_000_000)]  # -1 is vLLM's way to say no limit
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
@@ -108,6 +108,7 @@ class SamplingFields(Body):
     seed: Seed | None = None
     stop: Stops | None = None
     stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     n: NumAnswers | None = None
     logprobs: bool | None = None
@@ -133,6 +134,7 @@ class SamplingFields(Body):
             logit_bias=tuple((self.logit_bias or {}).items()),  # ids by now
             seed=self.seed,
             stop=tuple(self.stop or ()),
+            keeps_stop=self.include_stop_str_in_output or False,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos or False,
             n=self.n or 1,

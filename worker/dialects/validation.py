@@ -76,18 +76,19 @@ def validated(form: type[B], body: object) -> B:
     try:
         return form.model_validate(body)
     except ValidationError as error:
-        raise invalid(error, form) from None
+        raise invalid(error, body, form) from None
 
 
-def invalid(error: ValidationError, form: object = None) -> InputInvalid:
-    """The first fault as an error that names the place and never the value. form: whose names may be suggested."""
+def invalid(error: ValidationError, body: object, form: object = None) -> InputInvalid:
+    """The first fault as an error that names the place and never the value. body: that was validated; form: whose names
+    may be suggested."""
     faults = error.errors(include_url=False, include_input=False)
     first = _slip(faults, form) or faults[0]
     location: Location = first["loc"]
     if first["type"] == "extra_forbidden":
         known = frozenset[str]() if form is None else _names_at(form, location[:-1])
-        return unknown_field(str(location[-1]), known, _place(location))
-    return InputInvalid(where=_place(location) or "input", detail=_reason(first["type"], first))
+        return unknown_field(str(location[-1]), known, _place(location, body))
+    return InputInvalid(where=_place(location, body) or "input", detail=_reason(first["type"], first))
 
 
 def unknown_field(name: str, known: frozenset[str] = frozenset(), place: str | None = None) -> InputInvalid:
@@ -143,14 +144,21 @@ def _plain(name: str) -> str:
     return re.sub("[_-]", "", name).lower()
 
 
-def _place(location: Location) -> str:
+def _place(location: Location, body: object) -> str:
+    """The steps that lead through the body: others are of pydantic's own, the members of unions that it has tried."""
     place = ""
-    for step in location:
+    for index, step in enumerate(location):
         if isinstance(step, int):
             place += f"[{step}]"
-        elif not step.startswith("<"):
+            body = body[step] if isinstance(body, list) and step < len(body) else None
+        elif isinstance(body, dict) and (step in body or index == len(location) - 1) and not _is_tag(step):
             place += f".{shown_name(step)}" if place else shown_name(step)
+            body = body.get(step)
     return place
+
+
+def _is_tag(step: str) -> bool:
+    return step.startswith("<") or step.endswith("]")
 
 
 def _names_at(form: object, location: Location) -> frozenset[str]:

@@ -17,14 +17,15 @@ class TextStream:
     """The text of one answer as its tokens come.
 
     `push` gives what is safe to send; text that may be the beginning of a stop string is held back until
-    that is decided. After a stop string was found, `is_stopped` is true and no more text comes. Where `finds_stops` is
-    false, as within a thought, all text is sent.
+    that is decided. After a stop string was found, `stopped_by` is that string and no more text comes. Where
+    `finds_stops` is false, as within a thought, all text is sent. keeps_stop: the stop string itself is sent.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self.is_stopped = False
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        self.stopped_by: str | None = None
         self.finds_stops = True
         self._stops = stops
+        self._keeps_stop = keeps_stop
         self._stream = tokenizer.stream()
         self._held = ""
 
@@ -35,7 +36,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What is left at the end: bytes that never became a character turn into U+FFFD."""
-        if self.is_stopped:
+        if self.stopped_by is not None:
             return ""
         text = self._release(self._stream.finish())
         held, self._held = self._held, ""
@@ -43,10 +44,11 @@ class TextStream:
 
     def _release(self, fresh: str) -> str:
         text = self._held + fresh
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = {stop: at for stop in self._stops if (at := text.find(stop)) >= 0}
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
+            self.stopped_by, self._held = min(found, key=lambda stop: found[stop]), ""
+            end = found[self.stopped_by]
+            return text[: end + len(self.stopped_by)] if self._keeps_stop else text[:end]
         kept = num_undecided(text, self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]

@@ -20,6 +20,7 @@ from worker.core.pacing import joined
 from worker.core.sampling import Sampling
 from worker.core.settings import MIB, Settings
 from worker.core.threads import on_thread
+from worker.core.units import context_length
 from worker.engine.caches import EngineCaches, caches_for
 from worker.engine.constraints import CompiledGrammar, Constraints
 from worker.engine.continuous_batch import ContinuousBatch
@@ -110,7 +111,7 @@ class Engine:
     async def count_tokens(self, request: ChatRequest, media: Items[Opened]) -> TokenCounts:
         """Build the request's prompt and count it. Raises PromptTooLong."""
         prompt = await on_thread(self._pool, self.builder.build, request, media)
-        return TokenCounts(len(prompt.ids), prompt.media)
+        return TokenCounts(len(prompt.ids), prompt.media, prompt.ids)
 
     async def generate(
         self,
@@ -182,9 +183,10 @@ class Engine:
                 request=request,
                 index=index,
                 sampler=Sampler(resolved, known, ending | ends_grammar, index, self._guide(prompt, sampling, grammar)),
-                stream=TextStream(self._spec.tokenizer, sampling.stop),
+                stream=TextStream(self._spec.tokenizer, sampling.stop, keeps_stop=sampling.keeps_stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,
+                stop_ids=frozenset(sampling.stop_token_ids),
                 num_alternatives=sampling.logprobs,
             )
             for index in range(sampling.n)
@@ -210,9 +212,8 @@ class Engine:
         room = limit - len(prompt.ids)
         wanted = sampling.max_tokens or max(1, min(self._default_max_tokens(prompt, sampling), room))
         if wanted > room:
-            raise PromptTooLong(
-                detail=f"{len(prompt.ids)} + {wanted} tokens, limit {limit}: lower max_tokens to {room}"
-            )
+            asked = f"the prompt has {len(prompt.ids)} and max_tokens asks for {wanted}: lower it to {room}"
+            raise PromptTooLong(detail=f"{context_length(limit)}, {asked}")
         return wanted
 
     def _default_max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:

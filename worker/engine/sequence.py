@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.checkpoint.tokenizer import Tokenizer
-from worker.core.contract import Done, Event, FinishReason, Piece, TokenLogprob, Usage
+from worker.core.contract import Done, Event, FinishReason, Piece, Stop, TokenLogprob, Usage
 from worker.core.deadline import Deadline
 from worker.core.errors import DeadlineExceeded, InternalError, WorkerError
 from worker.engine.detokenizer import TextStream, alternative
@@ -25,6 +25,7 @@ class Request:
     num_answers: int = 1
     deadline: Deadline = field(default_factory=Deadline)
     reasons: dict[int, FinishReason] = field(default_factory=dict)
+    stops: dict[int, Stop] = field(default_factory=dict)
     num_generated: int = 0
     num_cached: int = 0
     num_reasoning: int = 0
@@ -54,14 +55,17 @@ class Request:
         """Tokens of the prompt and of one answer as long as it may become."""
         return len(self.prompt.ids) + self.max_tokens
 
-    def ended(self, index: int, reason: FinishReason) -> None:
+    def ended(self, index: int, reason: FinishReason, stop: Stop | None = None) -> None:
         """One answer is complete; the last one closes the request."""
         self.reasons[index] = reason
+        if stop is not None:
+            self.stops[index] = stop
         if len(self.reasons) < self.num_answers:
             return
         self.emit(
             Done(
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
+                stops=tuple(self.stops.get(index) for index in range(self.num_answers)),
                 usage=self.usage,
                 media=self.prompt.media,
                 first_token_s=None if self.first_token_at is None else self.first_token_at - self.came_at,
@@ -80,7 +84,8 @@ class Request:
 class Sequence:
     """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
 
-    num_alternatives: how many likeliest tokens to name with each, None for no log-probabilities.
+    stop_ids: the request's own of the `ending` tokens. num_alternatives: how many likeliest tokens to name with each,
+    None for no log-probabilities.
     num_fresh: how many of its tokens the model has not seen. is_retried: whether it was taken back once.
     """
 
@@ -90,6 +95,7 @@ class Sequence:
     stream: TextStream
     ending: frozenset[int]
     tokenizer: Tokenizer
+    stop_ids: frozenset[int] = frozenset()
     num_alternatives: int | None = None
     tokens: list[int] = field(default_factory=list)
     num_fresh: int = 0
@@ -147,11 +153,11 @@ class Sequence:
         self.num_fresh += 1
         self.request.num_generated += 1
         if token in self.ending:
-            self._end("stop")
+            self._end("stop", token if token in self.stop_ids else None)
             return
         self.stream.finds_stops = self._is_answering(token, was_thinking=was_thinking)
         self._emit(self.stream.push(token))
-        if self.stream.is_stopped or guide.is_complete:
+        if self.stream.stopped_by is not None or guide.is_complete:
             self._end("stop")
         elif len(self.tokens) >= self.request.max_tokens:
             self._end("length")
@@ -177,15 +183,20 @@ class Sequence:
         alternatives = tuple(alternative(tokenizer, other, value) for other, value in top)
         return TokenLogprob(alternative(tokenizer, token, logprob), alternatives)
 
-    def _end(self, reason: FinishReason) -> None:
+    def _end(self, reason: FinishReason, stop: Stop | None = None) -> None:
         self._emit(self.stream.finish(), is_last=True)
         self.is_finished = True
-        self.request.ended(self.index, reason)
+        self.request.ended(self.index, reason, self.stream.stopped_by if stop is None else stop)
 
     def _emit(self, text: str, *, is_last: bool = False) -> None:
         """Log-probabilities of text that is held back wait for it."""
         if text or (is_last and self._logprobs):
-            opens_thought = self.request.prompt.opens_thought
-            logprobs = tuple(self._logprobs)
-            self.request.emit(Piece(text=text, index=self.index, logprobs=logprobs, opens_thought=opens_thought))
+            piece = Piece(
+                text=text,
+                index=self.index,
+                logprobs=tuple(self._logprobs),
+                opens_thought=self.request.prompt.opens_thought,
+                usage=self.request.usage,
+            )
+            self.request.emit(piece)
             self._logprobs.clear()

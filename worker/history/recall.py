@@ -17,11 +17,10 @@ from worker.core.contract import (
     Piece,
     Text,
     Upload,
-    with_opened,
 )
 from worker.core.engine_protocol import Engine
 from worker.core.errors import MediaError, PromptTooLong
-from worker.core.media_protocol import MediaOpener
+from worker.core.media_protocol import MediaOpener, with_opened
 from worker.core.settings import Settings
 from worker.history.history import History
 from worker.history.store import Turn, fitting_turns

@@ -27,12 +27,17 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _PASSING = (408, 425, 429)
 DNS_TRIES = 2
+ARES_ENODATA, ARES_ENOTFOUND = 1, 4
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "worker-qwen-vl", "Accept": "image/*,video/*;q=0.9,*/*;q=0.5"}
 
 
 class _DeniedAddressError(OSError):
     """The connection would have gone to an address that is not allowed."""
+
+
+class _NoSuchHostError(OSError):
+    """The name servers say that there is no such name, or no address behind it."""
 
 
 @dataclass
@@ -69,6 +74,10 @@ class _Names(AbstractResolver):
                 return await self._by_loop[loop].resolve(host, port, family)
         except TimeoutError:
             raise OSError(None, "no name server answered in time") from None
+        except OSError as error:
+            if _is_unknown_name(error):
+                raise _NoSuchHostError(None, "no such host") from None
+            raise
 
     async def close(self) -> None:
         """It serves other fetches."""
@@ -111,6 +120,8 @@ class Fetcher:
         except aiohttp.ClientConnectorError as error:
             if doorman.has_denied:
                 raise MediaUrlForbidden(detail="only public addresses are fetched") from None
+            if isinstance(error.os_error, _NoSuchHostError):
+                raise MediaFetchFailed(detail="there is no such host", reason=_reason(url, error)) from None
             raise MediaFetchFailed(
                 detail="no connection to the host", retryable=True, reason=_reason(url, error)
             ) from None
@@ -177,6 +188,14 @@ class Fetcher:
             if decode is not None:
                 decode.end()
             return bytes(body)
+
+
+def _is_unknown_name(error: OSError) -> bool:
+    """By c-ares, whose error aiohttp's resolver has as its cause, or by the system's resolver."""
+    if isinstance(error, socket.gaierror):
+        return error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+    cause = error.__cause__
+    return bool(cause is not None and cause.args and cause.args[0] in (ARES_ENODATA, ARES_ENOTFOUND))
 
 
 def _reason(url: URL, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """A checkpoint folder to a model on its device, with the rules beside its weights."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from worker import __version__
 from worker.checkpoint.load_plan import LoadPlan, begin
 from worker.checkpoint.locate import Checkpoint, read_json
 from worker.checkpoint.preprocessor import PreprocessorConfig
@@ -55,7 +57,12 @@ class ServedModel:
             torch_version=torch.__version__,
             cuda_available=torch.cuda.is_available(),
             gpu_memory=f"{gpu.total_memory / 2**30:.1f}GB" if gpu else "N/A",
+            fingerprint=self._fingerprint(gpu.name if gpu else "cpu"),
         )
+
+    def _fingerprint(self, processor: str) -> str:
+        facts = (__version__, self.spec.name, self.code, str(self.dtype), torch.__version__, processor)
+        return "fp_" + hashlib.blake2b("\0".join(facts).encode(), digest_size=5).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

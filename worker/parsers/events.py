@@ -11,11 +11,15 @@ class EventParser:
 
     def __init__(self, request: ChatRequest) -> None:
         self._tools = request.tools
+        self._is_raw = request.is_raw
         self._parsers: dict[int, AnswerParser] = {}
         self._logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
 
     def feed(self, event: Event) -> Iterator[Event]:
         """What of it can be sent, in order."""
+        if self._is_raw:
+            yield event  # no chat template, so no thinking and no calls
+            return
         if isinstance(event, Done):
             yield from self._ended(event)
             return
@@ -28,7 +32,8 @@ class EventParser:
         if event.text and event.index not in self._logprobs and told == Told(text=event.text):
             yield event  # words alone, as most are
         else:
-            yield from self._pieces(event.index, told, event.logprobs)
+            for piece in self._pieces(event.index, told, event.logprobs):
+                yield piece.model_copy(update={"usage": event.usage})
 
     def _ended(self, done: Done) -> Iterator[Event]:
         reasons: list[FinishReason] = []

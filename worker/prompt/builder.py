@@ -1,7 +1,7 @@
 """A request and its opened media to a `Prompt`: token ids, patches, positions and counts.
 
 Text from a caller never becomes a control token: `<|im_end|>` in a message is read as those ten characters, also where
-it is spread over several texts.
+it is spread over several texts. Only a raw prompt, which its caller writes whole, may have control tokens.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import ChatRequest, Clip, Kind, MediaInfo, Opened, Picture
 from worker.core.errors import InputInvalid, ModelError, PromptTooLong
 from worker.core.settings import Settings
+from worker.core.units import context_length
 from worker.prompt import patches
 from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.conversation import conversation_text
@@ -101,7 +102,7 @@ class PromptBuilder:
     def _check_length(self, count: int, what: str) -> None:
         """Before more is done with them. Raises PromptTooLong."""
         if count >= self._spec.max_model_len:
-            raise PromptTooLong(detail=f"{what} {count} tokens, the context length is {self._spec.max_model_len}")
+            raise PromptTooLong(detail=f"{context_length(self._spec.max_model_len)}, {what} {count}")
 
     def _pad_counts(self, shown: Sequence[_Shown]) -> dict[int, list[int]]:
         """By pad token: how many tokens each of its spans has, in order."""
@@ -178,6 +179,8 @@ class PromptBuilder:
         """The template's text with the family's own text in the place of each video, and the mark in it. Raises
         InputInvalid."""
         mark = self._control.mark_for(request.texts)
+        if request.is_raw:
+            return "".join(request.texts), mark
         rendered = conversation_text(request, self._spec.template, lambda text: self._control.marked(text, mark))
         temporal, span = self._spec.preprocessor.temporal, self._spec.tokens.video_span
         videos = [patch_times(entry.times, temporal) for entry in shown if entry.kind == "video"]

@@ -37,9 +37,10 @@ def image_size(
         config.image_max_pixels,
         max_tokens * config.factor**2,
         controls.max_pixels or config.image_max_pixels,
+        controls.longest_edge or config.image_max_pixels,
     )
     most = max(most, config.factor**2)
-    least = min(controls.min_pixels or config.image_min_pixels, most)
+    least = min(controls.min_pixels or controls.shortest_edge or config.image_min_pixels, most)
     if controls.resized_height and controls.resized_width:
         height, width = controls.resized_height, controls.resized_width
         _check_ratio(height, width)
@@ -55,7 +56,8 @@ def video_size(
     controls: Controls = NO_CONTROLS,
 ) -> Size:
     """The size for every frame of a video of `num_frames` (even) frames."""
-    shortest, longest = config.video_min_pixels, config.video_max_pixels
+    shortest = controls.shortest_edge or config.video_min_pixels
+    longest = min(controls.longest_edge or config.video_max_pixels, config.video_max_pixels)
     if config.is_video_per_frame:
         shortest *= num_frames
         longest = min(longest * num_frames, TOTAL_TOKENS * config.factor**2 * config.temporal)

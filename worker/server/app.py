@@ -91,7 +91,7 @@ def _add_middleware(app: FastAPI, settings: Settings, admission: Admission, dial
         allow_origins=cors_origins(settings, has_keys=admission.keys.are_required),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after"],
+        expose_headers=["x-request-id", "retry-after", "x-should-retry"],
     )
 
 

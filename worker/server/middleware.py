@@ -25,6 +25,7 @@ from worker.server.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
+PASSING = (429, 502, 503, 504)
 PING, PLAYGROUND = "/ping", "/playground"
 OPEN_PATHS = frozenset({"/", PING, PLAYGROUND})  # answered without a key
 UNCOUNTED_PATHS = OPEN_PATHS | {"/health", "/metrics"}
@@ -55,8 +56,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = path = _plain_path(scope["path"])
         passing = _Passing(scope, send)
-        method, path = scope["method"], scope["path"]
+        method = scope["method"]
         if method == "HEAD":  # the answer of GET; the connection leaves its body out
             scope["method"] = "GET"
         try:
@@ -164,14 +166,21 @@ class _Passing:
         )
 
 
+def _plain_path(path: str) -> str:
+    """Without a slash at the end or twice in a row: clients join an address and a route in every way."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
 def headers_of(error: WorkerError) -> dict[str, str]:
-    """The headers that an error has: when to come again, how to say who one is."""
+    """The headers that an error has: whether and when to come again, how to say who one is. OpenAI's and Anthropic's
+    clients follow `x-should-retry` whatever the status."""
+    headers = {"x-should-retry": "true" if error.is_retryable else "false"}
     if isinstance(error, KeyInvalid):
-        return {"www-authenticate": "Bearer"}
+        return {**headers, "www-authenticate": "Bearer"}
     wait_s = error.wait_s if isinstance(error, HttpRefusal) else None
-    if wait_s is None and error.is_retryable and error.status in (429, 503):
+    if wait_s is None and error.is_retryable and error.status in PASSING:
         wait_s = RETRY_AFTER_S
-    return {} if wait_s is None else {"retry-after": str(wait_s)}
+    return headers if wait_s is None else {**headers, "retry-after": str(wait_s)}
 
 
 async def refuse(error: WorkerError, shown: HttpError, send: Send) -> None:

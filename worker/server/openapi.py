@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from worker.core.error_table import request_errors
+from worker.core.error_table import request_errors, statuses_of
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import JSON_TYPE, Dialect, Fault
 from worker.dialects.table import DialectTable
@@ -14,7 +14,7 @@ KEYS: JsonObject = {
     "X-API-Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "Bearer": {"type": "http", "scheme": "bearer"},
 }
-_STATUSES = sorted({error.status for error in request_errors()})
+_STATUSES = sorted({status for error in request_errors() for status in statuses_of(error)})
 # By path: what comes back by status, with its media type.
 _PLAIN: dict[str, dict[int, tuple[str, JsonObject] | None]] = {
     "/": {200: (JSON_TYPE, {"type": "object"})},
@@ -110,7 +110,7 @@ def _response(model: type[BaseModel], status: int) -> JsonObject:
 
 
 def _text(status: int) -> str:
-    texts = sorted(error.text for error in request_errors() if error.status == status)
+    texts = sorted(error.text for error in request_errors() if status in statuses_of(error))
     return "An answer" if status < 300 else ", ".join(texts)
 
 

@@ -16,6 +16,7 @@ from worker.checkpoint.chat_template import opens_thought
 from worker.core.contract import RGB, ChatRequest, Controls, Kind, MediaInfo, Message, Opened, Picture, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.settings import Settings
+from worker.core.units import context_length
 from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.types import Prompt
 
@@ -56,13 +57,16 @@ class HfPromptBuilder:
         ]
         pictures = tuple(self._image(opened, asked.where) for opened, asked in zip(media, request.media, strict=True))
         try:
-            text = self._without_marks(self._processor.apply_chat_template(messages, **_WHOLE), mark)
+            if request.is_raw:
+                text = "".join(request.texts)
+            else:
+                text = self._without_marks(self._processor.apply_chat_template(messages, **_WHOLE), mark)
             ids = self.encoded([(text, pictures)])["input_ids"][0]
         except (ValueError, TypeError, KeyError, IndexError, TemplateError):
             log.exception("the model's processor could not make a prompt")
             raise InputInvalid(where="messages", detail="the model's chat template or processor refuses them") from None
         if len(ids) >= self._max_model_len:
-            raise PromptTooLong(detail=f"the prompt has {len(ids)} tokens, the context length is {self._max_model_len}")
+            raise PromptTooLong(detail=f"{context_length(self._max_model_len)}, the prompt has {len(ids)}")
         counts = self._counts(ids, len(pictures))
         nothing = torch.empty(0, dtype=torch.long)
         return HfPrompt(
