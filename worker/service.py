@@ -28,7 +28,7 @@ from worker.core.contract import (
     Usage,
 )
 from worker.core.deadline import Deadline
-from worker.core.engine_protocol import Engine, TokenCounts
+from worker.core.engine_protocol import Engine, EngineInfo, TokenCounts
 from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, ServerError, WorkerError
 from worker.core.media_protocol import MediaOpener, with_opened
 from worker.core.pacing import paced
@@ -73,6 +73,16 @@ def _log_failure(failure: WorkerError, request_id: str, error: BaseException) ->
     log.log(level, "failed: %s: %s", failure.code, failure.message, exc_info=trace, extra=shown)
 
 
+def _counted(meta: Meta, counts: TokenCounts, info: EngineInfo) -> Counted:
+    return Counted(
+        meta=meta,
+        prompt_tokens=counts.prompt_tokens,
+        max_model_len=info.max_model_len,
+        tokens=counts.ids,
+        media=counts.media,
+    )
+
+
 def refusal(body: object, error: WorkerError, dialects: DialectTable = DIALECTS) -> list[Chunk]:
     """What the client receives where nothing serves."""
     try:
@@ -96,6 +106,15 @@ class _Run:
     wants_stream: bool = False
     writer: Writer | None = None
     phases: Phases = field(default_factory=Phases)
+
+    def timing(self, done: Done, now: float) -> dict[str, float]:
+        """Seconds from the request's arrival, and of the opening of its media."""
+        measured = {
+            "media_s": self.phases.seconds.get("media"),
+            "first_token_s": None if done.first_token_at is None else done.first_token_at - self.came_at,
+            "total_s": now - self.came_at,
+        }
+        return {name: round(seconds, 3) for name, seconds in measured.items() if seconds is not None}
 
     def last_words(self, error: WorkerError) -> list[Chunk]:
         return self.dialect.refuse(error, self.wants_stream) if self.writer is None else self.writer.fail(error)
@@ -256,7 +275,7 @@ class Service:
             meta = self._meta(request, run)
             if request.counts_only:
                 counts = await self._engine.count_tokens(request, media)
-                yield run.dialect.reply(self._counted(meta, counts))
+                yield run.dialect.reply(_counted(meta, counts, self._engine.info))
                 return
             chunks = self._generated(request, media, meta, run, answering)
             del media  # freed as soon as the engine has made a prompt of it
@@ -282,15 +301,6 @@ class Service:
             continuous_usage=request.continuous_usage,
             num_answers=request.sampling.n,
             echo=request.echo,
-        )
-
-    def _counted(self, meta: Meta, counts: TokenCounts) -> Counted:
-        return Counted(
-            meta=meta,
-            prompt_tokens=counts.prompt_tokens,
-            max_model_len=self._engine.info.max_model_len,
-            tokens=counts.ids,
-            media=counts.media,
         )
 
     async def _generated(
@@ -339,7 +349,7 @@ class Service:
 
     def _ended(self, done: Done, run: _Run) -> Done:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
-        done = self._with_cold_start(done, run).model_copy(update={"timing": self._timing(done, run)})
+        done = self._with_cold_start(done, run).model_copy(update={"timing": run.timing(done, self._timer())})
         run.phases.end("answer")
         run.phases.note("first_token", done.first_token_s)
         seconds = run.phases.seconds
@@ -347,15 +357,6 @@ class Service:
         log.info("answered", extra={"request": run.id, **facts})
         self.metrics.answered(seconds)
         return done
-
-    def _timing(self, done: Done, run: _Run) -> dict[str, float]:
-        """Seconds from the request's arrival, and of the opening of its media."""
-        measured = {
-            "media_s": run.phases.seconds.get("media"),
-            "first_token_s": None if done.first_token_at is None else done.first_token_at - run.came_at,
-            "total_s": self._timer() - run.came_at,
-        }
-        return {name: round(seconds, 3) for name, seconds in measured.items() if seconds is not None}
 
     def _with_cold_start(self, done: Done, run: _Run) -> Done:
         """The first answer alone says where the time of the start went."""

@@ -45,7 +45,7 @@ def said(body: Any) -> str:
             "chat_template_kwargs.a: must be true, false, a number or one plain word",
         ),
         (
-            {"prompt": "x", "sampling_params": {}},
+            {"prompt": "x", "image": "y", "sampling_params": {}},
             "sampling_params: unknown field: write its fields directly beside prompt or messages",
         ),
         (

@@ -93,10 +93,10 @@ def job_error(error: WorkerError, is_stream: bool) -> list[Chunk]:
 class Dialect:
     """One language of requests and answers. All its functions are pure: no I/O, no clock, no torch.
 
-    name: for metrics, and for the job API's `dialect` field; is_named: whether that field may name it.
-    about: one line for OpenAPI. parse: the body to a request; raises InputError. reply: the whole answer.
-    writer: of one stream, None where there is none. refuse: what ends a job that failed, told whether the body asked
-    for a stream.
+    name: for metrics, and for the job API's `dialect` field; is_named: whether that field may name it. claims: whether
+    an input that names no route is this dialect's. about: one line for OpenAPI. parse: the body to a request; raises
+    InputError. reply: the whole answer. writer: of one stream, None where there is none. refuse: what ends a job that
+    failed, told whether the body asked for a stream.
 
     route: its HTTP path, and the `route` of the job API; None: it reads what no other dialect does. method, has_tail:
     of the HTTP route; with a tail the path ends with a name, which is the body's `tail`. is_openai: the platform's
@@ -114,6 +114,7 @@ class Dialect:
     writer: Callable[[Meta], Writer] | None = None
     refuse: Refusal = job_error
     is_named: bool = True
+    claims: Callable[[JsonObject], bool] = lambda _: False
 
     route: str | None = None
     method: Literal["GET", "POST"] = "POST"

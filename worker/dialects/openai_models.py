@@ -5,7 +5,7 @@ from typing import Literal, assert_never
 from worker.core.contract import Answer, Counted, ModelCard, ModelQuery, Reply, Silence
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import Dialect, ReplyBody
-from worker.dialects.openai_reply import OpenAIFault, http_error, refuse
+from worker.dialects.openai_reply import FAULTS, OpenAIFault
 
 
 class OpenAIModel(ReplyBody):
@@ -51,8 +51,8 @@ DIALECT = Dialect(
     is_named=False,
     parse=_parse,
     reply=_reply,
-    refuse=refuse,
-    http_error=http_error,
+    refuse=FAULTS.refuse,
+    http_error=FAULTS.http_error,
     reply_model=OpenAIModelList,
     tail_reply_model=OpenAIModel,
     fault=OpenAIFault,

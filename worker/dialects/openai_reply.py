@@ -1,6 +1,7 @@
 """Replies, chunks and errors of OpenAI's Chat Completions."""
 
 import json
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
@@ -15,11 +16,11 @@ from worker.dialects.tool_fields import CallWriter
 
 _CHUNK = "chat.completion.chunk"
 END = "data: [DONE]\n\n"
-# The API's own codes for ours, and the field that is at fault where the error names none.
+# The API's own codes for ours.
 _CODES = {
-    "MODEL_NOT_FOUND": ("model_not_found", "model"),
-    "PROMPT_TOO_LONG": ("context_length_exceeded", "messages"),
-    "KEY_INVALID": ("invalid_api_key", None),
+    "MODEL_NOT_FOUND": "model_not_found",
+    "PROMPT_TOO_LONG": "context_length_exceeded",
+    "KEY_INVALID": "invalid_api_key",
 }
 # The API knows no end by time.
 REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
@@ -94,7 +95,7 @@ def shape(answer: Answer) -> JsonObject:
         }
         for index, choice in enumerate(answer.choices)
     ]
-    head = _head(answer.meta, "chat.completion")
+    head = head_of(answer.meta, "chat.completion")
     words = {"choices": choices, "usage": chat_usage(answer.usage), "response": answer.choices[0].text}
     return {**head, **words, **media_report(answer.media), "timing": answer.timing}
 
@@ -137,17 +138,15 @@ class ChunkWriter:
                     chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": stop}
                 chunks[-1] |= {**media_report(event.media), "timing": event.timing}
                 if meta.include_usage:
-                    chunks.append({**_head(meta, _CHUNK), "choices": [], "usage": chat_usage(event.usage)})
+                    chunks.append({**head_of(meta, _CHUNK), "choices": [], "usage": chat_usage(event.usage)})
                 return ["".join(sse(chunk) for chunk in chunks) + END]
 
     def _chunk(
         self, delta: JsonObject, index: int, usage: Usage | None, logprobs: JsonObject | None = None
     ) -> JsonObject:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        chunk = {**_head(self._meta, _CHUNK), "choices": [choice]}
-        if self._meta.continuous_usage and usage is not None:
-            return {**chunk, "usage": chat_usage(usage)}
-        return {**chunk, "usage": None} if self._meta.include_usage else chunk
+        chunk = {**head_of(self._meta, _CHUNK), "choices": [choice]}
+        return with_usage(chunk, self._meta, usage)
 
     def _delta(self, piece: Piece) -> JsonObject:
         delta: JsonObject = _reasoning(piece.reasoning) if piece.reasoning else {}
@@ -161,35 +160,49 @@ class ChunkWriter:
         return []
 
     def fail(self, error: WorkerError) -> list[Chunk]:
-        return refuse(error, True)
+        return FAULTS.refuse(error, True)
 
 
 def _logprobs(tokens: tuple[TokenLogprob, ...]) -> JsonObject | None:
     return {"content": logprobs(tokens), "refusal": None} if tokens else None
 
 
-def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
-    """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
-    shown = _error_object(error)
-    return [sse(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
+@dataclass(frozen=True)
+class Faults:
+    """Errors as OpenAI's routes say them. prompt: the field that is at fault where a prompt is too long."""
+
+    prompt: str
+
+    def refuse(self, error: WorkerError, is_stream: bool) -> list[Chunk]:
+        """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
+        shown = self.shown(error)
+        return [sse(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
+
+    def http_error(self, error: WorkerError, _: str | None) -> HttpError:
+        """The API's error object. A picture that is no picture is a bad request to its clients: they do not try
+        again."""
+        is_media = isinstance(error, MediaError) and error.status < 500
+        return HttpError(400 if is_media else error.status, self.shown(error))
+
+    def shown(self, error: WorkerError) -> JsonObject:
+        """The error object of the API: message, type, param, code; and our own code, where the API has its own."""
+        params = {"MODEL_NOT_FOUND": "model", "PROMPT_TOO_LONG": self.prompt}
+        told = {
+            "message": error.message,
+            "type": "invalid_request_error" if error.status < 500 else "server_error",
+            "param": error.where or params.get(error.code),
+            "code": _CODES.get(error.code, error.code),
+            "worker_code": error.code,
+        }
+        return {"error": told}
 
 
-def http_error(error: WorkerError, declared_type: str | None) -> HttpError:
-    """The API's error object. A picture that is no picture is a bad request to its clients: they do not try again."""
-    is_media = isinstance(error, MediaError) and error.status < 500
-    return HttpError(400 if is_media else error.status, _error_object(error))
+FAULTS = Faults(prompt="messages")
 
 
-def _error_object(error: WorkerError) -> JsonObject:
-    """The error object of the API: message, type, param, code; and our own code, where the API has its own."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    code, param = _CODES.get(error.code, (error.code, None))
-    shown = {"message": error.message, "type": kind, "param": error.where or param, "code": code}
-    return {"error": {**shown, "worker_code": error.code}}
-
-
-def _head(meta: Meta, kind: str) -> JsonObject:
-    head = {"id": f"chatcmpl-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
+def head_of(meta: Meta, kind: str, prefix: str = "chatcmpl") -> JsonObject:
+    """The first fields of an object of the API. prefix: of its id."""
+    head = {"id": f"{prefix}-{meta.id}", "object": kind, "created": meta.created, "model": meta.model}
     return {**head, "system_fingerprint": meta.fingerprint}
 
 
@@ -200,6 +213,13 @@ def chat_usage(usage: Usage) -> JsonObject:
         "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def with_usage(chunk: JsonObject, meta: Meta, usage: Usage | None) -> JsonObject:
+    """A chunk with `usage`, where the request asked for it: null in all but the last, or the tokens so far."""
+    if not meta.include_usage:
+        return chunk
+    return {**chunk, "usage": chat_usage(usage) if meta.continuous_usage and usage is not None else None}
 
 
 def sse(value: JsonObject) -> str:

@@ -9,24 +9,43 @@ from typing import Literal
 
 from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects import bot, chat_vl, generate, native, openai_chat, openai_models, recognize
+from worker.dialects import (
+    bot,
+    chat_vl,
+    completions,
+    generate,
+    native,
+    openai_chat,
+    openai_models,
+    recognize,
+    tokenize,
+    vllm_job,
+)
 from worker.dialects.base import Dialect, HttpError, plain_error
+from worker.dialects.unknown_routes import no_route
 from worker.dialects.validation import unknown_field
 
 SALT = "cache_salt"  # vLLM's name
+METHOD = "method"  # of worker-vllm's jobs, beside a route
 MAX_SALT_CHARS = 256
 OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the OpenAI API would
+
+
+def plain_path(path: str) -> str:
+    """Without a slash at the end or twice in a row: clients join an address and a route in every way."""
+    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 @dataclass(frozen=True)
 class Call:
     """An input and the dialect that reads it. form: whether the input is the dialect's body, or has it inside, as
-    `{"route", "body"}` or as the platform's `{"openai_route", "openai_input"}`."""
+    `{"route", "body"}` or as the platform's `{"openai_route", "openai_input"}`. unknown: why no dialect has the
+    route."""
 
     dialect: Dialect
     envelope: JsonObject
     form: Literal["direct", "routed", "openai"] = "direct"
-    is_route_known: bool = True
+    unknown: RouteUnknown | None = None
 
     @property
     def wants_stream(self) -> bool:
@@ -56,17 +75,24 @@ class Call:
         if self.form == "direct":
             return self.envelope
         route, inside = ("route", "body") if self.form == "routed" else ("openai_route", "openai_input")
-        if not self.is_route_known:
-            raise RouteUnknown(where=route)
-        for name in self.envelope.keys() - {route, inside, SALT}:
-            raise unknown_field(name, frozenset({route, inside, SALT}))
+        if self.unknown is not None:
+            raise self.unknown
+        known = frozenset({route, inside, METHOD, SALT})
+        for name in self.envelope.keys() - known:
+            raise unknown_field(name, known)
+        method = self.envelope.get(METHOD)
+        if method is not None and (not isinstance(method, str) or method.upper() != self.dialect.method):
+            raise InputInvalid(where=METHOD, detail=f"must be {self.dialect.method} for this route")
         if self.dialect.has_tail:
             assert self.dialect.route is not None
-            return {"tail": self.envelope[route][len(self.dialect.route) + 1 :]}
+            return {"tail": self._path()[len(self.dialect.route) + 1 :]}
         body = self.envelope.get(inside)
         if not isinstance(body, dict):
             raise InputNotObject(where=inside)
         return body
+
+    def _path(self) -> str:
+        return plain_path(self.envelope["route" if self.form == "routed" else "openai_route"])
 
     def _inside(self) -> object:
         names = {"routed": "body", "openai": "openai_input"}
@@ -99,16 +125,27 @@ class DialectTable:
             if not isinstance(name, str) or name not in self._by_name:
                 raise InputInvalid(where="dialect", detail=f"must be one of {', '.join(sorted(self._by_name))}")
             return Call(self._by_name[name], {key: value for key, value in job_input.items() if key != "dialect"})
-        if "openai_route" in job_input:
-            dialect = self._on_openai_route(job_input["openai_route"])
-            return Call(dialect or self._openai, job_input, "openai", is_route_known=dialect is not None)
-        routed = [dialect for dialect in self._dialects if dialect.route is not None and dialect.method == "POST"]
-        found = next((dialect for dialect in routed if dialect.route == job_input.get("route")), None)
-        return Call(self.default, job_input) if found is None else Call(found, job_input, "routed")
+        if "openai_route" in job_input or "openai_input" in job_input:
+            job_input = {"openai_route": self._openai.route, **job_input}
+            return self._routed(job_input, "openai_route", self._openai)
+        if "route" in job_input:
+            return self._routed(job_input, "route", self.default)
+        claiming = (dialect for dialect in self._dialects if dialect.claims(job_input))
+        return Call(next(claiming, self.default), job_input)
 
-    def _on_openai_route(self, route: object) -> Dialect | None:
-        dialect = self.at(route) if isinstance(route, str) else None
-        return dialect if dialect is not None and dialect.is_openai else None
+    def _routed(self, job_input: JsonObject, name: str, otherwise: Dialect) -> Call:
+        """otherwise: whose errors the caller of an unknown route understands."""
+        route = job_input[name]
+        path = plain_path(route) if isinstance(route, str) else ""
+        dialect = self.at(path)
+        form: Literal["routed", "openai"] = "openai" if name == "openai_route" else "routed"
+        if dialect is None or (form == "openai" and not dialect.is_openai):
+            return Call(otherwise, job_input, form, self.no_route(path, name))
+        return Call(dialect, job_input, form)
+
+    def no_route(self, path: str, where: str | None = None) -> RouteUnknown:
+        """The error for a path that no dialect has. where: the field that names it."""
+        return no_route(path, (dialect.route for dialect in self if dialect.route is not None), where)
 
     def at(self, path: str) -> Dialect | None:
         """The dialect behind an HTTP path."""
@@ -132,11 +169,14 @@ DIALECTS = DialectTable(
     (
         openai_chat.DIALECT,
         openai_models.DIALECT,
+        completions.DIALECT,
+        tokenize.DIALECT,
         chat_vl.DIALECT,
         recognize.DIALECT,
         generate.DIALECT,
         bot.GROUP,
         bot.PRIVATE,
         native.DIALECT,
+        vllm_job.DIALECT,
     )
 )

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from worker.core.errors import InternalError, RouteUnknown, WorkerError
+from worker.core.errors import InternalError, WorkerError
 from worker.core.http_errors import MethodNotAllowed
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
@@ -144,7 +144,7 @@ def _add_errors(app: FastAPI, dialects: DialectTable, server_metrics: ServerMetr
     async def show_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return refusal(request, RouteUnknown(detail="GET / lists the routes"))
+            return refusal(request, dialects.no_route(request.url.path))
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
             response = refusal(request, MethodNotAllowed(detail=f"it accepts {allowed}"))

@@ -17,7 +17,7 @@ from worker.core.http_errors import BodyTimeout, BodyTooLarge, HttpRefusal, KeyI
 from worker.core.settings import Settings
 from worker.core.units import of_bytes
 from worker.dialects.base import HttpError
-from worker.dialects.table import DialectTable
+from worker.dialects.table import DialectTable, plain_path
 from worker.metrics import ServerMetrics
 from worker.server.browsers import BrowserRules
 from worker.server.keys import Keys
@@ -56,7 +56,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["path"] = path = _plain_path(scope["path"])
+        scope["path"] = path = plain_path(scope["path"])
         passing = _Passing(scope, send)
         method = scope["method"]
         if method == "HEAD":  # the answer of GET; the connection leaves its body out
@@ -164,11 +164,6 @@ class _Passing:
             path,
             extra={"request": self._id, **facts},
         )
-
-
-def _plain_path(path: str) -> str:
-    """Without a slash at the end or twice in a row: clients join an address and a route in every way."""
-    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 def headers_of(error: WorkerError) -> dict[str, str]:

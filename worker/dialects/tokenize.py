@@ -1,0 +1,66 @@
+"""vLLM's `POST /tokenize`: the token ids of a prompt, or of messages with pictures and videos. The model is not run."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from worker.core.contract import ChatRequest, Counted, Message, Reply, Text
+from worker.core.errors import InputInvalid
+from worker.core.safe_json import JsonObject
+from worker.dialects.base import BoundedText, Dialect, ReplyBody
+from worker.dialects.openai_chat import OpenAIBody, parse_chat
+from worker.dialects.openai_reply import FAULTS, OpenAIFault
+from worker.dialects.validation import validated
+
+
+class TokenizeBody(OpenAIBody):
+    """A prompt as it is, or messages as in a chat completion."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: None = None  # type: ignore[assignment]
+    prompt: BoundedText = Field(min_length=1, repr=False)
+    add_special_tokens: bool | None = None  # these families put none before a prompt
+    return_token_strs: Literal[False] | None = None
+
+
+class TokenizeReply(ReplyBody):
+    """The tokens of the prompt as the model would read it."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: None
+
+
+def _parse(body: JsonObject) -> ChatRequest:
+    """Raises InputInvalid, MediaParamInvalid."""
+    if body.get("return_token_strs"):
+        detail = "is not supported: decode the ids with the model's tokenizer"
+        raise InputInvalid(where="return_token_strs", detail=detail)
+    if body.get("messages") is not None:
+        return parse_chat(body).model_copy(update={"counts_only": True, "stream": False})
+    form = validated(TokenizeBody, body)
+    message = Message(role="user", parts=(Text(text=form.prompt),))
+    return ChatRequest(messages=(message,), is_raw=True, counts_only=True, model=form.model)
+
+
+def _reply(outcome: Reply) -> JsonObject:
+    assert isinstance(outcome, Counted), "all that is asked for is a count"
+    head = {"count": outcome.prompt_tokens, "max_model_len": outcome.max_model_len}
+    return {**head, "tokens": list(outcome.tokens), "token_strs": None}
+
+
+DIALECT = Dialect(
+    name="tokenize",
+    about="vLLM's tokenize: the token ids of a prompt or of messages",
+    route="/tokenize",
+    parse=_parse,
+    reply=_reply,
+    refuse=FAULTS.refuse,
+    http_error=FAULTS.http_error,
+    body=TokenizeBody,
+    reply_model=TokenizeReply,
+    fault=OpenAIFault,
+    example={"prompt": "Who are you?"},
+)
