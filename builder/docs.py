@@ -28,6 +28,15 @@ from worker.prompt.builder import PromptBuilder
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CASES = ROOT / "tests" / "cases"
+# Where the examples of an API format stand, if not on the page of the worker's own.
+PAGES = {
+    "openai_completions": "other-apis.md",
+    "openai_responses": "other-apis.md",
+    "anthropic_messages": "other-apis.md",
+    "anthropic_count": "other-apis.md",
+    "tokenize": "other-apis.md",
+    "vllm_job": "coming-from-worker-vllm.md",
+}
 ALBUM_SEED = 2024
 
 
@@ -147,7 +156,7 @@ def main() -> None:
     write(DOCS / "costs.md", "costs", costs.table())
     write(DOCS / "architecture.md", "dependencies", dependencies.table())
     for path in sorted(CASES.glob("*/*.json")):
-        write(DOCS / "api.md", f"{path.parent.name}/{path.stem}", example(path))
+        write(DOCS / PAGES.get(path.parent.name, "api.md"), f"{path.parent.name}/{path.stem}", example(path))
     (DOCS / "pictures").mkdir(exist_ok=True)
     write_test_input()
     write(ROOT / "README.md", "run", first_run())

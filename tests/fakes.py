@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.core.contract import ChatRequest, Done, Event, FinishReason, Media, MediaInfo, Opened, Picture, Piece, Usage
+from worker.core.contract import (
+    ChatRequest,
+    Done,
+    Event,
+    FinishReason,
+    Media,
+    MediaInfo,
+    Opened,
+    Picture,
+    Piece,
+    Stop,
+    Usage,
+)
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
 from worker.core.errors import WorkerError
@@ -25,6 +37,7 @@ class FakeEngine:
 
     pieces: Sequence[str] = ("A ", "cat.")
     reason: FinishReason = "stop"
+    stop: Stop | None = None
     usage: Usage = USAGE
     error: Exception | None = None
     media: tuple[MediaInfo, ...] = ()
@@ -59,11 +72,11 @@ class FakeEngine:
     ) -> AsyncGenerator[Event, None]:
         self.asked.append(request)
         try:
-            for piece in self.pieces:
-                yield Piece(text=piece)
+            for index, piece in enumerate(self.pieces):
+                yield Piece(text=piece, usage=self.usage.model_copy(update={"completion_tokens": index + 1}))
             if self.error is not None:
                 raise self.error
-            yield Done(reasons=(self.reason,), usage=self.usage, media=self.media)
+            yield Done(reasons=(self.reason,), stops=(self.stop,), usage=self.usage, media=self.media)
         finally:
             self.num_closed += 1
             on_usage(self.usage)

@@ -35,7 +35,7 @@ def outputs(body: object, engine: FakeEngine | None = None, opener: FakeOpener |
 def test_the_case_is_answered_to_the_byte(path: Path) -> None:
     case = json.loads(path.read_text(encoding="utf-8"))
     says = case["model"]
-    engine = FakeEngine(pieces=says["pieces"], reason=says["finish_reason"], usage=Usage(**says["usage"]))
+    engine = FakeEngine(says["pieces"], says["finish_reason"], says.get("stop"), Usage(**says["usage"]))
     assert outputs(case["input"], engine) == case["outputs"]
 
 

@@ -286,7 +286,9 @@ def test_a_named_dialect_takes_precedence_over_the_table(body: dict[str, Any], n
 
 @pytest.mark.parametrize("name", ["", "qwen", 3, None, "openai_models", "__init__"])
 def test_a_dialect_that_is_not_there_is_refused_with_those_that_are(name: object) -> None:
-    with pytest.raises(InputInvalid, match=r"dialect: .*one of bot_group, bot_private, chat_vl, generate, native"):
+    with pytest.raises(
+        InputInvalid, match=r"dialect: .*one of anthropic_count, .*bot_group, bot_private, chat_vl, generate, native"
+    ):
         DIALECTS.choose({"dialect": name, "prompt": "x"})
 
 

@@ -100,7 +100,11 @@ REFUSED = {
     "structural tags": (openai, {"structured_outputs": {"structural_tag": "x"}}, "structural_tag: is not supported"),
     "an unknown form": (openai, {"structured_outputs": {"jsn": {}}}, "did you mean json?"),
     "no choice": (openai, {"guided_choice": []}, "guided_choice: must not be empty"),
-    "native, OpenAI's name": (native, {"response_format": {}, "image": "x"}, "write json_schema with the schema itself"),
+    "native, OpenAI's name": (
+        native,
+        {"response_format": {}, "image": "x"},
+        "write json_schema with the schema itself",
+    ),
     "two tools of one name": (openai, {"tools": [ZOOM, ZOOM]}, "tools[1].function.name: two tools have the same"),
     "a tool of another type": (openai, {"tools": [{"type": "web_search"}]}, "tools[0].type: must be 'function'"),
     "a name with blanks": (openai, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "function.name"),

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from builder import architecture, costs, dependencies
+from builder.docs import PAGES
 from worker.core import error_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 CASES = sorted((ROOT / "tests" / "cases").glob("*/*.json"))
 
 
@@ -25,7 +25,8 @@ def part(text: str, name: str) -> str:
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_examples_of_the_api_are_the_cases_of_the_tests(path: Path) -> None:
     case = json.loads(path.read_text(encoding="utf-8"))
-    shown = part(API, f"{path.parent.name}/{path.stem}")
+    page = ROOT / "docs" / PAGES.get(path.parent.name, "api.md")
+    shown = part(page.read_text(encoding="utf-8"), f"{path.parent.name}/{path.stem}")
     blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)\n```", shown, re.DOTALL)]
     texts = re.findall(r"```\n(.*?)\n```", shown, re.DOTALL)
     assert case["about"] in shown

@@ -32,9 +32,9 @@ from worker.dialects.openai_reply import (
     OpenAIFault,
     chat_usage,
     head_of,
-    sse,
     with_usage,
 )
+from worker.dialects.sse import data_event
 from worker.dialects.validation import validated
 
 MAX_TOKENS = 16  # the API's default
@@ -154,7 +154,7 @@ class CompletionWriter:
             case Start():
                 return []
             case Piece():
-                return [sse(self._chunk(event.index, event.text, event.usage, event.logprobs))]
+                return [data_event(self._chunk(event.index, event.text, event.usage, event.logprobs))]
             case Done():
                 chunks = [self._chunk(index, "", event.usage) for index in range(len(event.reasons))]
                 for index, reason in enumerate(event.reasons):
@@ -164,7 +164,7 @@ class CompletionWriter:
                 if self._meta.include_usage:
                     head = head_of(self._meta, _KIND, "cmpl")
                     chunks.append({**head, "choices": [], "usage": chat_usage(event.usage)})
-                return ["".join(sse(chunk) for chunk in chunks) + END]
+                return ["".join(data_event(chunk) for chunk in chunks) + END]
 
     def _chunk(self, index: int, text: str, usage: Usage | None, logprobs: tuple[TokenLogprob, ...] = ()) -> JsonObject:
         told = self._logprobs[index].told(logprobs)

@@ -76,7 +76,7 @@ class ResponseFormat(Body):
         if self.type == "json_schema":
             if self.json_schema is None or self.json_schema.schema_ is None:
                 raise InputInvalid(where=f"{where}.json_schema.schema", detail="is required")
-            yield _schema(self.json_schema.schema_, f"{where}.json_schema.schema")
+            yield schema_constraint(self.json_schema.schema_, f"{where}.json_schema.schema")
 
 
 class StructuredOutputs(Body):
@@ -123,7 +123,7 @@ def constraints(
     other fields. Raises InputInvalid."""
     found: Any = getattr(body, schema)
     if found is not None:
-        yield _schema(found, place + schema.rstrip("_"), whitespace)
+        yield schema_constraint(found, place + schema.rstrip("_"), whitespace)
     if (pattern := getattr(body, f"{prefix}regex")) is not None:
         yield Constraint(kind="regex", text=pattern, where=f"{place}{prefix}regex")
     if (choices := getattr(body, f"{prefix}choice")) is not None:
@@ -145,5 +145,6 @@ def only_one(asked: Iterator[Constraint]) -> Constraint | None:
     return found[0] if found else None
 
 
-def _schema(schema: JsonObject | bool, where: str, whitespace: str | None = None) -> Constraint:
+def schema_constraint(schema: JsonObject | bool, where: str, whitespace: str | None = None) -> Constraint:
+    """That the answer is JSON of the schema. where: its place in the request. Raises InputInvalid."""
     return Constraint(kind="json_schema", text=prepared(schema, where), whitespace=whitespace, where=where)

@@ -1,6 +1,6 @@
 """Messages in a body: a role and content, a string or a list of blocks."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
@@ -135,22 +135,33 @@ class Turn(Body):
 ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 
 
-def spoken(turns: Sequence[Turn], roles: Mapping[str, Role] = ROLES) -> Iterator[Message]:
-    """The turns of a body's `messages` as messages, results in the order of the calls. roles: the contract's, by the
-    body's. Raises InputInvalid."""
+# Of a list of blocks, or of each of them.
+Place = str | tuple[str, ...]
+
+
+def in_messages(index: int, field: str) -> Place:
+    """The place of a field of a turn in a body's `messages`."""
+    return f"messages[{index}].{field}"
+
+
+def spoken(
+    turns: Sequence[Turn], roles: Mapping[str, Role] = ROLES, place: Callable[[int, str], Place] = in_messages
+) -> Iterator[Message]:
+    """The turns of a body as messages, results in the order of the calls. roles: the contract's, by the body's; place:
+    of a turn's field in the body. Raises InputInvalid."""
     for index, turn in _in_call_order(turns):
-        role, where = roles[turn.role], f"messages[{index}]"
+        role, content_at, calls_at = roles[turn.role], place(index, "content"), str(place(index, "tool_calls"))
         if turn.content is None and role not in ("assistant", "tool"):
-            raise InputInvalid(where=f"{where}.content", detail="must be a string or a list of content blocks")
+            raise InputInvalid(where=str(content_at), detail="must be a string or a list of content blocks")
         if turn.tool_calls and role != "assistant":
-            raise InputInvalid(where=f"{where}.tool_calls", detail="is only for messages with the role assistant")
+            raise InputInvalid(where=calls_at, detail="is only for messages with the role assistant")
         said = turn.refusal if turn.content is None and role == "assistant" else turn.content
-        parts = () if said is None else message(role, said, f"{where}.content").parts
+        parts = () if said is None else message(role, said, content_at).parts
         yield Message(
             role=role,
             parts=parts,
             reasoning=(turn.reasoning_content or turn.reasoning) if role == "assistant" else None,
-            tool_calls=calls(turn.tool_calls or (), f"{where}.tool_calls"),
+            tool_calls=calls(turn.tool_calls or (), calls_at),
         )
 
 
@@ -181,11 +192,13 @@ def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:
     return kept
 
 
-def message(role: Role, content: str | list[Block], where: str) -> Message:
-    """A message of the contract; `where` is the place of its content in the body. Raises InputInvalid."""
+def message(role: Role, content: str | list[Block], where: Place) -> Message:
+    """A message of the contract; `where` is the place of its content in the body, or of each block of it. Raises
+    InputInvalid."""
     if isinstance(content, str):
         return Message(role=role, parts=(Text(text=content),))
-    parts = tuple(_part(block, f"{where}[{index}]") for index, block in enumerate(content))
+    places = where if isinstance(where, tuple) else [f"{where}[{index}]" for index in range(len(content))]
+    parts = tuple(_part(block, at) for block, at in zip(content, places, strict=True))
     for part in parts:
         if isinstance(part, Media) and role not in ("user", "tool"):
             raise InputInvalid(

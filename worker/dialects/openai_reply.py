@@ -12,6 +12,7 @@ from worker.dialects.base import Chunk, HttpError, ReplyBody
 from worker.dialects.chat_vl import TokenUsage, token_usage
 from worker.dialects.media_report import media_report
 from worker.dialects.sampling_fields import logprobs
+from worker.dialects.sse import data_event
 from worker.dialects.tool_fields import CallWriter
 
 _CHUNK = "chat.completion.chunk"
@@ -20,7 +21,6 @@ END = "data: [DONE]\n\n"
 _CODES = {
     "MODEL_NOT_FOUND": "model_not_found",
     "PROMPT_TOO_LONG": "context_length_exceeded",
-    "KEY_INVALID": "invalid_api_key",
 }
 # The API knows no end by time.
 REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
@@ -129,9 +129,11 @@ class ChunkWriter:
             case Start():
                 opening = {"role": "assistant", "content": ""}
                 chunks = [self._chunk(opening, index, event.usage) for index in range(meta.num_answers)]
-                return ["".join(sse(chunk) for chunk in chunks)]
+                return ["".join(data_event(chunk) for chunk in chunks)]
             case Piece():
-                return [sse(self._chunk(self._delta(event), event.index, event.usage, _logprobs(event.logprobs)))]
+                return [
+                    data_event(self._chunk(self._delta(event), event.index, event.usage, _logprobs(event.logprobs)))
+                ]
             case Done():
                 chunks = [self._chunk({}, index, event.usage) for index in range(len(event.reasons))]
                 for chunk, reason, stop in zip_longest(chunks, event.reasons, event.stops):
@@ -139,7 +141,7 @@ class ChunkWriter:
                 chunks[-1] |= {**media_report(event.media), "timing": event.timing}
                 if meta.include_usage:
                     chunks.append({**head_of(meta, _CHUNK), "choices": [], "usage": chat_usage(event.usage)})
-                return ["".join(sse(chunk) for chunk in chunks) + END]
+                return ["".join(data_event(chunk) for chunk in chunks) + END]
 
     def _chunk(
         self, delta: JsonObject, index: int, usage: Usage | None, logprobs: JsonObject | None = None
@@ -176,7 +178,7 @@ class Faults:
     def refuse(self, error: WorkerError, is_stream: bool) -> list[Chunk]:
         """What ends a job that failed: the API's error object, as an event where the body asked for a stream."""
         shown = self.shown(error)
-        return [sse(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
+        return [data_event(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
 
     def http_error(self, error: WorkerError, _: str | None) -> HttpError:
         """The API's error object. A picture that is no picture is a bad request to its clients: they do not try
@@ -220,8 +222,3 @@ def with_usage(chunk: JsonObject, meta: Meta, usage: Usage | None) -> JsonObject
     if not meta.include_usage:
         return chunk
     return {**chunk, "usage": chat_usage(usage) if meta.continuous_usage and usage is not None else None}
-
-
-def sse(value: JsonObject) -> str:
-    """A server-sent event without a name."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

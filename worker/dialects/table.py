@@ -10,6 +10,7 @@ from typing import Literal
 from worker.core.errors import InputInvalid, InputNotObject, RouteUnknown, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects import (
+    anthropic_messages,
     bot,
     chat_vl,
     completions,
@@ -18,6 +19,7 @@ from worker.dialects import (
     openai_chat,
     openai_models,
     recognize,
+    responses,
     tokenize,
     vllm_job,
 )
@@ -171,6 +173,9 @@ DIALECTS = DialectTable(
         openai_models.DIALECT,
         completions.DIALECT,
         tokenize.DIALECT,
+        responses.DIALECT,
+        anthropic_messages.DIALECT,
+        anthropic_messages.COUNT,
         chat_vl.DIALECT,
         recognize.DIALECT,
         generate.DIALECT,

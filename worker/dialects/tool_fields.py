@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -60,37 +60,46 @@ class ToolFields(Body):
 
     def offered(self) -> Tools:
         """The same in the contract's terms. Raises InputInvalid."""
-        tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        names = [tool.name for tool in tools]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise InputInvalid(where=f"tools[{index}].function.name", detail="two tools have the same name")
-        if sum(len(tool.definition) for tool in tools) > MAX_SCHEMA_BYTES:
-            raise InputInvalid(where="tools", detail=f"have more than {MAX_SCHEMA_BYTES} characters")
-        choice = _CHOICE.get(self.tool_choice or "auto")
-        named = self.tool_choice if choice is None else None
-        if named is not None and named not in names:
-            raise InputInvalid(where="tool_choice.function.name", detail="must be the name of one of the tools")
-        if choice == "required" and not tools:
-            raise InputInvalid(where="tool_choice", detail="needs tools to choose from")
-        return Tools(
-            offered=tools,
-            choice=choice or "auto",
-            named=named,
-            is_parallel=self.parallel_tool_calls is not False,
-        )
+        functions = {f"tools[{index}]": tool.function for index, tool in enumerate(self.tools or ())}
+        return offered(functions, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
 
-def _tool(tool: ToolBody, where: str) -> Tool:
+def offered(
+    functions: Mapping[str, FunctionBody],
+    asked: str | None,
+    *,
+    is_parallel: bool,
+    inside: str = ".function",
+    schema: str = "parameters",
+) -> Tools:
+    """Tools by their places in the body. asked: the choice, or the name of the tool that is named; inside: where a
+    tool's fields stand, in it and in the choice; schema: the field that has its parameters. Raises InputInvalid."""
+    tools = tuple(_tool(body, where, inside, schema) for where, body in functions.items())
+    names = [tool.name for tool in tools]
+    for index, tool in enumerate(tools):
+        if tool.name in names[:index]:
+            raise InputInvalid(where=f"{tool.where}{inside}.name", detail="two tools have the same name")
+    if sum(len(tool.definition) for tool in tools) > MAX_SCHEMA_BYTES:
+        raise InputInvalid(where="tools", detail=f"have more than {MAX_SCHEMA_BYTES} characters")
+    choice = _CHOICE.get(asked or "auto")
+    named = asked if choice is None else None
+    if named is not None and named not in names:
+        raise InputInvalid(where=f"tool_choice{inside}.name", detail="must be the name of one of the tools")
+    if choice == "required" and not tools:
+        raise InputInvalid(where="tool_choice", detail="needs tools to choose from")
+    return Tools(offered=tools, choice=choice or "auto", named=named, is_parallel=is_parallel)
+
+
+def _tool(body: FunctionBody, where: str, inside: str, schema: str) -> Tool:
     """As the client wrote it, without what only this worker is told."""
-    function = tool.function.model_dump(include=set(_FUNCTION_FIELDS), exclude_none=True)
+    function = body.model_dump(include=set(_FUNCTION_FIELDS), exclude_none=True)
     definition = json.dumps({"type": "function", "function": function}, ensure_ascii=False)
-    _check_parameters(tool.function.parameters or {}, f"{where}.function.parameters")
+    _check_parameters(body.parameters or {}, f"{where}{inside}.{schema}")
     if not is_unicode(definition):
         raise InputInvalid(where=where, detail="must be of valid Unicode")
-    if tool.function.strict:
-        prepared(tool.function.parameters or {}, f"{where}.function.parameters")
-    return Tool(name=tool.function.name, definition=definition, is_strict=tool.function.strict or False, where=where)
+    if body.strict:
+        prepared(body.parameters or {}, f"{where}{inside}.{schema}")
+    return Tool(name=body.name, definition=definition, is_strict=body.strict or False, where=where)
 
 
 def _check_parameters(schema: JsonObject, where: str) -> None:

@@ -26,7 +26,7 @@ def conversation_text(request: ChatRequest, template: ChatTemplate, marked: Mark
     if (tools or is_spoken) and not template.knows_tools:
         messages, tools = with_tools_as_text(messages, tools), []
     variables: dict[str, Any] = dict(request.template)
-    if unread := [name for name in variables if not template.reads(name)]:
+    if unread := [name for name, value in variables.items() if value is not False and not template.reads(name)]:
         log.info("the chat template does not read: %s", ", ".join(unread))
     if tools:
         variables["tools"] = tools

@@ -25,6 +25,7 @@ from worker.server.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 5
+ID_HEADERS = ("x-request-id", "request-id")  # OpenAI's name and Anthropic's
 PASSING = (429, 502, 503, 504)
 PING, PLAYGROUND = "/ping", "/playground"
 OPEN_PATHS = frozenset({"/", PING, PLAYGROUND})  # answered without a key
@@ -148,7 +149,8 @@ class _Passing:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._id
+            for name in ID_HEADERS:
+                MutableHeaders(scope=message)[name] = self._id
         await self._send(message)
 
     def tell(self, method: str) -> None:
