@@ -362,3 +362,105 @@ def test_a_picture_may_keep_its_colors_as_stored() -> None:
 def test_an_address_with_blanks_before_it_is_one(text: str) -> None:
     [media] = parse({"prompt": "x", "image": text}).media
     assert media.source == Url(url=text)
+
+
+def chat(*content: Any, **body: Any) -> ChatRequest:
+    said = {"messages": [{"role": "user", "content": list(content) or "hello"}], **body}
+    return parse({"openai_route": "/v1/chat/completions", "openai_input": said})
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "https://a.test/x.png"}}
+VIDEO = {"type": "video_url", "video_url": {"url": "https://a.test/x.mp4"}}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image_url", "image_url": "https://a.test/x.png"},
+        {"type": "image_url", "image_url": {"url": "https://a.test/x.png", "detail": None}},
+        {"type": "image_url", "image_url": {"url": "https://a.test/x.png", "detail": "original"}, "text": None},
+        {"type": "image_url", "image_url": {"url": "https://a.test/x.png"}, "uuid": "cat-1"},
+        {"type": "image_url", "image_url": {"url": "https://a.test/x.png"}, "cache_control": {"type": "ephemeral"}},
+    ],
+)
+def test_clients_dump_and_decorate_their_blocks(block: dict[str, Any]) -> None:
+    assert chat(block).media == chat(PICTURE).media
+
+
+def test_hints_to_other_servers_caches_are_named_as_ignored() -> None:
+    block = {"type": "text", "text": "hello", "cache_control": {"type": "ephemeral"}}
+    assert chat(block).ignored == ("messages[].content[].cache_control",)
+    assert parse({"messages": [{"role": "user", "content": [block]}]}).texts == ("hello",)
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"content": None}, ()),
+        ({"content": []}, ()),
+        ({}, ()),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, ("no",)),
+        ({"content": None, "refusal": "no"}, ("no",)),
+        ({"content": "yes", "refusal": None}, ("yes",)),
+    ],
+)
+def test_an_assistants_turn_may_be_empty_or_a_refusal(turn: dict[str, Any], words: tuple[str, ...]) -> None:
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", **turn}, {"role": "user", "content": "b"}]
+    request = parse({"openai_route": "/v1/chat/completions", "openai_input": {"messages": said}})
+    assert tuple(part.text for part in request.messages[1].parts if isinstance(part, Text)) == words
+
+
+def test_the_processors_own_names_for_sizes_and_frames_take_effect() -> None:
+    kwargs = {"fps": 2, "do_sample_frames": True, "size": {"shortest_edge": 3136, "longest_edge": 100352}, "x": None}
+    picture, video = chat(PICTURE, VIDEO, mm_processor_kwargs=kwargs).media
+    assert picture.controls == Controls(shortest_edge=3136, longest_edge=100352)
+    assert video.controls == Controls(fps=2.0, shortest_edge=3136, longest_edge=100352)
+    [video] = chat(VIDEO, mm_processor_kwargs={"num_frames": 8, "do_sample_frames": False}).media
+    assert video.controls == Controls(nframes=8)
+    with pytest.raises(InputInvalid, match="do_sample_frames: false needs the number of frames"):
+        chat(VIDEO, mm_processor_kwargs={"do_sample_frames": False})
+    frames = {"type": "video", "video": ["AA", "AA"]}
+    assert chat(frames, mm_processor_kwargs={"do_sample_frames": False, "fps": 2}).media
+    with pytest.raises(InputInvalid, match=r"mm_processor_kwargs\.size\.longest_edgee: unknown field: did you mean"):
+        chat(PICTURE, mm_processor_kwargs={"size": {"longest_edgee": 5}})
+
+
+def test_nulls_are_absent_wherever_kwargs_are_given() -> None:
+    request = chat(
+        VIDEO,
+        mm_processor_kwargs={"fps": None, "size": {"shortest_edge": None}},
+        media_io_kwargs={"video": {"num_frames": None}, "image": None},
+        chat_template_kwargs={"enable_thinking": None},
+        stream_options={"include_usage": None},
+    )
+    assert (request.media[0].controls, request.template) == (Controls(), ())
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"tools": 5}, "tools"),
+        ({"logit_bias": {"5": "x"}}, "logit_bias.5"),
+        ({"stop": [["x"]]}, "stop[0]"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"chat_template_kwargs": {"enable_thinking": []}}, "chat_template_kwargs.enable_thinking"),
+        ({"structured_outputs": {"json": []}}, "structured_outputs.json"),
+        ({"mm_processor_kwargs": {"size": 5}}, "mm_processor_kwargs.size"),
+        ({"stream_options": {"include_usage": 5}}, "stream_options.include_usage"),
+    ],
+)
+def test_a_place_has_steps_of_the_body_alone(body: dict[str, Any], place: str) -> None:
+    with pytest.raises(InputInvalid) as failed:
+        chat(**body)
+    assert failed.value.where == place
+
+
+def test_a_call_with_arguments_of_another_kind_is_named_without_its_types() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "x", "arguments": 5}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with pytest.raises(InputInvalid) as failed:
+        parse({"openai_route": "/v1/chat/completions", "openai_input": {"messages": [turn]}})
+    assert failed.value.where == "messages[0].tool_calls[0].function.arguments"

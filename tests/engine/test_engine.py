@@ -15,7 +15,15 @@ from tests.engine.serving import CPU, Serve
 from tests.fakes import cancelled_while_delivering
 from worker.core.contract import ChatRequest, Done, Event, Message, Piece, Text
 from worker.core.deadline import Deadline
-from worker.core.errors import DeadlineExceeded, EngineStopped, InternalError, PromptTooLong, QueueFull, WorkerError
+from worker.core.errors import (
+    DeadlineExceeded,
+    EngineStopped,
+    InputInvalid,
+    InternalError,
+    PromptTooLong,
+    QueueFull,
+    WorkerError,
+)
 from worker.core.settings import Settings
 from worker.engine import continuous_batch
 from worker.engine.detokenizer import TextStream
@@ -56,7 +64,47 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine: Engine) -> 
     whole, _ = text_and_end(engine, ask("Who are you?"))
     stopped, end = text_and_end(engine, ask("Who are you?", stop=("vision", "never")))
     assert stopped == whole.split("vision")[0]
-    assert end.reasons == ("stop",)
+    assert (end.reasons, end.stops) == (("stop",), ("vision",))
+
+
+def test_a_stop_string_is_part_of_the_answer_where_that_is_asked_for(engine: Engine) -> None:
+    whole, _ = text_and_end(engine, ask("Who are you?"))
+    stopped, end = text_and_end(engine, ask("Who are you?", stop=("never", "vision"), keeps_stop=True))
+    assert stopped == whole.split("vision")[0] + "vision"
+    assert end.stops == ("vision",)
+
+
+def test_it_says_which_token_of_the_request_ended_an_answer(engine: Engine, tiny: LoadedModel) -> None:
+    [vision] = tiny.spec.tokenizer.encode(" vision")
+    _, end = text_and_end(engine, ask("Who are you?", stop_token_ids=(vision,)))
+    assert (end.reasons, end.stops) == (("stop",), (vision,))
+    _, end = text_and_end(engine, ask("Who are you?"))
+    assert (end.reasons, end.stops) == (("stop",), (None,))
+
+
+def test_pieces_say_what_was_used_so_far(engine: Engine) -> None:
+    *pieces, end = asyncio.run(events(engine, ask("Who are you?")))
+    assert isinstance(end, Done)
+    used = [piece.usage for piece in pieces if isinstance(piece, Piece) and piece.usage is not None]
+    assert len(used) == len(pieces) > 0
+    assert {usage.prompt_tokens for usage in used} == {end.usage.prompt_tokens}
+    counts = [usage.completion_tokens for usage in used]
+    assert counts == sorted(counts)
+    assert counts[-1] <= end.usage.completion_tokens
+
+
+def test_a_raw_prompt_with_the_template_written_by_hand_is_answered_as_a_message(engine: Engine) -> None:
+    asked = ask("Who are you?")
+    by_hand = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+    raw = Shown(ask(by_hand).request.model_copy(update={"is_raw": True}), ())
+    assert engine.builder.build(raw.request, ()).ids == engine.builder.build(asked.request, ()).ids
+    assert text_and_end(engine, raw)[0] == text_and_end(engine, asked)[0]
+
+
+def test_a_raw_prompt_that_shows_a_picture_without_one_is_refused(engine: Engine) -> None:
+    raw = ask("<|vision_start|><|image_pad|><|vision_end|>").request.model_copy(update={"is_raw": True})
+    with pytest.raises(InputInvalid, match="prompt: has the place of an image"):
+        engine.builder.build(raw, ())
 
 
 def sampled(seed: int | None) -> Shown:
@@ -222,8 +270,8 @@ class Faults:
         faults = self
 
         class Failing(TextStream):
-            def __init__(self, tokenizer: Any, stops: Any) -> None:
-                super().__init__(tokenizer, stops)
+            def __init__(self, tokenizer: Any, stops: Any, *, keeps_stop: bool) -> None:
+                super().__init__(tokenizer, stops, keeps_stop=keeps_stop)
                 self.is_marked, self.num_calls = MARK_STOP in stops, 0
 
             def push(self, token: int) -> str:

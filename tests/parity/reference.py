@@ -161,11 +161,13 @@ def their_frames(controls: dict[str, Any], count: int, rate: float) -> list[int]
     return [int(index) for index in torch.linspace(first, last, number).round()]
 
 
-def their_video(pair: Both, frames: list[np.ndarray], indices: list[int], rate: float, total: int) -> dict[str, Any]:
+def their_video(
+    pair: Both, frames: list[np.ndarray], indices: list[int], rate: float, total: int, **options: Any
+) -> dict[str, Any]:
     """What transformers' processor makes of frames that are chosen already."""
     chosen = torch.from_numpy(np.stack([frames[index] for index in indices])).permute(0, 3, 1, 2)
     metadata = VideoMetadata(total_num_frames=total, fps=rate, frames_indices=list(indices))
-    more: dict[str, Any] = {"video_metadata": [metadata], "do_sample_frames": False}
+    more: dict[str, Any] = {"video_metadata": [metadata], "do_sample_frames": False, **options}
     if pair.family == "qwen2_5_vl":
         span = (indices[-1] - indices[0]) / rate / max(1, len(indices) - 1)
         more["fps"] = 1 / span

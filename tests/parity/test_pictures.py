@@ -71,6 +71,20 @@ def test_sizes_with_controls_are_those_of_qwen_vl_utils(pair: Both, index: int) 
     assert (ours.height, ours.width) == theirs
 
 
+@pytest.mark.parametrize("index", range(40))
+def test_the_size_of_a_call_means_what_it_means_to_the_processor(pair: Both, index: int) -> None:
+    rng = random.Random(index)
+    rules = pair.model.spec.preprocessor
+    height, width = rng.choice(sizes(80)[10:])
+    least = rng.randrange(4, 300) * rules.factor**2
+    bounds = {"shortest_edge": least, "longest_edge": least + rng.randrange(10, 1500) * rules.factor**2}
+    ours = image_size(height, width, rules, FAR, Controls(**bounds))
+    image = Image.new("RGB", (width, height))
+    theirs = pair.processor.image_processor(images=[image], size=bounds, return_tensors="pt")
+    _, rows, columns = theirs["image_grid_thw"][0].tolist()
+    assert (ours.height // rules.patch, ours.width // rules.patch) == (rows, columns)
+
+
 @pytest.mark.parametrize("size", [(480, 640), (333, 517), (1080, 1920), (64, 48), (2000, 300), (1536, 1024)])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_ids_and_pixels_are_the_processors(pair: Both, size: tuple[int, int], form: str) -> None:

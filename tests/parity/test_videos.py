@@ -103,6 +103,19 @@ def test_ids_grids_and_pixels_are_the_processors(pair: Both, files: dict[str, by
     assert far <= 1.01 * LEVEL * 0.5 / min(pair.model.spec.preprocessor.std)
 
 
+@pytest.mark.parametrize("longest", [20_000, 200_000])
+def test_the_size_of_a_call_means_what_it_means_to_the_processor(
+    pair: Both, files: dict[str, bytes], longest: int
+) -> None:
+    name = next(iter(FILES))
+    bounds = {"shortest_edge": 4096, "longest_edge": longest}
+    frames, rate = frames_of(files[name])
+    indices = their_frames({}, len(frames), rate)
+    theirs = their_video(pair, frames, indices, rate, len(frames), size=bounds)
+    made = prompt(pair.model, "video", files[name], Controls(**bounds))
+    assert made.items[0].patches.grid == tuple(theirs["video_grid_thw"][0].tolist())
+
+
 def told(pair: Both, ids: Sequence[int]) -> list[float]:
     """The seconds that a prompt names."""
     text = pair.model.spec.tokenizer.decode(ids, with_special=True)

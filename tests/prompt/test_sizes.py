@@ -4,6 +4,7 @@ import random
 
 import pytest
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_smart_resize
 
 from worker.checkpoint.family_rules import QWEN2_VL_PIXELS
 from worker.checkpoint.preprocessor import PreprocessorConfig, read_preprocessor
@@ -94,3 +95,17 @@ def test_a_video_stays_within_what_was_asked_for(controls: dict[str, int]) -> No
     size = video_size(16, 1080, 1920, REAL, 16_384, Controls(**controls))
     assert size.height * size.width <= controls.get("max_pixels", 10**9)
     assert size.height * size.width * 16 / REAL.temporal <= controls.get("total_pixels", 10**9)
+
+
+@pytest.mark.parametrize("index", range(40))
+def test_the_size_of_a_call_bounds_pictures_and_videos_as_the_processors_do(index: int) -> None:
+    rng = random.Random(index)
+    height, width = rng.randint(40, 2000), rng.randint(40, 2000)
+    least = rng.randint(2, 60) * 32 * 32
+    most = least + rng.randint(10, 4000) * 32 * 32
+    controls = Controls(shortest_edge=least, longest_edge=most)
+    assert image_size(height, width, REAL, UNLIMITED, controls) == Size(*smart_resize(height, width, 32, least, most))
+    frames = rng.choice((2, 4, 16, 64))
+    capped = max(min(768 * 32 * 32, most // frames), int(least * 1.05)) * frames
+    expected = video_smart_resize(frames, height, width, 2, 32, least, capped)
+    assert video_size(frames, height, width, REAL, UNLIMITED, controls) == Size(*expected)

@@ -34,6 +34,7 @@ from worker.dialects.openai_reply import (
     head_of,
     with_usage,
 )
+from worker.dialects.sampling_fields import MAX_ALTERNATIVES
 from worker.dialects.sse import data_event
 from worker.dialects.validation import validated
 
@@ -102,10 +103,12 @@ def parse_completion(body: JsonObject) -> ChatRequest:
 
 
 def _with_chat_logprobs(body: JsonObject) -> JsonObject:
-    """This API's `logprobs` is how many likely tokens to name."""
+    """This API's `logprobs` is how many likely tokens to name. Raises InputInvalid."""
     count = body.get("logprobs")
     if not isinstance(count, int) or isinstance(count, bool):
         return body
+    if not 0 <= count <= MAX_ALTERNATIVES:
+        raise InputInvalid(where="logprobs", detail=f"must be from 0 to {MAX_ALTERNATIVES}")
     return {**body, "logprobs": True, "top_logprobs": count}
 
 

@@ -8,7 +8,7 @@ Source: worker-vllm's README and handler at 2.25, and at 2.23 for the older fiel
 
 from typing import Any
 
-from worker.core.contract import Answer, ChatRequest, Meta
+from worker.core.contract import Answer, ChatRequest, Meta, StreamEvent
 from worker.core.errors import InputInvalid, WorkerError
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
@@ -101,9 +101,20 @@ def _shape(answer: Answer) -> JsonObject:
     return {**shown, "usage": usage}
 
 
-def _writer(meta: Meta) -> Writer:
-    """Server-sent events, as the current worker-vllm yields them."""
-    return ChunkWriter(meta) if meta.echo["is_chat"] else CompletionWriter(meta)
+class JobWriter:
+    """Server-sent events, as the current worker-vllm yields them; a job that fails has an error of its own, too."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._inner: Writer = ChunkWriter(meta) if meta.echo["is_chat"] else CompletionWriter(meta)
+
+    def feed(self, event: StreamEvent) -> list[Chunk]:
+        return self._inner.feed(event)
+
+    def flush(self) -> list[Chunk]:
+        return self._inner.flush()
+
+    def fail(self, error: WorkerError) -> list[Chunk]:
+        return _refuse(error, True)
 
 
 def _refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
@@ -117,7 +128,7 @@ DIALECT = Dialect(
     claims=claims,
     parse=_parse,
     reply=answers_only(_shape),
-    writer=_writer,
+    writer=JobWriter,
     refuse=_refuse,
     body=OpenAIBody,
 )

@@ -180,7 +180,7 @@ class PromptBuilder:
         InputInvalid."""
         mark = self._control.mark_for(request.texts)
         if request.is_raw:
-            return "".join(request.texts), mark
+            return self._raw("".join(request.texts)), mark
         rendered = conversation_text(request, self._spec.template, lambda text: self._control.marked(text, mark))
         temporal, span = self._spec.preprocessor.temporal, self._spec.tokens.video_span
         videos = [patch_times(entry.times, temporal) for entry in shown if entry.kind == "video"]
@@ -189,6 +189,12 @@ class PromptBuilder:
             raise _not_shown("videos", len(pieces) - 1, len(videos))
         texts = [self._spec.family.video_text(times).replace(VIDEO_SPAN, span) for times in videos]
         return pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True)), mark
+
+    def _raw(self, text: str) -> str:
+        """Raises InputInvalid."""
+        if any(pad in text for pad in (self._spec.tokens.image_pad, self._spec.tokens.video_pad)):
+            raise InputInvalid(where="prompt", detail="has the place of an image or video: send those in messages")
+        return text
 
     def _positions(self, ids: torch.Tensor, shown: Sequence[_Shown]) -> tuple[torch.Tensor, int]:
         """M-RoPE positions, for families with untimed spans by the seconds of a video's temporal patches."""
