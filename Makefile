@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 TORCH ?= auto
 PARITY := .venv-parity
 CLIENTS := .venv-clients
+OPEN_WEBUI := .venv-open-webui
 
 .PHONY: help run quick test check docs image-test parity clients fuzz
 FUZZ_S ?= 180
@@ -41,7 +42,7 @@ image-test: $(READY)  ## build the Dockerfile for real and ask the image a quest
 parity: $(PARITY)/.ready  ## compare images and videos with the references, in an environment of their own
 	$(PARITY)/bin/python -m pytest -o addopts= -o filterwarnings= -q tests/parity tests/models/test_published.py --all-models
 
-clients: $(READY) $(CLIENTS)/.ready  ## run client libraries for Python and JavaScript against the HTTP server
+clients: $(READY) $(CLIENTS)/.ready $(if $(WITH_OPEN_WEBUI),$(OPEN_WEBUI)/.ready)  ## run client libraries and gateways against the HTTP server; WITH_OPEN_WEBUI=1: Open WebUI too, 2.9 GB
 	$(BIN)/python -m pytest -o addopts= -q tests/clients
 
 fuzz: $(READY)  ## coverage-guided fuzzing of the opening of images and videos, FUZZ_S seconds
@@ -70,8 +71,16 @@ $(PARITY)/.ready: requirements.txt requirements-parity.txt
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	@touch $@
 
-$(CLIENTS)/.ready: requirements-clients.txt tests/clients/js/package-lock.json
+$(CLIENTS)/.ready: requirements-clients.txt requirements-clients-openai2.txt tests/clients/js/package-lock.json
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-clients.txt
+	$(PYTHON) -m venv $(CLIENTS)-openai2
+	$(CLIENTS)-openai2/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-clients-openai2.txt
 	npm ci --prefix tests/clients/js --silent --no-audit --no-fund
+	@touch $@
+
+$(OPEN_WEBUI)/.ready:
+	$(PYTHON) -m venv $(OPEN_WEBUI)
+	$(OPEN_WEBUI)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OPEN_WEBUI)/bin/python -m pip install --quiet --disable-pip-version-check open-webui==0.12.4
 	@touch $@

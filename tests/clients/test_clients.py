@@ -17,20 +17,34 @@ import pytest
 from PIL import Image
 
 from builder.tiny_model.scenes import Background, Scene, Thing, draw
-from tests.clients.with_python import CLIENTS
+from tests.clients import with_other_apis, with_python
 from tests.server.servers import process
 
 HERE = Path(__file__).parent
-PYTHON = HERE.parents[1] / ".venv-clients" / "bin" / "python"
+ROOT = HERE.parents[1]
 GREY = Background((200, 200, 205), (190, 190, 190), 0.5, 0, 0.0)
 NUMBER_AT = (0.3, 0.3)
 # What a number is read with; the others ask for a red circle.
 WITH_TOOLS = (
     *("openai tools", "LangChain bind_tools", "openai-agents over litellm, a tool that returns an image"),
-    *("openai runTools", "AI SDK tools"),
+    *("openai runTools", "AI SDK tools", "openai responses tools", "anthropic tools"),
+    *("openai-agents Responses, a tool that returns an image", "AI SDK responses tools"),
+    *("AI SDK responses tools, streamed", "AI SDK anthropic tools, streamed"),
 )
-IN_JAVASCRIPT = ("openai parse", "openai runTools", "AI SDK generateObject", "AI SDK tools")
-ALL = [*(("Python", name) for name in CLIENTS), *(("JavaScript", name) for name in IN_JAVASCRIPT)]
+I_AM = "I am a tiny vision model. I know simple shapes, colors and numbers."
+# What is said in words.
+IN_WORDS = {
+    "litellm over Anthropic's API": "A red circle at the center.",
+    "litellm fallback": "from the larger one",
+    "LlamaIndex complete": [I_AM, I_AM],
+    "LlamaIndex chat": "A red circle at the center.",
+}
+IN_JAVASCRIPT = (
+    *("openai parse", "openai runTools", "AI SDK generateObject", "AI SDK tools", "AI SDK responses generateObject"),
+    *("AI SDK responses tools", "AI SDK responses tools, streamed", "AI SDK anthropic tools, streamed"),
+)
+IN_PYTHON = (*with_python.CLIENTS, *with_other_apis.CLIENTS, *with_other_apis.OPENAI2)
+ALL = [*(("Python", name) for name in IN_PYTHON), *(("JavaScript", name) for name in IN_JAVASCRIPT)]
 
 
 def data_uri(image: Image.Image) -> str:
@@ -56,7 +70,10 @@ def base_url() -> Iterator[str]:
 
 def said(kind: str, name: str, base_url: str) -> Any:
     """What a library's client printed."""
-    command = [str(PYTHON), "with_python.py"] if kind == "Python" else ["node", "js/clients.mjs"]
+    environment = ".venv-clients-openai2" if name in with_other_apis.OPENAI2 else ".venv-clients"
+    script = "with_python.py" if name in with_python.CLIENTS else "with_other_apis.py"
+    python = str(ROOT / environment / "bin" / "python")
+    command = [python, script] if kind == "Python" else ["node", "js/clients.mjs"]
     done = subprocess.run(
         [*command, name, base_url, CIRCLE, NUMBER],
         cwd=HERE,
@@ -70,7 +87,12 @@ def said(kind: str, name: str, base_url: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("kind", "name"), [one for one in ALL if one[1] not in WITH_TOOLS])
+@pytest.mark.parametrize(("kind", "name"), [one for one in ALL if one[1] in IN_WORDS])
+def test_what_is_said_is_true(kind: str, name: str, base_url: str) -> None:
+    assert said(kind, name, base_url) == IN_WORDS[name]
+
+
+@pytest.mark.parametrize(("kind", "name"), [one for one in ALL if one[1] not in (*WITH_TOOLS, *IN_WORDS)])
 def test_an_answer_becomes_an_object_that_is_true(kind: str, name: str, base_url: str) -> None:
     assert said(kind, name, base_url) == {"shape": "circle", "color": "red"}
 
@@ -85,6 +107,6 @@ def test_a_tool_is_called_and_its_result_answered(kind: str, name: str, base_url
 
 
 def test_the_document_lists_every_client() -> None:
-    page = (HERE.parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
     for kind, name in ALL:
         assert f"| {kind} | {name} |" in page, name

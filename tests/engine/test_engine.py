@@ -129,8 +129,17 @@ def test_without_a_seed_answers_differ(engine: Engine) -> None:
 
 @pytest.mark.parametrize("sampling", [{"max_tokens": 1_000_000}, {"max_tokens": 4096}])
 def test_what_can_never_fit_is_refused_with_the_numbers(engine: Engine, sampling: dict[str, Any]) -> None:
-    with pytest.raises(PromptTooLong, match=r"\d+ \+ \d+ tokens, limit 4096"):
+    with pytest.raises(PromptTooLong, match=r"length is 4096 tokens, the prompt has \d+ and max_tokens asks for \d+"):
         text_and_end(engine, ask("Hello", **sampling))
+
+
+def test_the_length_is_lowered_to_what_fits_where_that_is_asked_for(engine: Engine) -> None:
+    shown = ask("Who are you?", max_tokens=64_000, fits_context=True)
+    text, end = text_and_end(engine, shown)
+    assert text.startswith("I am")
+    assert end.reasons == ("stop",)
+    with pytest.raises(PromptTooLong):
+        text_and_end(engine, ask("word " * 5000, max_tokens=64_000, fits_context=True))
 
 
 def test_a_prompt_that_is_too_long_is_refused(engine: Engine) -> None:

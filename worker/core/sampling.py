@@ -24,13 +24,15 @@ class Constraint(Value):
 class Sampling(Value):
     """How tokens are chosen. None takes the checkpoint's default; temperature 0 is greedy.
 
-    n: answers to the one prompt. logprobs: None for no log-probabilities, else how many of the likeliest tokens to
-    name beside the chosen one. logit_bias: token ids with what is added to their logits. keeps_stop: the stop string
-    that ends an answer is part of it. constraint: the form of the answer; of a model that thinks, what follows its
-    thinking. thinking_budget: tokens after which the thinking is ended; None: no limit.
+    fits_context: max_tokens is lowered to what fits behind the prompt. n: answers to the one prompt. logprobs: None for
+    no log-probabilities, else how many of the likeliest tokens to name beside the chosen one. logit_bias: token ids
+    with what is added to their logits. keeps_stop: the stop string that ends an answer is part of it. constraint: the
+    form of the answer; of a model that thinks, what follows its thinking. thinking_budget: tokens after which the
+    thinking is ended; None: no limit.
     """
 
     max_tokens: int | None = None
+    fits_context: bool = False
     min_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None

@@ -66,7 +66,12 @@ def _parse(body: JsonObject, form: type[CountBody]) -> ChatRequest:
         "thinking_budget": asked.thinking_budget if budget is None else budget,
     }
     sampling = asked.model_copy(update=update).sampling(only_one(asked.forms()))
-    more = {"sampling": sampling, "max_seconds": asked.max_seconds, "stream": asked.stream or False}
+    # The API demands max_tokens, so clients send what their largest models can say.
+    more = {
+        "sampling": sampling.model_copy(update={"fits_context": True}),
+        "max_seconds": asked.max_seconds,
+        "stream": asked.stream or False,
+    }
     return request.model_copy(update=more)
 
 

@@ -211,6 +211,9 @@ class Engine:
         limit = self._spec.max_model_len
         room = limit - len(prompt.ids)
         wanted = sampling.max_tokens or max(1, min(self._default_max_tokens(prompt, sampling), room))
+        if sampling.fits_context and wanted > 1:
+            held = self._scheduler.max_positions(len(prompt.ids), sampling.n) - len(prompt.ids)
+            wanted = max(1, min(wanted, room, held))
         if wanted > room:
             asked = f"the prompt has {len(prompt.ids)} and max_tokens asks for {wanted}: lower it to {room}"
             raise PromptTooLong(detail=f"{context_length(limit)}, {asked}")

@@ -1,8 +1,10 @@
 // Client libraries for JavaScript against a running server: see ../test_clients.py.
 //
 // clients.mjs NAME BASE_URL PICTURE NUMBER prints what came back as JSON.
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, stepCountIs, tool } from "ai";
+import { generateObject, generateText, stepCountIs, streamText, tool } from "ai";
 import OpenAI from "openai";
 import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
@@ -25,12 +27,39 @@ const compatible = createOpenAICompatible({
   supportsStructuredOutputs: true,
 });
 
+const openai = createOpenAI({ baseURL, apiKey: "k1" });  // its default is Responses
+const anthropic = createAnthropic({ baseURL, apiKey: "k1" });
+
 const messages = (question, url) => [
   { role: "user", content: [{ type: "image_url", image_url: { url } }, { type: "text", text: question }] },
 ];
 const parts = (question, url) => [
   { role: "user", content: [{ type: "image", image: url }, { type: "text", text: question }] },
 ];
+
+// A tool is called and its result answered, in two steps.
+const withTool = async (generate, provider) => {
+  let box = null;
+  const result = await generate({
+    model: provider(MODEL),
+    messages: parts(ZOOM, number),
+    temperature: 0,
+    maxRetries: 0,
+    stopWhen: stepCountIs(2),
+    tools: {
+      zoom: tool({
+        description: "Look at a part of the picture.",
+        inputSchema: Box,
+        execute: async (given) => {
+          box = given.box;
+          return "The number 42.";
+        },
+      }),
+    },
+  });
+  const answer = await result.text;
+  return { box, answer };
+};
 
 const clients = {
   async "openai parse"() {
@@ -74,25 +103,26 @@ const clients = {
     return object;
   },
   async "AI SDK tools"() {
-    let box = null;
-    const { text } = await generateText({
-      model: compatible(MODEL),
-      messages: parts(ZOOM, number),
+    return await withTool(generateText, compatible);
+  },
+  async "AI SDK responses generateObject"() {
+    const { object } = await generateObject({
+      model: openai(MODEL),
+      schema: Thing,
+      messages: parts(QUESTION, picture),
       temperature: 0,
       maxRetries: 0,
-      stopWhen: stepCountIs(2),
-      tools: {
-        zoom: tool({
-          description: "Look at a part of the picture.",
-          inputSchema: Box,
-          execute: async (given) => {
-            box = given.box;
-            return "The number 42.";
-          },
-        }),
-      },
     });
-    return { box, answer: text };
+    return object;
+  },
+  async "AI SDK responses tools"() {
+    return await withTool(generateText, openai);
+  },
+  async "AI SDK responses tools, streamed"() {
+    return await withTool(streamText, openai);
+  },
+  async "AI SDK anthropic tools, streamed"() {
+    return await withTool(streamText, anthropic);
   },
 };
 
