@@ -28,6 +28,10 @@ def endpoint(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> runpod.Endp
     return runpod.Endpoint("ep")
 
 
+WHO = [{"role": "user", "content": "Who are you?"}]
+BY_HAND = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_a_plain_job_through_the_client_of_the_platform(endpoint: Any) -> None:
     [reply] = endpoint.run_sync(QUESTION, timeout=PATIENCE_S)
     assert "vision model" in reply["text"]
@@ -66,6 +70,41 @@ def test_the_openai_client_on_the_openai_route(platform: Platform) -> None:
         assert [model.id for model in client.models.list()] == ["tiny-qwen3-vl"]
         parts = client.chat.completions.create(model="tiny-qwen3-vl", messages=messages, stream=True)
         assert "vision model" in "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+
+
+VLLM_JOBS: list[tuple[dict[str, Any], str]] = [
+    ({"messages": WHO, "sampling_params": {"temperature": 0, "max_tokens": 64}}, "message"),
+    ({"prompt": "Who are you?", "apply_chat_template": True, "sampling_params": {"temperature": 0}}, "message"),
+    ({"prompt": BY_HAND, "sampling_params": {"temperature": 0, "max_tokens": 64}}, "text"),
+    ({"route": "/v1/chat/completions", "method": "POST", "body": {"messages": WHO, "temperature": 0}}, "message"),
+    ({"route": "/v1/completions", "body": {"prompt": BY_HAND, "temperature": 0, "max_tokens": 64}}, "text"),
+    ({"openai_route": "/v1/chat/completions", "openai_input": {"messages": WHO, "temperature": 0}}, "message"),
+    ({"model": "tiny-qwen3-vl", "messages": WHO, "max_completion_tokens": 64, "temperature": 0}, "message"),
+]
+
+
+@pytest.mark.parametrize(("job", "field"), VLLM_JOBS)
+def test_the_documented_calls_of_worker_vllm_are_answered(endpoint: Any, job: dict[str, Any], field: str) -> None:
+    [told] = endpoint.run_sync(job, timeout=30)
+    [choice] = told["choices"]
+    words = choice["text"] if field == "text" else choice["message"]["content"]
+    assert words == "I am a tiny vision model. I know simple shapes, colors and numbers."
+    assert choice.get("tokens", [words]) == [words]
+    assert told["usage"]["total_tokens"] == told["usage"]["prompt_tokens"] + told["usage"]["completion_tokens"]
+
+
+def test_a_stream_of_worker_vllm_is_openais_events_as_text(endpoint: Any) -> None:
+    job = endpoint.run({"messages": WHO, "sampling_params": {"temperature": 0}, "stream": True})
+    events = "".join(job.stream()).split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks).startswith("I am a tiny")
+    assert events[-2:] == ["data: [DONE]", ""]
+
+
+def test_models_are_listed_as_a_job(endpoint: Any) -> None:
+    for job in ({"openai_route": "/v1/models"}, {"route": "/v1/models", "method": "GET"}):
+        [told] = endpoint.run_sync(job, timeout=30)
+        assert [model["id"] for model in told["data"]] == ["tiny-qwen3-vl"]
 
 
 def test_a_stream_is_sent_in_few_chunks(platform: Platform) -> None:

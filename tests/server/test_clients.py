@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -138,6 +139,31 @@ def test_the_client_for_javascript(real: str) -> None:
     }
     assert (said["heard"], said["cut"]) == (2, "APIUserAbortError")
     until_idle(real)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Who are you?"}]}),
+        ("/v1/completions", {"prompt": "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n"}),
+        ("/v1/responses", {"input": "Who are you?"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "Who are you?"}]}),
+    ],
+)
+def test_curl_of_http_1_0_reads_every_format(real: str, path: str, body: dict[str, Any], *, stream: bool) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    sent = json.dumps({**body, "temperature": 0, "max_tokens": 64, "stream": stream})
+    head = [curl, "--silent", "--fail-with-body", "--max-time", "30", "--http1.0", "-H", "X-API-Key: k1"]
+    told = subprocess.run(
+        [*head, "-H", "content-type: application/json", "-d", sent, f"{real}{path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "vision model" in "".join(re.findall(r'"(?:text|content|delta)": ?"([^"]*)"', told))
 
 
 def test_curl_sends_a_form(real: str, tmp_path: Path) -> None:
