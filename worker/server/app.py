@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from worker.core.errors import InternalError, WorkerError
-from worker.core.http_errors import MethodNotAllowed
+from worker.core.http_errors import HttpMalformed, MethodNotAllowed
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.dialects.base import Dialect
@@ -150,7 +150,7 @@ def _add_errors(app: FastAPI, dialects: DialectTable, server_metrics: ServerMetr
             response = refusal(request, MethodNotAllowed(detail=f"it accepts {allowed}"))
             response.headers["allow"] = allowed
             return response
-        return JSONResponse({"detail": str(error.detail)}, error.status_code, error.headers)
+        return refusal(request, HttpMalformed() if error.status_code < 500 else InternalError())
 
     async def show_fault(request: Request, _: Exception) -> Response:
         return refusal(request, InternalError())
