@@ -32,6 +32,7 @@ CASES = ROOT / "tests" / "cases"
 PAGES = {
     "openai_completions": "other-apis.md",
     "openai_responses": "other-apis.md",
+    "openai_responses_count": "other-apis.md",
     "anthropic_messages": "other-apis.md",
     "anthropic_count": "other-apis.md",
     "tokenize": "other-apis.md",

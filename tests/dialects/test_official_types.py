@@ -11,6 +11,7 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from openai.types import Completion, ErrorObject, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses.input_token_count_response import InputTokenCountResponse
 from pydantic import BaseModel, TypeAdapter
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("*/*.json"))
@@ -19,6 +20,7 @@ OBJECTS: dict[str, type[BaseModel]] = {
     "openai_models": Model,
     "openai_completions": Completion,
     "openai_responses": Response,
+    "openai_responses_count": InputTokenCountResponse,
     "anthropic_messages": Message,
     "anthropic_count": MessageTokensCount,
 }

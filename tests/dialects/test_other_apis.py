@@ -7,7 +7,14 @@ import pytest
 
 from tests.fakes import FakeEngine
 from tests.test_service import outputs
-from worker.core.contract import ChatRequest, Inline, Media, Message, Text, Url
+from worker.core.contract import (
+    ChatRequest,
+    Inline,
+    Media,
+    Message,
+    Text,
+    Url,
+)
 from worker.core.errors import InputError, OutOfMemory, RouteUnknown
 from worker.dialects.table import DIALECTS
 
@@ -121,7 +128,7 @@ def test_a_response_says_how_to_answer() -> None:
     assert request.sampling.constraint.where == "text.format.schema"
     assert request.template == (("enable_thinking", False),)
     assert (request.tools.named, [tool.name for tool in request.tools.offered]) == ("zoom", ["zoom"])
-    assert request.ignored == ("store",)
+    assert request.ignored == ("reasoning.summary", "store", "text.verbosity")
     assert request.echo["metadata"] == {"a": "b"}
 
 
@@ -205,7 +212,7 @@ def test_a_message_of_anthropics_says_how_to_answer() -> None:
     assert request.sampling.constraint is not None
     assert request.sampling.constraint.where == "output_config.format.schema"
     assert request.ignored == ("metadata",)
-    assert request.template == (("enable_thinking", False),)  # unless it is asked for
+    assert request.template == (("enable_thinking", False), ("reasoning_effort", "low"))  # unless it is asked for
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_a_last_message_of_the_assistant_is_the_beginning_of_the_answer() -> Non
         (heard({"type": "image", "source": {"type": "url"}}), "messages[0].content[0].source.url: is required"),
         (heard({"type": "document", "source": {"type": "base64"}}), "messages[0].content[0].source: must be plain"),
         (heard({"type": "video"}), "messages[0].content[0]: must be an object whose type"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]: must be a tool that"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]: must have a name and an"),
         ({"tools": [{"name": "x", "input_schema": {"type": "array"}}]}, "tools[0].input_schema.type: must be"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name: is required"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: must be the name of one of the tools"),
@@ -316,6 +323,10 @@ def test_what_contradicts_itself_in_a_job_is_refused(body: dict[str, Any], said:
         ({"route": "/v1/completions", "method": "POST", "body": {"prompt": "x"}}, "openai_completions"),
         ({"route": "/v1/chat/completions/", "body": {"messages": ASKED}}, "openai_chat"),
         ({"openai_route": "/v1//models/m"}, "openai_models"),
+        (
+            {"openai_route": "/v1/messages/count_tokens?beta=true", "openai_input": {"messages": ASKED}},
+            "anthropic_count",
+        ),
         ({"route": "/tokenize", "body": {"prompt": "x"}}, "tokenize"),
     ],
 )
@@ -337,8 +348,10 @@ def test_a_route_may_be_written_in_many_ways(envelope: dict[str, Any], name: str
         ({"openai_route": "/v1/responses/resp_1"}, "openai_route: no such route: nothing is kept here"),
         ({"route": "/chat/completions", "body": {}}, "route: no such route: did you mean /v1/chat/completions?"),
         ({"route": "/v1/chat/complitions", "body": {}}, "route: no such route: did you mean /v1/chat/completions?"),
-        ({"route": "/health"}, "route: no such route: GET / lists the routes"),
-        ({"openai_route": "/generate", "openai_input": {}}, "openai_route: no such route"),
+        ({"route": "/health"}, "route: no such route: a job cannot ask for it"),
+        ({"route": "/v1/none"}, "route: no such route: GET / lists the routes"),
+        ({"openai_route": "/generate", "openai_input": {}}, "openai_route: no such route: write it as route"),
+        ({"openai_route": "/v1/chat/completions/estimate"}, "openai_route: no such route: not served yet"),
         ({"route": 5}, "route: no such route"),
     ],
 )
@@ -375,3 +388,84 @@ def test_a_stream_that_fails_ends_in_its_formats_own_words() -> None:
 def test_media_in_every_format_has_its_place() -> None:
     [media] = responses(input=[{"role": "user", "content": [{"type": "input_video", "video_url": URL}]}]).media
     assert media == Media(kind="video", source=Url(url=URL), where="input[0].content[0]")
+
+
+def call_item(name: str, arguments: str = "{}") -> dict[str, Any]:
+    return {"type": "function_call", "call_id": name, "name": name, "arguments": arguments}
+
+
+def result_item(name: str) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": name, "output": name}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"type": "message", "role": "assistant", "content": "and"},
+        {"type": "reasoning", "id": "rs", "summary": []},
+        {"type": "reasoning", "id": "rs", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+    ],
+)
+def test_results_of_calls_stay_with_their_calls_whatever_stands_between(between: dict[str, Any]) -> None:
+    asked = {"role": "user", "content": "?"}
+    items = [asked, call_item("a"), between, call_item("b"), result_item("b"), result_item("a")]
+    _, turn, first, second = responses(input=items).messages
+    assert [call.name for call in turn.tool_calls] == ["a", "b"]
+    assert (first.role, shown(first), shown(second)) == ("tool", ["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("items", "place"),
+    [
+        ([{"type": "reasoning", "summary": []}, call_item("a"), call_item("b", "[")], "input[3].arguments"),
+        (
+            [
+                {"type": "reasoning", "summary": []},
+                {"role": "assistant", "content": [{"type": "input_image", "image_url": URL}]},
+            ],
+            "input[2].content[0]",
+        ),
+        ([{"role": "user", "content": "x" * 300_000}] * 2, "input"),
+    ],
+)
+def test_a_place_is_that_of_the_item(items: list[Any], place: str) -> None:
+    with pytest.raises(InputError) as failed:
+        responses(input=[{"role": "user", "content": "?"}, *items])
+    assert failed.value.where == place
+
+
+def test_instructions_and_messages_of_the_system_are_one_at_the_beginning() -> None:
+    said = [
+        {"role": "developer", "content": "Two."},
+        {"role": "user", "content": "?"},
+        {"role": "system", "content": "3"},
+    ]
+    one, user, later = responses(instructions="One.", input=said).messages
+    assert "".join(shown(one)) == "One.\n\nTwo."
+    assert (user.role, later.role, shown(later)) == ("user", "system", ["3"])
+    assert [message.role for message in responses().messages] == ["user"]
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "required", "any", "zoom"])
+def test_a_tool_may_have_any_name(name: str) -> None:
+    own = {"type": "function", "name": name}
+    tools: list[Any] = [{**own, "parameters": SCHEMA}]
+    assert responses(tools=tools, tool_choice=own).tools.named == name
+    chosen = {"type": "tool", "name": name}
+    assert anthropic(tools=[{"name": name, "input_schema": SCHEMA}], tool_choice=chosen).tools.named == name
+    function = {"type": "function", "function": {"name": name}}
+    asked = {"messages": ASKED, "tools": [function], "tool_choice": function}
+    assert parse({"openai_route": "/v1/chat/completions", "openai_input": asked}).tools.named == name
+
+
+def test_base64_is_base64_and_never_an_address() -> None:
+    part = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": URL}}
+    [media] = anthropic(**heard(part)).media
+    assert media.source == Inline(data=URL)
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    assert completion(add_special_tokens=True, best_of=2, n=2).sampling.n == 2
+    assert job(messages=ASKED, sampling_params={"n": 2, "best_of": 2}).sampling.n == 2
+    assert job(messages=ASKED, sampling_params={"logprobs": 2}).sampling.logprobs == 2
+    assert responses(reasoning={"effort": "max"}).template == (("reasoning_effort", "max"),)

@@ -101,6 +101,15 @@ def test_a_raw_prompt_with_the_template_written_by_hand_is_answered_as_a_message
     assert text_and_end(engine, raw)[0] == text_and_end(engine, asked)[0]
 
 
+def test_in_a_raw_prompt_nothing_is_told_apart_and_stop_strings_count_everywhere(engine: Engine) -> None:
+    by_hand = "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    shown = ask(by_hand, stop=("tiny",))
+    raw = Shown(shown.request.model_copy(update={"is_raw": True}), ())
+    text, end = text_and_end(engine, raw)
+    assert (end.stops, end.usage.reasoning_tokens) == (("tiny",), 0)
+    assert "tiny" not in text
+
+
 def test_a_raw_prompt_that_shows_a_picture_without_one_is_refused(engine: Engine) -> None:
     raw = ask("<|vision_start|><|image_pad|><|vision_end|>").request.model_copy(update={"is_raw": True})
     with pytest.raises(InputInvalid, match="prompt: has the place of an image"):

@@ -343,7 +343,8 @@ StreamEvent = Start | Piece | Done
 
 
 class Choice(Value):
-    """One of the answers to a request. reasoning: what the model thought before it; stop: see `Done`."""
+    """One of the answers to a request. reasoning: what the model thought before it; stop: see `Done`. pieces: the same
+    in the order in which it came."""
 
     text: str
     reason: FinishReason
@@ -351,6 +352,7 @@ class Choice(Value):
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     stop: Stop | None = None
+    pieces: tuple[Piece, ...] = Field((), repr=False)
 
 
 class Answer(Value):

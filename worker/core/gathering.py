@@ -15,6 +15,7 @@ class Gathered:
         self._reasoning: dict[int, list[str]] = defaultdict(list)
         self._calls: dict[int, list[ToolCall]] = defaultdict(list)
         self._logprobs: dict[int, list[TokenLogprob]] = defaultdict(list)
+        self._pieces: dict[int, list[Piece]] = defaultdict(list)
         self._done: Done | None = None
 
     def feed(self, event: StreamEvent) -> None:
@@ -24,6 +25,7 @@ class Gathered:
                 self._reasoning[event.index].append(event.reasoning)
                 self._calls[event.index] += event.tool_calls
                 self._logprobs[event.index] += event.logprobs
+                self._pieces[event.index].append(event)
             case Done():
                 self._done = event
             case Start():
@@ -41,6 +43,7 @@ class Gathered:
                 reasoning="".join(self._reasoning[index]),
                 tool_calls=tuple(self._calls[index]),
                 stop=dict(enumerate(self._done.stops)).get(index),
+                pieces=tuple(self._pieces[index]),
             )
             for index, reason in enumerate(self._done.reasons)
         )

@@ -57,6 +57,12 @@ class Tools(Value):
         return self.is_forced or any(tool.is_strict for tool in self.usable)
 
 
+class NamedTool(Value):
+    """The choice of one tool, which may have any name."""
+
+    name: str
+
+
 class ToolCall(Value):
     """A call of a tool. arguments: JSON of an object."""
 

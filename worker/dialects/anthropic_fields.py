@@ -12,7 +12,7 @@ from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, without_nulls
 from worker.dialects.constraint_fields import GuidedFields, Schema, StructuredOutputs, schema_constraint
 from worker.dialects.media_fields import MAX_FORMS
 from worker.dialects.prompt_fields import PromptFields
-from worker.dialects.sampling_fields import MaxTokens, SamplingFields, Stops, ThinkingBudget
+from worker.dialects.sampling_fields import Effort, MaxTokens, SamplingFields, Stops, ThinkingBudget
 from worker.dialects.tool_fields import MAX_TOOLS, FunctionBody, ToolName
 
 
@@ -165,7 +165,8 @@ class AnthropicTool(Part):
 def _own_tool(value: object) -> object:
     """What the API itself would run is not here."""
     if isinstance(value, dict) and value.get("type") not in (None, "custom"):
-        raise PydanticCustomError("own_tool", "must be a tool that the client runs: none is run here")
+        told = "must have a name and an input_schema: the API's own tools are not known here"
+        raise PydanticCustomError("own_tool", told)
     return without_nulls(value)
 
 
@@ -195,6 +196,7 @@ class OutputConfig(Part):
     """The API's newer place for it."""
 
     format: OutputFormat | None = None
+    effort: Effort | None = None
 
 
 class CountBody(PromptFields):

@@ -8,7 +8,7 @@ from worker.core.contract import ChatRequest, Message, Text
 from worker.core.errors import InputInvalid
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
-from worker.core.tools import Tools
+from worker.core.tools import NamedTool, ToolChoice, Tools
 from worker.dialects.anthropic_fields import (
     AnthropicBody,
     AnyPart,
@@ -34,12 +34,23 @@ from worker.dialects.anthropic_reply import (
 )
 from worker.dialects.base import Dialect, answers_only
 from worker.dialects.constraint_fields import only_one
-from worker.dialects.media_fields import UrlWithDetail
-from worker.dialects.messages import Block, ImageUrlBlock, Place, TextBlock, Turn, conversation, spoken
-from worker.dialects.openai_fields import MAX_NAMES_LOGGED
+from worker.dialects.media_fields import Base64Form, UrlWithDetail
+from worker.dialects.messages import (
+    Block,
+    ImageBlock,
+    ImageUrlBlock,
+    Place,
+    TextBlock,
+    Turn,
+    conversation,
+    spoken,
+    with_one_system,
+)
+from worker.dialects.openai_fields import MAX_NAMES_LOGGED, unread
 from worker.dialects.tool_fields import ToolCallBody, offered
 from worker.dialects.validation import validated
 
+_CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 # What changes an answer and is not built: what to do instead.
 _NOT_BUILT = {"mcp_servers": "offer their tools in tools", "container": "nothing is run here"}
 
@@ -51,7 +62,7 @@ def _parse(body: JsonObject, form: type[CountBody]) -> ChatRequest:
             raise InputInvalid(where=name, detail=f"this value is not supported: {instead}")
     asked = validated(form, body)
     request = ChatRequest(
-        messages=asked.seen(conversation(_messages(asked))),
+        messages=asked.seen(conversation(with_one_system(_messages(asked)))),
         template=_variables(asked),
         model=asked.model,
         ignored=_ignored(body, form),
@@ -81,7 +92,8 @@ def _variables(asked: CountBody) -> tuple[tuple[str, Any], ...]:
     wanted = thinks[None if asked.thinking is None else asked.thinking.type]
     if asked.enable_thinking is None and wanted is not None:
         asked = asked.model_copy(update={"enable_thinking": wanted})
-    return asked.variables()
+    config = asked.output_config if isinstance(asked, AnthropicBody) else None
+    return asked.variables(None if config is None else config.effort)
 
 
 def _continues(asked: CountBody) -> bool:
@@ -93,12 +105,14 @@ def _continues(asked: CountBody) -> bool:
 
 def _tools(asked: CountBody) -> Tools:
     choice = asked.tool_choice
-    name = None if choice is None else {"any": "required", "tool": choice.name}.get(choice.type, choice.type)
-    if choice is not None and choice.type == "tool" and name is None:
-        raise InputInvalid(where="tool_choice.name", detail="is required")
+    wanted: ToolChoice | NamedTool | None = None if choice is None else _CHOICES.get(choice.type)
+    if choice is not None and choice.type == "tool":
+        if choice.name is None:
+            raise InputInvalid(where="tool_choice.name", detail="is required")
+        wanted = NamedTool(name=choice.name)
     return offered(
         {f"tools[{index}]": tool.function() for index, tool in enumerate(asked.tools or ())},
-        name,
+        wanted,
         is_parallel=choice is None or not choice.disable_parallel_tool_use,
         inside="",
         schema="input_schema",
@@ -198,6 +212,8 @@ def _block(part: ShownPart, where: str) -> Block:
             found = getattr(part.source, field)
             if found is None:
                 raise InputInvalid(where=f"{where}.source.{field}", detail="is required")
+            if part.source.type == "base64":
+                return ImageBlock.model_construct(type="image", image=Base64Form.model_construct(base64=found))
             return ImageUrlBlock(type="image_url", image_url=UrlWithDetail(url=found))
 
 
@@ -208,7 +224,10 @@ def _turn(role: str, **fields: Any) -> Turn:
 
 def _ignored(body: JsonObject, form: type[CountBody]) -> tuple[str, ...]:
     known = form.model_fields.keys() | _NOT_BUILT.keys()
-    return tuple(sorted(shown_name(name) for name in body.keys() - known)[:MAX_NAMES_LOGGED])
+    names = {shown_name(name) for name in body.keys() - known}
+    names |= unread(body, "output_config", but=("format", "effort"))
+    names |= unread(body, "thinking", but=("type", "budget_tokens"))
+    return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
 _PICTURE = {"type": "image", "source": {"type": "url", "url": "https://example.org/shapes.png"}}

@@ -66,11 +66,14 @@ def shape(answer: Answer) -> JsonObject:
     """The API's object."""
     [choice], calls = answer.choices, CallWriter(answer.meta)
     content: list[JsonObject] = []
-    if choice.reasoning:
-        content.append(_thinking(choice.reasoning))
-    if choice.text or not (choice.reasoning or choice.tool_calls):
-        content.append({"type": "text", "text": choice.text})
-    content += [_tool_use(call, calls) for call in choice.tool_calls]
+    for piece in choice.pieces:
+        for kind, text in (("thinking", piece.reasoning), ("text", piece.text)):
+            if text and content and content[-1]["type"] == kind:
+                content[-1][kind] += text
+            elif text:
+                content.append(_thinking(text) if kind == "thinking" else {"type": "text", "text": text})
+        content += [_tool_use(call, calls) for call in piece.tool_calls]
+    content = content or [{"type": "text", "text": ""}]
     head = _head(answer.meta, content)
     ended = {**_ended(choice.reason, choice.stop), "usage": _usage(answer.usage)}
     return {**head, **ended, **media_report(answer.media), "timing": answer.timing}
@@ -199,5 +202,6 @@ def http_error(error: WorkerError, _: str | None) -> HttpError:
     status = 400 if isinstance(error, MediaError) and error.status < 500 else error.status
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     message = f"prompt is too long: {error.message}" if error.code == "PROMPT_TOO_LONG" else error.message
-    told = {"type": kind, "message": message, "param": error.where, "code": error.code}
+    param = error.where or ("messages" if error.code == "PROMPT_TOO_LONG" else None)
+    told = {"type": kind, "message": message, "param": param, "code": error.code}
     return HttpError(status, {"type": "error", "error": told})

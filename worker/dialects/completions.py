@@ -30,9 +30,9 @@ from worker.dialects.openai_reply import (
     ChatUsage,
     Faults,
     OpenAIFault,
+    UsageSoFar,
     chat_usage,
     head_of,
-    with_usage,
 )
 from worker.dialects.sampling_fields import MAX_ALTERNATIVES
 from worker.dialects.sse import data_event
@@ -83,7 +83,7 @@ class CompletionReply(ReplyBody):
 
 def parse_completion(body: JsonObject) -> ChatRequest:
     """A Completions body as a request. Raises InputInvalid."""
-    refuse_unbuilt(body)
+    refuse_unbuilt(body, taken=("add_special_tokens",))  # these families put none before a prompt
     if body.get("suffix"):
         raise InputInvalid(where="suffix", detail="is not supported: the model writes what follows a prompt")
     form = validated(CompletionBody, _with_chat_logprobs(body))
@@ -139,7 +139,7 @@ class _Logprobs:
         for token in tokens:
             shown["tokens"].append(token.chosen.text)
             shown["token_logprobs"].append(token.chosen.logprob)
-            shown["top_logprobs"].append({other.text: other.logprob for other in token.top})
+            shown["top_logprobs"].append({other.text: other.logprob for other in (*token.top, token.chosen)})
             shown["text_offset"].append(self._num_chars)
             self._num_chars += len(token.chosen.text)
         return shown if shown["tokens"] else None
@@ -151,6 +151,7 @@ class CompletionWriter:
     def __init__(self, meta: Meta) -> None:
         self._meta = meta
         self._logprobs = [_Logprobs() for _ in range(meta.num_answers)]
+        self._usage = UsageSoFar(meta)
 
     def feed(self, event: StreamEvent) -> list[Chunk]:
         match event:
@@ -173,7 +174,7 @@ class CompletionWriter:
         told = self._logprobs[index].told(logprobs)
         choice = {"text": text, "index": index, "logprobs": told, "finish_reason": None}
         chunk = {**head_of(self._meta, _KIND, "cmpl"), "choices": [choice]}
-        return with_usage(chunk, self._meta, usage)
+        return self._usage.put_into(chunk, usage)
 
     def flush(self) -> list[Chunk]:
         return []

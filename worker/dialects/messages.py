@@ -150,11 +150,11 @@ def spoken(
     """The turns of a body as messages, results in the order of the calls. roles: the contract's, by the body's; place:
     of a turn's field in the body. Raises InputInvalid."""
     for index, turn in _in_call_order(turns):
-        role, content_at, calls_at = roles[turn.role], place(index, "content"), str(place(index, "tool_calls"))
+        role, content_at, calls_at = roles[turn.role], place(index, "content"), place(index, "tool_calls")
         if turn.content is None and role not in ("assistant", "tool"):
             raise InputInvalid(where=str(content_at), detail="must be a string or a list of content blocks")
         if turn.tool_calls and role != "assistant":
-            raise InputInvalid(where=calls_at, detail="is only for messages with the role assistant")
+            raise InputInvalid(where=str(calls_at), detail="is only for messages with the role assistant")
         said = turn.refusal if turn.content is None and role == "assistant" else turn.content
         parts = () if said is None else message(role, said, content_at).parts
         yield Message(
@@ -181,14 +181,28 @@ def _in_call_order(turns: Sequence[Turn]) -> list[tuple[int, Turn]]:
     return sorted(enumerate(turns), key=lambda entry: keys[entry[0]])
 
 
-def conversation(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """The messages, if their text is not too long all in all. Raises InputInvalid."""
+def with_one_system(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages, those of the system at their beginning as one: there are templates that know no second one."""
+    words: list[Text] = []
+    for turn in messages:
+        if turn.role == "system" and words is not None:
+            words += [Text(text="\n\n")] if words else []
+            words += [part for part in turn.parts if isinstance(part, Text)]
+            continue
+        if words:
+            yield Message(role="system", parts=tuple(words))
+        words = None  # type: ignore[assignment]
+        yield turn
+
+
+def conversation(messages: Iterable[Message], where: str = "messages") -> tuple[Message, ...]:
+    """The messages, if their text is not too long all in all. where: the field that has them. Raises InputInvalid."""
     kept = tuple(messages)
     num_chars = sum(len(part.text) for turn in kept for part in turn.parts if isinstance(part, Text))
     num_chars += sum(len(turn.reasoning or "") for turn in kept)
     num_chars += sum(len(call.arguments) for turn in kept for call in turn.tool_calls)
     if num_chars > MAX_TEXT_CHARS:
-        raise InputInvalid(where="messages", detail=f"{num_chars} characters of text in total, limit {MAX_TEXT_CHARS}")
+        raise InputInvalid(where=where, detail=f"{num_chars} characters of text in total, limit {MAX_TEXT_CHARS}")
     return kept
 
 

@@ -4,7 +4,7 @@ Fields of the APIs that change an answer and are not built are refused unless th
 unknown are ignored and named in the log.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
@@ -20,7 +20,8 @@ from worker.dialects.sampling_fields import SamplingFields
 MAX_NAMES_LOGGED = 20
 
 # What changes an answer and is not built: the values that ask for nothing, and what to do instead of the others.
-NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
+Unbuilt = Mapping[str, tuple[tuple[Any, ...], str]]
+NOT_BUILT: Unbuilt = {
     "functions": ((None, []), "write tools"),
     "function_call": ((None, "none", "auto"), "write tool_choice"),
     "modalities": ((None, [], ["text"]), "only text is answered"),
@@ -106,8 +107,22 @@ def ignored(body: JsonObject, form: OpenAIFields, inside: Iterable[str] = ()) ->
     return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
-def refuse_unbuilt(body: JsonObject) -> None:
-    """Raises InputInvalid."""
-    for name, (harmless, instead) in NOT_BUILT.items():
-        if name in body and not any(type(body[name]) is type(one) and body[name] == one for one in harmless):
+def refuse_unbuilt(body: JsonObject, table: Unbuilt = NOT_BUILT, taken: tuple[str, ...] = ()) -> None:
+    """Raises InputInvalid for a field of the table with a value that would change an answer. taken: fields that change
+    none in this API."""
+    for name, (harmless, instead) in table.items():
+        value = body.get(name)
+        if name == "best_of" and value == body.get("n"):
+            continue  # none of them is left out
+        if name in body and name not in taken and not any(_is_same(value, one) for one in harmless):
             raise InputInvalid(where=name, detail=f"this value is not supported: {instead}")
+
+
+def unread(body: JsonObject, *names: str, but: Iterable[str] = ()) -> set[str]:
+    """Names of what objects in the body have and nobody reads. names: of those objects; but: what is read in them."""
+    inside = {name: value for name in names if isinstance(value := body.get(name), dict)}
+    return {f"{name}.{shown_name(inner)}" for name, value in inside.items() for inner in value.keys() - set(but)}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -122,6 +122,7 @@ class ChunkWriter:
     def __init__(self, meta: Meta) -> None:
         self._meta = meta
         self._calls = CallWriter(meta)
+        self._usage = UsageSoFar(meta)
 
     def feed(self, event: StreamEvent) -> list[Chunk]:
         meta = self._meta
@@ -148,7 +149,7 @@ class ChunkWriter:
     ) -> JsonObject:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         chunk = {**head_of(self._meta, _CHUNK), "choices": [choice]}
-        return with_usage(chunk, self._meta, usage)
+        return self._usage.put_into(chunk, usage)
 
     def _delta(self, piece: Piece) -> JsonObject:
         delta: JsonObject = _reasoning(piece.reasoning) if piece.reasoning else {}
@@ -217,8 +218,19 @@ def chat_usage(usage: Usage) -> JsonObject:
     }
 
 
-def with_usage(chunk: JsonObject, meta: Meta, usage: Usage | None) -> JsonObject:
-    """A chunk with `usage`, where the request asked for it: null in all but the last, or the tokens so far."""
-    if not meta.include_usage:
-        return chunk
-    return {**chunk, "usage": chat_usage(usage) if meta.continuous_usage and usage is not None else None}
+class UsageSoFar:
+    """`usage` in the chunks of a stream, where the request asked for it: null in all but the last, or the tokens so
+    far, which never become fewer though the pieces of several answers overtake each other."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._meta = meta
+        self._latest: Usage | None = None
+
+    def put_into(self, chunk: JsonObject, usage: Usage | None) -> JsonObject:
+        """The chunk with what is known by now."""
+        if not self._meta.include_usage:
+            return chunk
+        if usage is not None and (self._latest is None or usage.completion_tokens > self._latest.completion_tokens):
+            self._latest = usage
+        known = self._latest if self._meta.continuous_usage else None
+        return {**chunk, "usage": None if known is None else chat_usage(known)}

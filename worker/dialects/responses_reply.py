@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from worker.core.contract import Answer, Done, Meta, Piece, Start, StreamEvent, TokenLogprob, Usage
+from worker.core.contract import Answer, Done, Meta, Piece, Start, StreamEvent, Usage
 from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.tools import ToolCall
 from worker.dialects.base import Chunk, ReplyBody
 from worker.dialects.media_report import media_report
 from worker.dialects.openai_reply import Faults
-from worker.dialects.sampling_fields import logprobs
+from worker.dialects.sampling_fields import logprobs_of
 from worker.dialects.sse import named_event
 from worker.dialects.tool_fields import CallWriter
 
@@ -56,6 +56,13 @@ class ResponsesReply(ReplyBody):
     timing: dict[str, float]
 
 
+class ResponsesCount(ReplyBody):
+    """The tokens of an input."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class _Items:
     """Items of one response's output, with their ids."""
 
@@ -86,21 +93,13 @@ def _text_part(text: str, tokens: list[JsonObject]) -> JsonObject:
 
 
 def shape(answer: Answer) -> JsonObject:
-    """The API's object."""
-    [choice], items = answer.choices, _Items(answer.meta)
-    is_cut = choice.reason in ("length", "time")
-    output = []
-    if choice.reasoning:
-        content = [{"type": "reasoning_text", "text": choice.reasoning}]
-        output.append({**items.thought(), "status": "completed", "content": content})
-    if choice.text or not (choice.tool_calls or choice.reasoning):
-        parts = [_text_part(choice.text, logprobs(choice.logprobs))]
-        output.append({**items.message(), "status": "completed", "content": parts})
-    output += [items.call(call) for call in choice.tool_calls]
-    if is_cut:
-        output[-1]["status"] = "incomplete"
-    head = _response(answer.meta, "incomplete" if is_cut else "completed", output, answer.usage)
-    return {**head, **media_report(answer.media), "timing": answer.timing}
+    """The API's object: what its stream ends with."""
+    [choice], writer = answer.choices, EventWriter(answer.meta)
+    for piece in choice.pieces:
+        writer.feed(piece)
+    writer.feed(Done(reasons=(choice.reason,), usage=answer.usage, media=answer.media, timing=answer.timing))
+    assert writer.response is not None, "a Done ends it"
+    return writer.response
 
 
 def _response(meta: Meta, status: str, output: list[JsonObject], usage: Usage | None = None) -> JsonObject:
@@ -139,6 +138,7 @@ class EventWriter:
         self._text = ""
         self._tokens: list[JsonObject] = []
         self._is_open = False
+        self.response: JsonObject | None = None  # when it has ended
 
     def feed(self, event: StreamEvent) -> list[Chunk]:
         match event:
@@ -148,8 +148,8 @@ class EventWriter:
                 said = []
                 if event.reasoning:
                     said += self._grown("reasoning", event.reasoning)
-                if event.text or event.logprobs:
-                    said += self._grown("message", event.text, event.logprobs)
+                if event.text:
+                    said += self._grown("message", event.text, logprobs_of(event.text, event.logprobs))
                 for call in event.tool_calls:
                     said += self._called(call)
                 return ["".join(said)] if said else []
@@ -160,16 +160,15 @@ class EventWriter:
         response = _response(self._meta, "in_progress", [])
         return [self._event(f"response.{kind}", response=response) for kind in ("created", "in_progress")]
 
-    def _grown(self, kind: str, text: str, tokens: tuple[TokenLogprob, ...] = ()) -> list[str]:
+    def _grown(self, kind: str, text: str, told: list[JsonObject] | None = None) -> list[str]:
         """More of the item that is open, or of a new one."""
         said = [] if self._is_open and self._output[-1]["type"] == kind else [*self._closed(), *self._opened(kind)]
         self._text += text
         at = self._at_part()
         if kind == "reasoning":
             return [*said, self._event("response.reasoning_text.delta", **at, delta=text)]
-        told = logprobs(tokens)
-        self._tokens += told
-        return [*said, self._event("response.output_text.delta", **at, delta=text, logprobs=told)]
+        self._tokens += told or []
+        return [*said, self._event("response.output_text.delta", **at, delta=text, logprobs=told or [])]
 
     def _opened(self, kind: str) -> list[str]:
         item = self._items.thought() if kind == "reasoning" else self._items.message()
@@ -216,8 +215,8 @@ class EventWriter:
         said = [] if self._output else self._opened("message")  # an answer without a word has a message, too
         said += self._closed(status)
         response = _response(self._meta, status, self._output, done.usage)
-        response |= {**media_report(done.media), "timing": done.timing}
-        return [*said, self._event(f"response.{status}", response=response)]
+        self.response = {**response, **media_report(done.media), "timing": done.timing}
+        return [*said, self._event(f"response.{status}", response=self.response)]
 
     def _at(self) -> JsonObject:
         return {"output_index": len(self._output) - 1}

@@ -1,7 +1,7 @@
 """What a body may say about how tokens are chosen and for how long; log-probabilities as OpenAI's API writes them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -84,7 +84,7 @@ TemplateVariables = Annotated[
 
 
 # OpenAI's levels, and Qwen's.
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES), AfterValidator(_token_ids)
@@ -149,6 +149,20 @@ def logprobs(tokens: Iterable[TokenLogprob]) -> list[JsonObject]:
     return [
         {**_alternative(token.chosen), "top_logprobs": [_alternative(other) for other in token.top]} for token in tokens
     ]
+
+
+def logprobs_of(text: str, tokens: Sequence[TokenLogprob]) -> list[JsonObject]:
+    """Those of the tokens that are the text's, of more that were read with it: a thought, a call of a tool."""
+    joined = "".join(token.chosen.text for token in tokens)
+    begin = joined.rfind(text.strip())
+    if begin < 0:
+        return []
+    end, at, kept = begin + len(text.strip()), 0, []
+    for token in tokens:
+        if at < end and at + len(token.chosen.text) > begin:
+            kept.append(token)
+        at += len(token.chosen.text)
+    return logprobs(kept)
 
 
 def _alternative(token: TokenAlternative) -> JsonObject:

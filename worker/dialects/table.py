@@ -34,8 +34,8 @@ OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the
 
 
 def plain_path(path: str) -> str:
-    """Without a slash at the end or twice in a row: clients join an address and a route in every way."""
-    return "/" + "/".join(part for part in path.split("/") if part)
+    """Without a query, a slash at the end or twice in a row: clients join an address and a route in every way."""
+    return "/" + "/".join(part for part in path.partition("?")[0].split("/") if part)
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ class DialectTable:
         path = plain_path(route) if isinstance(route, str) else ""
         dialect = self.at(path)
         form: Literal["routed", "openai"] = "openai" if name == "openai_route" else "routed"
-        if dialect is None or (form == "openai" and not dialect.is_openai):
+        if dialect is None:
             return Call(otherwise, job_input, form, self.no_route(path, name))
+        if form == "openai" and not dialect.is_openai:
+            return Call(otherwise, job_input, form, RouteUnknown(where=name, detail="write it as route, beside body"))
         return Call(dialect, job_input, form)
 
     def no_route(self, path: str, where: str | None = None) -> RouteUnknown:
@@ -156,9 +158,13 @@ class DialectTable:
                 return dialect
         return None
 
+    def _above(self, path: str) -> Dialect | None:
+        """The dialect of a route that the path goes on from."""
+        return next((one for one in self if one.route is not None and path.startswith(f"{one.route}/")), None)
+
     def error_at(self, path: str, error: WorkerError, declared_type: str | None = None) -> HttpError:
         """An error as the clients of this path understand it."""
-        dialect = self.at(path) or (self._openai if path.startswith(OPENAI_PREFIX) else None)
+        dialect = self.at(path) or self._above(path) or (self._openai if path.startswith(OPENAI_PREFIX) else None)
         return plain_error(error) if dialect is None else dialect.http_error(error, declared_type)
 
 
@@ -174,6 +180,7 @@ DIALECTS = DialectTable(
         completions.DIALECT,
         tokenize.DIALECT,
         responses.DIALECT,
+        responses.COUNT,
         anthropic_messages.DIALECT,
         anthropic_messages.COUNT,
         chat_vl.DIALECT,

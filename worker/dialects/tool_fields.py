@@ -12,14 +12,13 @@ from worker.core.contract import Meta
 from worker.core.errors import InputInvalid
 from worker.core.json_schema import MAX_SCHEMA_BYTES, prepared
 from worker.core.safe_json import JsonObject, is_unicode, read_json
-from worker.core.tools import Tool, ToolCall, ToolChoice, Tools
+from worker.core.tools import NamedTool, Tool, ToolCall, ToolChoice, Tools
 from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText
 
 MAX_TOOLS = 128
 MAX_CALLS = 128
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}$"
 _FUNCTION_FIELDS = ("name", "description", "parameters")
-_CHOICE: dict[str, ToolChoice] = {"auto": "auto", "none": "none", "required": "required"}
 _CHOICES = 'must be "auto", "none", "required" or {"type": "function", "function": {"name": …}}'
 
 ToolName = Annotated[str, Field(pattern=_NAME)]
@@ -42,12 +41,12 @@ class ToolBody(Body):
 
 
 def _choice(value: object) -> object:
-    """The choice, or the name of the tool that is named."""
+    """The choice, or the tool that is named."""
     match value:
         case None | "auto" | "none" | "required":
             return value
         case {"function": {"name": str(name)}, **rest} if rest.get("type", "function") == "function":
-            return name
+            return NamedTool(name=name)
     raise PydanticCustomError("own_tool_choice", _CHOICES)
 
 
@@ -55,7 +54,7 @@ class ToolFields(Body):
     """The tools of a body, and how they are to be used."""
 
     tools: list[ToolBody] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
-    tool_choice: Annotated[str | None, BeforeValidator(_choice)] = None
+    tool_choice: Annotated[ToolChoice | NamedTool | None, BeforeValidator(_choice)] = None
     parallel_tool_calls: bool | None = None
 
     def offered(self) -> Tools:
@@ -66,13 +65,13 @@ class ToolFields(Body):
 
 def offered(
     functions: Mapping[str, FunctionBody],
-    asked: str | None,
+    asked: ToolChoice | NamedTool | None,
     *,
     is_parallel: bool,
     inside: str = ".function",
     schema: str = "parameters",
 ) -> Tools:
-    """Tools by their places in the body. asked: the choice, or the name of the tool that is named; inside: where a
+    """Tools by their places in the body. asked: the choice, or the tool that is named; inside: where a
     tool's fields stand, in it and in the choice; schema: the field that has its parameters. Raises InputInvalid."""
     tools = tuple(_tool(body, where, inside, schema) for where, body in functions.items())
     names = [tool.name for tool in tools]
@@ -81,8 +80,7 @@ def offered(
             raise InputInvalid(where=f"{tool.where}{inside}.name", detail="two tools have the same name")
     if sum(len(tool.definition) for tool in tools) > MAX_SCHEMA_BYTES:
         raise InputInvalid(where="tools", detail=f"have more than {MAX_SCHEMA_BYTES} characters")
-    choice = _CHOICE.get(asked or "auto")
-    named = asked if choice is None else None
+    named, choice = (asked.name, None) if isinstance(asked, NamedTool) else (None, asked)
     if named is not None and named not in names:
         raise InputInvalid(where=f"tool_choice{inside}.name", detail="must be the name of one of the tools")
     if choice == "required" and not tools:
@@ -127,14 +125,14 @@ class ToolCallBody(Body):
     function: Function
 
 
-def calls(bodies: Sequence[ToolCallBody], where: str) -> tuple[ToolCall, ...]:
-    """Calls that a client sends back. Raises InputInvalid."""
+def calls(bodies: Sequence[ToolCallBody], where: str | tuple[str, ...]) -> tuple[ToolCall, ...]:
+    """Calls that a client sends back. where: the place of their list, or of the arguments of each. Raises
+    InputInvalid."""
+    if isinstance(where, str):
+        where = tuple(f"{where}[{index}].function.arguments" for index in range(len(bodies)))
     return tuple(
-        ToolCall(
-            name=call.function.name,
-            arguments=_arguments(call.function.arguments, f"{where}[{index}].function.arguments"),
-        )
-        for index, call in enumerate(bodies)
+        ToolCall(name=call.function.name, arguments=_arguments(call.function.arguments, at))
+        for call, at in zip(bodies, where, strict=True)
     )
 
 

@@ -8,6 +8,10 @@ from worker.core.errors import RouteUnknown
 _NO = "not served by this model, which answers in words about texts, images and videos"
 # What to do, by the beginnings of paths.
 _INSTEAD = {
+    "not served yet: POST /tokenize counts the tokens of messages": ("/v1/chat/completions/estimate",),
+    "a job cannot ask for it: GET the endpoint's own /health, or the HTTP server's": (
+        *("/health", "/ping", "/metrics", "/version", "/load"),
+    ),
     f"embeddings are {_NO}": ("/v1/embeddings", "/embeddings"),
     f"scores and rankings are {_NO}": ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/pooling"),
     f"moderation and classes are {_NO}: ask for choice": ("/v1/moderations", "/classify"),
@@ -19,7 +23,7 @@ _INSTEAD = {
     f"training is {_NO}": ("/v1/fine_tuning",),
     "files are not kept here: send them within each request": ("/v1/files", "/v1/uploads", "/v1/vector_stores"),
     "batches are not kept here: send each request as a job of its own": ("/v1/batches", "/v1/messages/batches"),
-    "nothing is kept here: POST /v1/responses with the whole conversation": (
+    "nothing is kept here: send the whole conversation with each request": (
         *("/v1/assistants", "/v1/threads", "/v1/conversations", "/v1/responses", "/v1/chat/completions"),
     ),
     "write POST /v1/messages": ("/v1/complete",),

@@ -51,6 +51,8 @@ def _parse(body: JsonObject) -> ChatRequest:
         given = {**given, "messages": [{"role": "user", "content": given.pop("prompt", None)}]}
     elif is_chat and given.pop("prompt", None) is not None:
         raise InputInvalid(where="prompt", detail="cannot be combined with messages: put it into a message")
+    if is_chat and isinstance(given.get("logprobs"), int) and not isinstance(given["logprobs"], bool):
+        given = {**given, "logprobs": True, "top_logprobs": given["logprobs"]}  # as older versions had it
     try:
         request = parse_chat(given) if is_chat else parse_completion(given)
     except WorkerError as error:

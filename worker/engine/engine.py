@@ -26,7 +26,7 @@ from worker.engine.constraints import CompiledGrammar, Constraints
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.detokenizer import TextStream
 from worker.engine.event_bridge import EventBridge
-from worker.engine.guide import Guide, thinking_tokens
+from worker.engine.guide import Guide, ThinkingTokens, thinking_tokens
 from worker.engine.loop import Batch, EngineLoop
 from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
@@ -200,7 +200,7 @@ class Engine:
 
     def _guide(self, prompt: Prompt, sampling: Sampling, grammar: CompiledGrammar | None) -> Guide:
         return Guide(
-            self._thinking,
+            ThinkingTokens() if prompt.is_raw else self._thinking,
             opens_thought=prompt.opens_thought,
             budget=sampling.thinking_budget,
             state=None if grammar is None else grammar.begin(),

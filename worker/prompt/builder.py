@@ -76,7 +76,8 @@ class PromptBuilder:
             fingerprint=fingerprint,
             media=tuple(self._info(asked.where, entry) for asked, entry in zip(request.media, shown, strict=True)),
             scope=scope,
-            opens_thought=opens_thought(rendered),
+            opens_thought=not request.is_raw and opens_thought(rendered),
+            is_raw=request.is_raw,
         )
 
     def _scope(self, request: ChatRequest) -> bytes:

@@ -27,7 +27,8 @@ class Prompt:
     differs by from its index. items: pictures and videos in the order of the prompt. item_of, offset_of: (tokens,)
     each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
     begin with the same fingerprints begin with the same keys and values. media: what the items look like. scope: only
-    prompts of the same one may share anything. opens_thought: the answer begins within a thought.
+    prompts of the same one may share anything. opens_thought: the answer begins within a thought. is_raw: no template
+    made it, so that nothing in the answer is told apart.
     """
 
     ids: tuple[int, ...]
@@ -40,6 +41,7 @@ class Prompt:
     media: tuple[MediaInfo, ...] = ()
     scope: bytes = b""
     opens_thought: bool = False
+    is_raw: bool = False
 
     @cached_property
     def distinct_ids(self) -> torch.Tensor:

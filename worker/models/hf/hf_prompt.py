@@ -83,7 +83,8 @@ class HfPromptBuilder:
             ),
             text=text,
             pictures=pictures,
-            opens_thought=opens_thought(text),
+            opens_thought=not request.is_raw and opens_thought(text),
+            is_raw=request.is_raw,
         )
 
     def _content(self, message: Message, where: str, mark: str) -> list[dict[str, str]]:
