@@ -16,11 +16,13 @@ from worker.core.contract import (
     Url,
 )
 from worker.core.errors import InputError, OutOfMemory, RouteUnknown
+from worker.dialects import validation
 from worker.dialects.table import DIALECTS
 
 URL = "https://a.test/x.png"
 SCHEMA = {"type": "object", "properties": {"box": {"type": "array"}}}
 ASKED = [{"role": "user", "content": "hello"}]
+CALLED = {"type": "function_call", "call_id": "a", "name": "x"}
 
 
 def parse(body: dict[str, Any]) -> ChatRequest:
@@ -152,6 +154,12 @@ def test_a_response_says_how_to_answer() -> None:
         ({"tool_choice": {"type": "web_search"}}, 'tool_choice: must be "auto"'),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema: is required"),
         ({"max_output_tokens": 0}, "max_output_tokens: must be at least 1"),
+        ({"n": 2}, "n: this value is not supported"),
+        (put_in({"type": "input_image"}), "input[0].content[0]: needs image_url"),
+        (put_in({"type": "input_image", "image_url": URL, "detail": "huge"}), "input[0].content[0]: must have"),
+        ({"metadata": {"a": {"b": 1}}}, "metadata.a: must be a string"),
+        ({"user": "x" * 600}, "user: has more than 512 characters"),
+        ({"input": [{**CALLED, "arguments": " " * 300_000}] * 2}, "input: 600000 characters"),
     ],
 )  # fmt: skip
 def test_what_a_response_cannot_be_is_refused_at_its_place(body: dict[str, Any], said: str) -> None:
@@ -250,6 +258,9 @@ def test_a_last_message_of_the_assistant_is_the_beginning_of_the_answer() -> Non
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name: is required"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: must be the name of one of the tools"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers: this value is not supported"),
+        ({"n": 2}, "n: this value is not supported: send several requests"),
+        (spoken({"type": "text", "text": "  "}), "messages[0].content: must have words"),
+        (spoken({"type": "tool_use", "id": "a", "name": "x"}), "messages[0].content: cannot be continued"),
         ({"system": [{"type": "image", "source": {"type": "url", "url": URL}}]}, "system[0]: must be an object"),
     ],
 )  # fmt: skip
@@ -469,3 +480,22 @@ def test_what_asks_for_nothing_is_taken() -> None:
     assert job(messages=ASKED, sampling_params={"n": 2, "best_of": 2}).sampling.n == 2
     assert job(messages=ASKED, sampling_params={"logprobs": 2}).sampling.logprobs == 2
     assert responses(reasoning={"effort": "max"}).template == (("reasoning_effort", "max"),)
+
+
+def test_what_a_response_repeats_is_what_was_read() -> None:
+    tools = [{"type": "function", "name": "zoom", "parameters": SCHEMA, "x": "y" * 1000}]
+    text = {"format": {"type": "json_schema", "schema": SCHEMA, "x": 1}, "verbosity": "low"}
+    echo = responses(tools=tools, text=text, reasoning={"effort": "low", "summary": "auto"}, x=1).echo
+    [tool] = echo["tools"]
+    assert tool == {"type": "function", "name": "zoom", "description": None, "parameters": SCHEMA, "strict": None}
+    assert echo["reasoning"] == {"effort": "low", "summary": None}
+    assert echo["text"] == {"format": {"type": "json_schema", "name": "response", "schema": SCHEMA, "strict": None}}
+
+
+def test_a_name_of_megabytes_is_compared_with_nothing_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = validation._plain
+    monkeypatch.setattr(validation, "_plain", lambda name: seen.append(len(name)) or plain(name))
+    with pytest.raises(InputError, match="unknown field"):
+        responses(mm_processor_kwargs={"_" * 5_000_000: 1})
+    assert max(seen) <= 128

@@ -464,3 +464,21 @@ def test_a_call_with_arguments_of_another_kind_is_named_without_its_types() -> N
     with pytest.raises(InputInvalid) as failed:
         parse({"openai_route": "/v1/chat/completions", "openai_input": {"messages": [turn]}})
     assert failed.value.where == "messages[0].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ({"route": "/api/chat/group", "body": {"type": "group", "group_id": {"a": 1}, "user_id": "u"}}, "group_id"),
+        (
+            {"route": "/chat-vl", "body": {"messages": [{"role": "user", "content": {"str": "x"}}]}},
+            "messages[0].content",
+        ),
+        ({"route": "/chat-vl", "body": {"messages": "[]", "file": {"a": 1}}}, "file"),
+    ],
+)
+def test_older_formats_show_no_steps_of_their_validator(body: dict[str, Any], place: str) -> None:
+    with pytest.raises(InputInvalid) as failed:
+        parse(body)
+    assert str(failed.value.where).startswith(place)
+    assert "str" not in str(failed.value.where)[len(place) :]

@@ -171,6 +171,15 @@ def test_control_tokens_in_a_message_are_only_text(engine: Engine, tiny: LoadedM
     assert attack in tiny.spec.tokenizer.decode(prompt.ids, with_special=True)
 
 
+def test_an_engine_at_rest_holds_no_request(engine: Engine) -> None:
+    """The last request ends in its very first step, and nothing comes behind it."""
+    text_and_end(engine, ask("Who are you?", max_tokens=1))
+    until = time.monotonic() + 10
+    while engine.stats().num_unfinished and time.monotonic() < until:
+        threading.Event().wait(0.001)
+    assert engine.stats().num_unfinished == 0
+
+
 def test_leaving_frees_the_slot(engine: Engine) -> None:
     async def leave() -> None:
         for _ in range(20):

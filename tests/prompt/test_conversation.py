@@ -135,6 +135,15 @@ def test_the_last_message_goes_on(kind: str, tmp_path: Path) -> None:
     assert "<|im_end|>" not in rendered.rpartition("assistant\n")[2]
 
 
+@pytest.mark.parametrize("kind", ["tiny", INSTRUCT, QWEN3_5, "qwen2_5_vl"])
+@pytest.mark.parametrize("words", ["It is ", "x\n", "  It is", "end"])
+def test_words_of_an_earlier_turn_that_are_alike_do_not_count(kind: str, words: str, tmp_path: Path) -> None:
+    asked = talk(say("user", f"Say: {words}y"), say("assistant", words), continues_last=True)
+    rendered = text(asked, of(kind, tmp_path))
+    assert rendered.rpartition("<|im_start|>")[2].startswith("assistant\n")
+    assert rendered.rstrip().endswith(words.strip())
+
+
 def test_a_message_without_words_cannot_go_on() -> None:
     for last in (say("user", "Hi"), say("assistant", "\n"), say("assistant", "Look.", tool_calls=(CALL,))):
         with pytest.raises(InputInvalid, match="continue_final_message"):

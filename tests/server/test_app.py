@@ -305,7 +305,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture)
     caplog.set_level("INFO", logger="worker.server.middleware")
     with served(FakeEngine()) as address:
         requests.get(f"{address}/x%0aINFO forged", timeout=10)
-    assert [line for line in caplog.messages if "forged" in line] == ["GET /x\\nINFO forged"]
+    assert [line for line in caplog.messages if "forged" in line] == ["GET /x%0AINFO%20forged"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/chat-vl"])

@@ -46,20 +46,22 @@ from worker.dialects.messages import (
     spoken,
     with_one_system,
 )
-from worker.dialects.openai_fields import MAX_NAMES_LOGGED, unread
+from worker.dialects.openai_fields import MAX_NAMES_LOGGED, Unbuilt, refuse_unbuilt, unread
 from worker.dialects.tool_fields import ToolCallBody, offered
 from worker.dialects.validation import validated
 
 _CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 # What changes an answer and is not built: what to do instead.
-_NOT_BUILT = {"mcp_servers": "offer their tools in tools", "container": "nothing is run here"}
+_NOT_BUILT: Unbuilt = {
+    "mcp_servers": ((None, []), "offer their tools in tools"),
+    "container": ((None,), "nothing is run here"),
+    "n": ((None, 1), "send several requests"),
+}
 
 
 def _parse(body: JsonObject, form: type[CountBody]) -> ChatRequest:
     """Raises InputInvalid, MediaParamInvalid."""
-    for name, instead in _NOT_BUILT.items():
-        if body.get(name):
-            raise InputInvalid(where=name, detail=f"this value is not supported: {instead}")
+    refuse_unbuilt(body, _NOT_BUILT)
     asked = validated(form, body)
     request = ChatRequest(
         messages=asked.seen(conversation(with_one_system(_messages(asked)))),
@@ -97,10 +99,16 @@ def _variables(asked: CountBody) -> tuple[tuple[str, Any], ...]:
 
 
 def _continues(asked: CountBody) -> bool:
-    """A last turn that is the assistant's is the beginning of the answer."""
-    last = asked.messages[-1]
-    has_words = bool(last.content) and (isinstance(last.content, str) or isinstance(last.content[-1], TextPart))
-    return last.role == "assistant" and has_words
+    """A last turn that is the assistant's is the beginning of the answer. Raises InputInvalid."""
+    last, where = asked.messages[-1], f"messages[{len(asked.messages) - 1}].content"
+    if last.role != "assistant":
+        return False
+    parts = (TextPart(text=last.content),) if isinstance(last.content, str) else last.content
+    if any(isinstance(part, ToolUsePart) for part in parts):
+        raise InputInvalid(where=where, detail="cannot be continued behind a tool_use: send its tool_result")
+    if not any(isinstance(part, TextPart) and part.text.strip() for part in parts):
+        raise InputInvalid(where=where, detail="must have words: the answer goes on from them")
+    return True
 
 
 def _tools(asked: CountBody) -> Tools:

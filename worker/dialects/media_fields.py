@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal, assert_never, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
@@ -25,7 +25,7 @@ _PICTURE_HEADS = ("/9j/", "iVBOR", "UklGR")  # of JPEG, PNG and WebP, in base64
 
 Pixels = Annotated[Whole, Field(ge=1, le=2**31)]
 NumFrames = Annotated[Whole, Field(ge=1, le=100_000)]
-Rate = Annotated[float, Field(gt=0, le=240)]
+Rate = Annotated[float, Field(ge=0.0001, le=240)]
 At = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
@@ -143,11 +143,15 @@ def as_url_object(value: object) -> object:
     return {"url": value} if isinstance(value, str) else without_nulls(value)
 
 
+Detail = Literal["auto", "low", "high", "original"]
+DETAILS = get_args(Detail)
+
+
 class UrlWithDetail(PictureControls):
     """OpenAI's object of a picture's address."""
 
     url: str = Field(repr=False)
-    detail: Literal["auto", "low", "high", "original"] = "auto"
+    detail: Detail = "auto"
 
 
 ImageUrl = Annotated[UrlWithDetail, BeforeValidator(as_url_object)]

@@ -145,10 +145,18 @@ def in_messages(index: int, field: str) -> Place:
 
 
 def spoken(
-    turns: Sequence[Turn], roles: Mapping[str, Role] = ROLES, place: Callable[[int, str], Place] = in_messages
+    turns: Sequence[Turn],
+    roles: Mapping[str, Role] = ROLES,
+    place: Callable[[int, str], Place] = in_messages,
+    where: str = "messages",
 ) -> Iterator[Message]:
     """The turns of a body as messages, results in the order of the calls. roles: the contract's, by the body's; place:
-    of a turn's field in the body. Raises InputInvalid."""
+    of a turn's field in the body; where: of all turns. Raises InputInvalid."""
+    written = [call.function.arguments for turn in turns for call in turn.tool_calls or ()]
+    num_chars = sum(len(arguments) for arguments in written if isinstance(arguments, str))
+    if num_chars > MAX_TEXT_CHARS:  # before any of it is read as JSON
+        detail = f"{num_chars} characters of arguments of calls in total, limit {MAX_TEXT_CHARS}"
+        raise InputInvalid(where=where, detail=detail)
     for index, turn in _in_call_order(turns):
         role, content_at, calls_at = roles[turn.role], place(index, "content"), place(index, "tool_calls")
         if turn.content is None and role not in ("assistant", "tool"):

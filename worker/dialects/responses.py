@@ -39,8 +39,8 @@ _NOT_BUILT: Unbuilt = {
 }
 # Repeated in the reply, as the API does.
 _REPEATED = (
-    *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "prompt_cache_key", "reasoning"),
-    *("safety_identifier", "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "user"),
+    *("instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "prompt_cache_key"),
+    *("safety_identifier", "temperature", "tool_choice", "top_logprobs", "top_p", "user"),
 )
 
 
@@ -65,7 +65,7 @@ def _parse(body: JsonObject) -> ChatRequest:
             is_parallel=form.parallel_tool_calls is not False,
             inside="",
         ),
-        echo=_echo(body),
+        echo=_echo(body, form),
     )
 
 
@@ -81,7 +81,7 @@ def _messages(form: ResponsesBody) -> Iterator[Message]:
         turn = turns[index]
         return tuple(turn.call_places) if field == "tool_calls" else tuple(turn.places) or f"{turn.where}.content"
 
-    yield from spoken([turn.made() for turn in turns], _ROLES, place)
+    yield from spoken([turn.made() for turn in turns], _ROLES, place, "input")
 
 
 @dataclass
@@ -170,11 +170,25 @@ def _ignored(body: JsonObject) -> tuple[str, ...]:
     return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
-def _echo(body: JsonObject) -> JsonObject:
-    """What the reply repeats; the format of an answer has a name there."""
+_OF_TOOLS = ("name", "description", "parameters")
+
+
+def _echo(body: JsonObject, form: ResponsesBody) -> JsonObject:
+    """What the reply repeats of what was read; the format of an answer has a name there."""
     echo = {name: body[name] for name in _REPEATED if body.get(name) is not None}
-    if isinstance(form := (echo.get("text") or {}).get("format"), dict) and form.get("type") == "json_schema":
-        echo["text"] = {**echo["text"], "format": {**form, "name": form.get("name") or "response"}}
+    if form.tools is not None:
+        echo["tools"] = [
+            {"type": "function", **tool.model_dump(include=set(_OF_TOOLS)), "strict": tool.strict}
+            for tool in form.tools
+        ]
+    if form.reasoning is not None:
+        echo["reasoning"] = {"effort": form.reasoning.effort, "summary": None}
+    if form.text is not None and form.text.format is not None:
+        kind = form.text.format
+        shown_form: JsonObject = {"type": kind.type}
+        if kind.schema_ is not None:
+            shown_form |= {"name": kind.name or "response", "schema": kind.schema_, "strict": kind.strict}
+        echo["text"] = {"format": shown_form}
     return echo
 
 

@@ -11,11 +11,15 @@ from worker.core.sampling import Constraint
 from worker.core.tools import NamedTool, ToolChoice
 from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, without_nulls
 from worker.dialects.constraint_fields import ANY_OBJECT, GuidedFields, Schema, StructuredOutputs, schema_constraint
-from worker.dialects.media_fields import MAX_FORMS
+from worker.dialects.media_fields import DETAILS, MAX_FORMS
 from worker.dialects.messages import Block
 from worker.dialects.prompt_fields import PromptFields
 from worker.dialects.sampling_fields import Effort, MaxTokens, NumAlternatives, SamplingFields
 from worker.dialects.tool_fields import MAX_TOOLS, FunctionBody, ToolName
+
+MAX_NAME_CHARS = 256
+MAX_PAIRS = 16
+Label = Annotated[str, Field(max_length=512)]  # what clients call a request by; it is repeated in each event
 
 
 def _as_block(value: object) -> object:
@@ -28,6 +32,10 @@ def _as_block(value: object) -> object:
             return {"type": "text", "text": part.get("text")}
         case "input_image" if "file_id" in part:
             raise PydanticCustomError("own_file", "names a file, and none are kept here: write image_url")
+        case "input_image" if "image_url" not in part:
+            raise PydanticCustomError("own_image", "needs image_url: a URL or a data URI")
+        case "input_image" if part.get("detail", "auto") not in DETAILS:
+            raise PydanticCustomError("own_detail", f"must have a detail of {', '.join(DETAILS)}, or none")
         case "input_image":
             shown = part.get("image_url")
             url = shown if isinstance(shown, dict) else {"url": shown}
@@ -149,6 +157,8 @@ class TextConfig(Body):
         model_config = ConfigDict(extra="ignore")
 
         type: Literal["text", "json_object", "json_schema"]
+        name: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = None
+        strict: bool | None = None
         schema_: Schema | None = Field(None, alias="schema", repr=False)
 
     model_config = ConfigDict(extra="ignore")
@@ -205,10 +215,10 @@ class ResponsesBody(SamplingFields, GuidedFields, PromptFields):
     reasoning: Annotated[ReasoningConfig | None, BeforeValidator(without_nulls)] = None
     structured_outputs: StructuredOutputs | None = None
     # Repeated, and nothing else.
-    metadata: dict[str, str] | None = None
-    user: str | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
+    metadata: Annotated[dict[Label, Label] | None, Field(max_length=MAX_PAIRS)] = None
+    user: Label | None = None
+    prompt_cache_key: Label | None = None
+    safety_identifier: Label | None = None
 
     def forms(self) -> Iterator[Constraint]:
         """The constraints on the answer that are asked for. Raises InputInvalid."""

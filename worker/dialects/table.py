@@ -28,6 +28,7 @@ from worker.dialects.unknown_routes import no_route
 from worker.dialects.validation import unknown_field
 
 SALT = "cache_salt"  # vLLM's name
+MAX_ROUTE_CHARS = 1024
 METHOD = "method"  # of worker-vllm's jobs, beside a route
 MAX_SALT_CHARS = 256
 OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the OpenAI API would
@@ -83,7 +84,7 @@ class Call:
         for name in self.envelope.keys() - known:
             raise unknown_field(name, known)
         method = self.envelope.get(METHOD)
-        if method is not None and (not isinstance(method, str) or method.upper() != self.dialect.method):
+        if method is not None and method not in (self.dialect.method, self.dialect.method.lower()):
             raise InputInvalid(where=METHOD, detail=f"must be {self.dialect.method} for this route")
         if self.dialect.has_tail:
             assert self.dialect.route is not None
@@ -138,7 +139,7 @@ class DialectTable:
     def _routed(self, job_input: JsonObject, name: str, otherwise: Dialect) -> Call:
         """otherwise: whose errors the caller of an unknown route understands."""
         route = job_input[name]
-        path = plain_path(route) if isinstance(route, str) else ""
+        path = plain_path(route) if isinstance(route, str) and len(route) <= MAX_ROUTE_CHARS else ""
         dialect = self.at(path)
         form: Literal["routed", "openai"] = "openai" if name == "openai_route" else "routed"
         if dialect is None:

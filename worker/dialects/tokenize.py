@@ -1,7 +1,5 @@
 """vLLM's `POST /tokenize`: the token ids of a prompt, or of messages with pictures and videos. The model is not run."""
 
-from typing import Literal
-
 from pydantic import ConfigDict, Field
 
 from worker.core.contract import ChatRequest, Counted, Message, Reply, Text
@@ -21,7 +19,7 @@ class TokenizeBody(OpenAIBody):
     messages: None = None  # type: ignore[assignment]
     prompt: BoundedText = Field(min_length=1, repr=False)
     add_special_tokens: bool | None = None  # these families put none before a prompt
-    return_token_strs: Literal[False] | None = None
+    return_token_strs: bool | None = None
 
 
 class TokenizeReply(ReplyBody):

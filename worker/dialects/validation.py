@@ -88,7 +88,8 @@ def invalid(error: ValidationError, body: object, form: object = None) -> InputI
     if first["type"] == "extra_forbidden":
         known = frozenset[str]() if form is None else _names_at(form, location[:-1])
         return unknown_field(str(location[-1]), known, _place(location, body))
-    return InputInvalid(where=_place(location, body) or "input", detail=_reason(first["type"], first))
+    where = _place(location, body, is_last_named=first["type"] == "missing")
+    return InputInvalid(where=where or "input", detail=_reason(first["type"], first))
 
 
 def unknown_field(name: str, known: frozenset[str] = frozenset(), place: str | None = None) -> InputInvalid:
@@ -134,7 +135,7 @@ def _meant(name: str, known: frozenset[str]) -> str | None:
 
 def _alike(name: str, known: frozenset[str]) -> str | None:
     """The known name that this one is a slip of: they begin alike."""
-    wanted = _plain(name)[:64]
+    wanted = _plain(name[:128])[:64]
     plain = {_plain(field): field for field in sorted(known) if wanted[:1] == _plain(field)[:1]}
     found = difflib.get_close_matches(wanted, plain, n=1, cutoff=_ALIKE)
     return plain[found[0]] if found else None
@@ -144,21 +145,18 @@ def _plain(name: str) -> str:
     return re.sub("[_-]", "", name).lower()
 
 
-def _place(location: Location, body: object) -> str:
-    """The steps that lead through the body: others are of pydantic's own, the members of unions that it has tried."""
+def _place(location: Location, body: object, *, is_last_named: bool = True) -> str:
+    """The steps that lead through the body: others are of pydantic's own, the members of unions that it has tried.
+    is_last_named: the last one is a field, there or missing."""
     place = ""
     for index, step in enumerate(location):
         if isinstance(step, int):
             place += f"[{step}]"
             body = body[step] if isinstance(body, list) and step < len(body) else None
-        elif isinstance(body, dict) and (step in body or index == len(location) - 1) and not _is_tag(step):
+        elif isinstance(body, dict) and (step in body or (is_last_named and index == len(location) - 1)):
             place += f".{shown_name(step)}" if place else shown_name(step)
             body = body.get(step)
     return place
-
-
-def _is_tag(step: str) -> bool:
-    return step.startswith("<") or step.endswith("]")
 
 
 def _names_at(form: object, location: Location) -> frozenset[str]:

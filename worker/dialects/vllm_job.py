@@ -48,7 +48,8 @@ def _parse(body: JsonObject) -> ChatRequest:
     given = _merged(body)
     is_chat = given.get("messages") is not None or bool(body.get(_TEMPLATE))
     if is_chat and given.get("messages") is None:
-        given = {**given, "messages": [{"role": "user", "content": given.pop("prompt", None)}]}
+        asked = {"role": "user", "content": given.pop("prompt", None)}
+        given = {**given, "messages": [asked]}
     elif is_chat and given.pop("prompt", None) is not None:
         raise InputInvalid(where="prompt", detail="cannot be combined with messages: put it into a message")
     if is_chat and isinstance(given.get("logprobs"), int) and not isinstance(given["logprobs"], bool):

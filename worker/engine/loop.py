@@ -190,6 +190,8 @@ class EngineLoop:
         while True:
             is_idle = self._scheduler.is_idle and not self._is_closing
             self._is_idle = is_idle
+            if is_idle:
+                self._forget_over()
             moment = gather_until - time.monotonic() if self._num_preparing else 0.0
             try:
                 group = self._inbox.get(block=is_idle or moment > 0, timeout=None if is_idle else max(0.0, moment))
@@ -211,6 +213,9 @@ class EngineLoop:
 
     def _drop_over(self) -> None:
         self._scheduler.drop_over()
+        self._forget_over()
+
+    def _forget_over(self) -> None:
         with self._lock:
             self._unfinished = {request for request in self._unfinished if not request.is_over}
 

@@ -76,10 +76,13 @@ def _continued(rendered: str, request: ChatRequest, marked: Marked) -> str:
     """The text up to the end of the last message's words. Raises InputInvalid."""
     last = request.messages[-1]
     words = "".join(marked(part.text) for part in last.parts if not isinstance(part, Media))
-    for text in (words, words.strip()):  # some templates trim them
-        at = rendered.rfind(text) if text.strip() else -1
-        if at >= 0 and last.role == "assistant" and not last.tool_calls:
-            return rendered[: at + len(text)]
+    trimmed = words.strip()
+    at = rendered.rfind(trimmed) if trimmed else -1
+    if at >= 0 and last.role == "assistant" and not last.tool_calls:
+        # Some templates trim the words; those of an earlier turn that are alike do not count.
+        tail = words[len(words.rstrip()) :]
+        end = at + len(trimmed)
+        return rendered[:end] + (tail if rendered.startswith(tail, end) else "")
     raise InputInvalid(
         where="continue_final_message", detail="needs a last message of the role assistant with text, and no tool calls"
     )

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -158,7 +159,7 @@ class _Passing:
         facts = {"status": self.status, "seconds": round(time.monotonic() - self._began, 3)}
         if "code" in self.scope["state"]:
             facts["code"] = self.scope["state"]["code"]
-        path = self.path[:100].encode("unicode_escape").decode("ascii")
+        path = quote(self.path[:100])
         log.log(
             logging.DEBUG if self.has_left else logging.INFO,
             "%s %s",
