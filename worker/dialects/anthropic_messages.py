@@ -35,19 +35,10 @@ from worker.dialects.anthropic_reply import (
 from worker.dialects.base import Dialect, answers_only
 from worker.dialects.constraint_fields import only_one
 from worker.dialects.media_fields import Base64Form, UrlWithDetail
-from worker.dialects.messages import (
-    Block,
-    ImageBlock,
-    ImageUrlBlock,
-    Place,
-    TextBlock,
-    Turn,
-    conversation,
-    spoken,
-    with_one_system,
-)
+from worker.dialects.messages import ROLES, Block, ImageBlock, ImageUrlBlock, TextBlock, conversation, with_one_system
 from worker.dialects.openai_fields import MAX_NAMES_LOGGED, Unbuilt, refuse_unbuilt, unread
-from worker.dialects.tool_fields import ToolCallBody, offered
+from worker.dialects.tool_fields import offered
+from worker.dialects.turns import TurnParts, spoken_parts
 from worker.dialects.validation import validated
 
 _CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
@@ -128,16 +119,11 @@ def _tools(asked: CountBody) -> Tools:
 
 
 def _messages(asked: CountBody) -> Iterator[Message]:
-    turns = list(_turns(asked))
-
-    def place(index: int, field: str) -> Place:
-        return turns[index][1] if field == "content" else f"{turns[index][2]}.content"
-
     system = asked.system
     if system:
         words = system if isinstance(system, str) else "\n\n".join(_words(system))
         yield Message(role="system", parts=(Text(text=words),))
-    yield from spoken([turn for turn, *_ in turns], place=place)
+    yield from spoken_parts(list(_turns(asked)), ROLES, "messages")
 
 
 def _words(parts: Sequence[ShownPart]) -> Iterator[str]:
@@ -147,65 +133,63 @@ def _words(parts: Sequence[ShownPart]) -> Iterator[str]:
         yield part.text
 
 
-def _turns(asked: CountBody) -> Iterator[tuple[Turn, Place, str]]:
-    """Turns, each with the places of its blocks and of its message."""
+def _turns(asked: CountBody) -> Iterator[TurnParts]:
     for index, said in enumerate(asked.messages):
         where = f"messages[{index}]"
         if isinstance(said.content, str):
-            yield _turn(said.role, content=said.content), f"{where}.content", where
+            turn = TurnParts(said.role, where)
+            turn.say(said.content, f"{where}.content")
+            yield turn
         elif said.role == "assistant":
-            yield _spoken_by_assistant(said.content, where)
+            yield _of_assistant(said.content, where)
         else:
             yield from _heard(said.role, said.content, where)
 
 
-def _spoken_by_assistant(parts: Sequence[AnyPart], where: str) -> tuple[Turn, Place, str]:
-    thoughts = [part.thinking for part in parts if isinstance(part, ThinkingPart)]
-    blocks, places, calls = [], [], []
+def _of_assistant(parts: Sequence[AnyPart], where: str) -> TurnParts:
+    turn = TurnParts("assistant", where)
     for index, part in enumerate(parts):
         at = f"{where}.content[{index}]"
         if isinstance(part, ToolUsePart):
-            function = ToolCallBody.Function.model_construct(name=part.name, arguments=part.input)
-            calls.append(ToolCallBody.model_construct(id=part.id, type="function", function=function))
+            turn.call(part.id, part.name, part.input, f"{at}.input")
+        elif isinstance(part, ThinkingPart):
+            turn.reasoning.append(part.thinking)
         elif isinstance(part, ToolResultPart):
             raise InputInvalid(where=at, detail="is only for messages with the role user")
-        elif not isinstance(part, ThinkingPart | RedactedPart):
-            blocks.append(_block(part, at))
-            places.append(at)
-    reasoning = "".join(thoughts) or None
-    turn = _turn("assistant", content=blocks or None, reasoning=reasoning, tool_calls=calls or None)
-    return turn, tuple(places), where
+        elif not isinstance(part, RedactedPart):
+            turn.show(_block(part, at), at)
+    return turn
 
 
-def _heard(role: str, parts: Sequence[AnyPart], where: str) -> Iterator[tuple[Turn, Place, str]]:
+def _heard(role: str, parts: Sequence[AnyPart], where: str) -> Iterator[TurnParts]:
     """A user's turns: results of tools are turns of their own."""
-    blocks: list[Block] = []
-    places: list[str] = []
+    turn = TurnParts(role, where)
     for index, part in enumerate(parts):
         at = f"{where}.content[{index}]"
         if isinstance(part, ToolResultPart):
-            if blocks:
-                yield _turn(role, content=blocks), tuple(places), where
-                blocks, places = [], []
-            yield _result(part, at, where)
+            if turn.blocks:
+                yield turn
+            turn = TurnParts(role, where)
+            yield _result(part, at)
         elif isinstance(part, ToolUsePart | ThinkingPart | RedactedPart):
             raise InputInvalid(where=at, detail="is only for messages with the role assistant")
         else:
-            blocks.append(_block(part, at))
-            places.append(at)
-    if blocks or not parts:
-        yield _turn(role, content=blocks or ""), tuple(places), where
+            turn.show(_block(part, at), at)
+    if turn.blocks or not parts:
+        yield turn
 
 
-def _result(part: ToolResultPart, at: str, where: str) -> tuple[Turn, Place, str]:
-    inner: Sequence[ShownPart] = part.content if isinstance(part.content, list) else (TextPart(text=part.content),)
-    places = [f"{at}.content[{index}]" for index in range(len(inner))]
-    blocks = [_block(shown, place) for shown, place in zip(inner, places, strict=True)]
+def _result(part: ToolResultPart, at: str) -> TurnParts:
+    turn = TurnParts("tool", at, call_id=part.tool_use_id)
     if part.is_error:
-        blocks.insert(0, TextBlock(type="text", text="Error: "))
-        places.insert(0, at)
-    turn = _turn("tool", content=blocks or None, tool_call_id=part.tool_use_id)
-    return turn, tuple(places), where
+        turn.say("Error: ", at)
+    if isinstance(part.content, str):
+        turn.say(part.content, f"{at}.content")
+    else:
+        for index, shown in enumerate(part.content):
+            place = f"{at}.content[{index}]"
+            turn.show(_block(shown, place), place)
+    return turn
 
 
 def _block(part: ShownPart, where: str) -> Block:
@@ -223,11 +207,6 @@ def _block(part: ShownPart, where: str) -> Block:
             if part.source.type == "base64":
                 return ImageBlock.model_construct(type="image", image=Base64Form.model_construct(base64=found))
             return ImageUrlBlock(type="image_url", image_url=UrlWithDetail(url=found))
-
-
-def _turn(role: str, **fields: Any) -> Turn:
-    """Of parts that are validated already."""
-    return Turn.model_construct(role=role, **fields)
 
 
 def _ignored(body: JsonObject, form: type[CountBody]) -> tuple[str, ...]:

@@ -4,19 +4,19 @@ Items of the input become turns: an assistant's thinking, words and calls that f
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from worker.core.contract import ChatRequest, Counted, Message, Reply, Role, Text
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import Dialect, answers_only
 from worker.dialects.constraint_fields import only_one
-from worker.dialects.messages import Block, Place, TextBlock, Turn, conversation, spoken, with_one_system
+from worker.dialects.messages import Block, conversation, with_one_system
 from worker.dialects.openai_fields import MAX_NAMES_LOGGED, Unbuilt, refuse_unbuilt, unread
 from worker.dialects.openai_reply import OpenAIFault
 from worker.dialects.responses_fields import AnyItem, CallItem, MessageItem, OutputItem, ReasoningItem, ResponsesBody
 from worker.dialects.responses_reply import FAULTS, EventWriter, ResponsesCount, ResponsesReply, refuse, shape
-from worker.dialects.tool_fields import ToolCallBody, offered
+from worker.dialects.tool_fields import offered
+from worker.dialects.turns import TurnParts, spoken_parts
 from worker.dialects.validation import validated
 
 _ROLES: dict[str, Role] = {
@@ -75,60 +75,11 @@ def _messages(form: ResponsesBody) -> Iterator[Message]:
     if isinstance(form.input, str):
         yield Message(role="user", parts=(Text(text=form.input),))
         return
-    turns = list(_turns(form.input))
-
-    def place(index: int, field: str) -> Place:
-        turn = turns[index]
-        return tuple(turn.call_places) if field == "tool_calls" else tuple(turn.places) or f"{turn.where}.content"
-
-    yield from spoken([turn.made() for turn in turns], _ROLES, place, "input")
+    yield from spoken_parts(list(_turns(form.input)), _ROLES, "input")
 
 
-@dataclass
-class _Turn:
-    """A turn that items are put into. where: its first item; places: of its blocks, and of the arguments of its
-    calls."""
-
-    role: str
-    where: str
-    blocks: list[Block] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    calls: list[ToolCallBody] = field(default_factory=list)
-    call_places: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    call_id: str | None = None
-
-    def say(self, content: str | list[Block], where: str) -> None:
-        if isinstance(content, str):
-            self.blocks.append(TextBlock.model_construct(type="text", text=content))
-            self.places.append(where)
-        else:
-            self.blocks += content
-            self.places += [f"{where}[{index}]" for index in range(len(content))]
-
-    def call(self, item: CallItem, where: str) -> None:
-        function = ToolCallBody.Function.model_construct(name=item.name, arguments=item.arguments)
-        self.calls.append(ToolCallBody.model_construct(id=item.call_id, type="function", function=function))
-        self.call_places.append(f"{where}.arguments")
-
-    def takes(self, item: MessageItem | CallItem | ReasoningItem) -> bool:
-        """Whether an assistant's item belongs to this turn, in which it thinks, speaks and calls. While results of its
-        calls are to come, everything does: they follow it together."""
-        return isinstance(item, CallItem) or bool(self.calls) or not self.blocks
-
-    def made(self) -> Turn:
-        """Of parts that are validated already."""
-        return Turn.model_construct(
-            role=self.role,
-            content=self.blocks or None,
-            reasoning="".join(self.reasoning) or None,
-            tool_calls=self.calls or None,
-            tool_call_id=self.call_id,
-        )
-
-
-def _turns(items: Sequence[AnyItem]) -> Iterator[_Turn]:
-    turn: _Turn | None = None  # of the assistant, and not yet over
+def _turns(items: Sequence[AnyItem]) -> Iterator[TurnParts]:
+    turn: TurnParts | None = None  # of the assistant, and not yet over
     for index, item in enumerate(items):
         where = f"input[{index}]"
         if isinstance(item, OutputItem) or (isinstance(item, MessageItem) and item.role != "assistant"):
@@ -137,30 +88,44 @@ def _turns(items: Sequence[AnyItem]) -> Iterator[_Turn]:
             turn = None
             yield _heard(item, where)
             continue
-        if turn is not None and not turn.takes(item):
+        if turn is not None and not _takes(turn, item):
             yield turn
             turn = None
-        turn = turn or _Turn("assistant", where)
+        turn = turn or TurnParts("assistant", where)
         match item:
             case ReasoningItem():
                 turn.reasoning += [part.text for part in item.content or ()]
             case MessageItem():
-                turn.say(item.content, f"{where}.content")
+                _put_into(turn, item.content, f"{where}.content")
             case CallItem():
-                turn.call(item, where)
+                turn.call(item.call_id, item.name, item.arguments, f"{where}.arguments")
     if turn is not None:
         yield turn
 
 
-def _heard(item: OutputItem | MessageItem, where: str) -> _Turn:
+def _takes(turn: TurnParts, item: MessageItem | CallItem | ReasoningItem) -> bool:
+    """Whether an assistant's item belongs to a turn of its own, in which it thinks, speaks and calls. While results of
+    its calls are to come, everything does: they follow it together."""
+    return isinstance(item, CallItem) or bool(turn.calls) or not turn.blocks
+
+
+def _heard(item: OutputItem | MessageItem, where: str) -> TurnParts:
     """A turn that is no assistant's: one item."""
     if isinstance(item, OutputItem):
-        heard = _Turn("tool", where, call_id=item.call_id)
-        heard.say(item.output, f"{where}.output")
+        heard = TurnParts("tool", where, call_id=item.call_id)
+        _put_into(heard, item.output, f"{where}.output")
     else:
-        heard = _Turn(item.role, where)
-        heard.say(item.content, f"{where}.content")
+        heard = TurnParts(item.role, where)
+        _put_into(heard, item.content, f"{where}.content")
     return heard
+
+
+def _put_into(turn: TurnParts, content: str | list[Block], where: str) -> None:
+    if isinstance(content, str):
+        turn.say(content, where)
+        return
+    for index, block in enumerate(content):
+        turn.show(block, f"{where}[{index}]")
 
 
 def _ignored(body: JsonObject) -> tuple[str, ...]:
