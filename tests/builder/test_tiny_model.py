@@ -409,7 +409,8 @@ FLOORS = {
 def test_held_out_pictures_are_answered(library: LoadedModel, skill: str) -> None:
     """A small draw from the evaluation: under these floors, well under the card's figures, something is broken."""
     builder = PromptBuilder(library.spec, Settings())
-    cases = list(evaluate.cases(seed=31_337, per_cell=10, only=skill))
+    per_cell = 5 if skill in ("boxes", "count", "caption") else 10  # of those there are many cells
+    cases = list(evaluate.cases(seed=31_337, per_cell=per_cell, only=skill))
     right = 0
     for case in cases:
         prompt = builder.build(evaluate.request(case), case.opened)

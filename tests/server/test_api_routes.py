@@ -189,8 +189,10 @@ def opener(model: LoadedModel) -> Iterator[MediaOpener]:
     ],
 )
 def test_openais_client_asks_again_only_where_that_may_help(
-    tiny: LoadedModel, path: str | None, status: int, code: str, tries: int
+    tiny: LoadedModel, path: str | None, status: int, code: str, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("openai._base_client.time.sleep", waits.append)
     with opener(tiny) as media, site() as (there, asked), served(FakeEngine(), media) as address:
         shown = f"{there}/{path}" if path else "http://no-such-host.test/x.png"
         body = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": shown}}]}]
@@ -202,6 +204,7 @@ def test_openais_client_asks_again_only_where_that_may_help(
     assert failed.value.status_code == status
     assert failed.value.body["worker_code"] == code  # type: ignore[index,call-overload]
     assert len(asked) == tries
+    assert waits == [5.0] * (tries - 1)  # what Retry-After says
 
 
 def test_anthropics_client_is_answered_and_refused_in_its_own_terms() -> None:
