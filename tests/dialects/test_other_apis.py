@@ -455,6 +455,7 @@ def test_instructions_and_messages_of_the_system_are_one_at_the_beginning() -> N
     assert "".join(shown(one)) == "One.\n\nTwo."
     assert (user.role, later.role, shown(later)) == ("user", "system", ["3"])
     assert [message.role for message in responses().messages] == ["user"]
+    assert [message.role for message in responses(instructions="One.", input=said[:1]).messages] == ["system"]
 
 
 @pytest.mark.parametrize("name", ["auto", "none", "required", "any", "zoom"])

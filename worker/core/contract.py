@@ -337,6 +337,10 @@ class Done(Value):
     cold_start: dict[str, float] | None = None
     timing: dict[str, float] = {}
 
+    def stop_of(self, index: int) -> Stop | None:
+        """What ended one of the answers; an engine may tell it of none."""
+        return self.stops[index] if self.stops else None
+
 
 Event = Piece | Done
 StreamEvent = Start | Piece | Done

@@ -2,29 +2,20 @@
 
 from collections import defaultdict
 
-from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob
+from worker.core.contract import Answer, Choice, Done, FinishReason, Meta, Piece, Start, Stop, StreamEvent
 from worker.core.errors import InternalError
-from worker.core.tools import ToolCall
 
 
 class Gathered:
     """The events of one answer so far."""
 
     def __init__(self) -> None:
-        self._texts: dict[int, list[str]] = defaultdict(list)
-        self._reasoning: dict[int, list[str]] = defaultdict(list)
-        self._calls: dict[int, list[ToolCall]] = defaultdict(list)
-        self._logprobs: dict[int, list[TokenLogprob]] = defaultdict(list)
         self._pieces: dict[int, list[Piece]] = defaultdict(list)
         self._done: Done | None = None
 
     def feed(self, event: StreamEvent) -> None:
         match event:
             case Piece():
-                self._texts[event.index].append(event.text)
-                self._reasoning[event.index].append(event.reasoning)
-                self._calls[event.index] += event.tool_calls
-                self._logprobs[event.index] += event.logprobs
                 self._pieces[event.index].append(event)
             case Done():
                 self._done = event
@@ -36,15 +27,7 @@ class Gathered:
         if self._done is None:
             raise InternalError(detail="the answer has no end")
         choices = tuple(
-            Choice(
-                text="".join(self._texts[index]),
-                reason=reason,
-                logprobs=tuple(self._logprobs[index]),
-                reasoning="".join(self._reasoning[index]),
-                tool_calls=tuple(self._calls[index]),
-                stop=dict(enumerate(self._done.stops)).get(index),
-                pieces=tuple(self._pieces[index]),
-            )
+            _choice(self._pieces[index], reason, self._done.stop_of(index))
             for index, reason in enumerate(self._done.reasons)
         )
         return Answer(
@@ -55,3 +38,15 @@ class Gathered:
             cold_start=self._done.cold_start,
             timing=self._done.timing,
         )
+
+
+def _choice(pieces: list[Piece], reason: FinishReason, stop: Stop | None) -> Choice:
+    return Choice(
+        text="".join(piece.text for piece in pieces),
+        reason=reason,
+        logprobs=tuple(token for piece in pieces for token in piece.logprobs),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
+        stop=stop,
+        pieces=tuple(pieces),
+    )

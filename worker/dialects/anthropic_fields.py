@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Constraint
-from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, without_nulls
+from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, string_or_list, without_nulls
 from worker.dialects.constraint_fields import GuidedFields, Schema, StructuredOutputs, schema_constraint
 from worker.dialects.media_fields import MAX_FORMS
 from worker.dialects.prompt_fields import PromptFields
@@ -87,23 +87,14 @@ def _tagged(kinds: tuple[str, ...], name: str) -> Discriminator:
     return Discriminator(kind_of, custom_error_type=f"own_{name}", custom_error_message=told)
 
 
-def _text_or_list(value: object) -> str | None:
-    return "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None
-
-
-_STRING_OR_BLOCKS = Discriminator(
-    _text_or_list, custom_error_type="own_content_form", custom_error_message="must be a string or a list of blocks"
-)
+_STRING_OR_BLOCKS = string_or_list("<blocks>", "must be a string or a list of blocks")
 _SHOWN = ("text", "image", "document")
-ShownPart = Annotated[
-    Annotated[
-        Annotated[TextPart, Tag("<text>")]
-        | Annotated[ImagePart, Tag("<image>")]
-        | Annotated[DocumentPart, Tag("<document>")],
-        _tagged(_SHOWN, "shown_part"),
-    ],
-    BeforeValidator(without_nulls),
-]
+_Shown = (
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image>")]
+    | Annotated[DocumentPart, Tag("<document>")]
+)
+ShownPart = Annotated[Annotated[_Shown, _tagged(_SHOWN, "shown_part")], BeforeValidator(without_nulls)]
 ShownContent = Annotated[
     Annotated[BoundedText, Tag("<string>")]
     | Annotated[Annotated[list[ShownPart], Field(max_length=MAX_FORMS, fail_fast=True)], Tag("<blocks>")],
@@ -122,9 +113,7 @@ class ToolResultPart(Part):
 _PARTS = (*_SHOWN, "tool_use", "tool_result", "thinking", "redacted_thinking")
 AnyPart = Annotated[
     Annotated[
-        Annotated[TextPart, Tag("<text>")]
-        | Annotated[ImagePart, Tag("<image>")]
-        | Annotated[DocumentPart, Tag("<document>")]
+        _Shown
         | Annotated[ToolUsePart, Tag("<tool_use>")]
         | Annotated[ToolResultPart, Tag("<tool_result>")]
         | Annotated[ThinkingPart, Tag("<thinking>")]

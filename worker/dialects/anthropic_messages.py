@@ -6,7 +6,6 @@ from typing import Any
 
 from worker.core.contract import ChatRequest, Message, Text
 from worker.core.errors import InputInvalid
-from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
 from worker.core.tools import NamedTool, ToolChoice, Tools
 from worker.dialects.anthropic_fields import (
@@ -32,11 +31,11 @@ from worker.dialects.anthropic_reply import (
     refuse,
     shape,
 )
-from worker.dialects.base import Dialect, answers_only
+from worker.dialects.base import Dialect, answers_only, counts_only
 from worker.dialects.constraint_fields import only_one
 from worker.dialects.media_fields import Base64Form, UrlWithDetail
 from worker.dialects.messages import ROLES, Block, ImageBlock, ImageUrlBlock, TextBlock, conversation, with_one_system
-from worker.dialects.openai_fields import MAX_NAMES_LOGGED, Unbuilt, refuse_unbuilt, unread
+from worker.dialects.openai_fields import Unbuilt, ignored, refuse_unbuilt, unread
 from worker.dialects.tool_fields import offered
 from worker.dialects.turns import TurnParts, spoken_parts
 from worker.dialects.validation import validated
@@ -58,7 +57,12 @@ def _parse(body: JsonObject, form: type[CountBody]) -> ChatRequest:
         messages=asked.seen(conversation(with_one_system(_messages(asked)))),
         template=_variables(asked),
         model=asked.model,
-        ignored=_ignored(body, form),
+        ignored=ignored(
+            body,
+            {*form.model_fields, *_NOT_BUILT},
+            unread(body, "output_config", but=("format", "effort"))
+            | unread(body, "thinking", but=("type", "budget_tokens")),
+        ),
         tools=_tools(asked),
         continues_last=_continues(asked),
     )
@@ -209,14 +213,6 @@ def _block(part: ShownPart, where: str) -> Block:
             return ImageUrlBlock(type="image_url", image_url=UrlWithDetail(url=found))
 
 
-def _ignored(body: JsonObject, form: type[CountBody]) -> tuple[str, ...]:
-    known = form.model_fields.keys() | _NOT_BUILT.keys()
-    names = {shown_name(name) for name in body.keys() - known}
-    names |= unread(body, "output_config", but=("format", "effort"))
-    names |= unread(body, "thinking", but=("type", "budget_tokens"))
-    return tuple(sorted(names)[:MAX_NAMES_LOGGED])
-
-
 _PICTURE = {"type": "image", "source": {"type": "url", "url": "https://example.org/shapes.png"}}
 _QUESTION = {"type": "text", "text": "What is in the picture?"}
 _ASKED: list[JsonObject] = [{"role": "user", "content": [_PICTURE, _QUESTION]}]
@@ -242,7 +238,7 @@ COUNT = Dialect(
     route="/v1/messages/count_tokens",
     is_openai=True,
     parse=partial(_parse, form=CountBody),
-    reply=count,
+    reply=counts_only(count),
     refuse=refuse,
     http_error=http_error,
     body=CountBody,

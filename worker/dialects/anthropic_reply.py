@@ -3,11 +3,11 @@
 import json
 from typing import Literal
 
-from worker.core.contract import Answer, Counted, Done, Meta, Piece, Reply, Start, Stop, StreamEvent, Usage
-from worker.core.errors import MediaError, WorkerError
+from worker.core.contract import Answer, Counted, Done, Meta, Piece, Start, Stop, StreamEvent, Usage
+from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.tools import ToolCall
-from worker.dialects.base import Chunk, HttpError, ReplyBody
+from worker.dialects.base import Chunk, HttpError, ReplyBody, status_without_media
 from worker.dialects.media_report import media_report
 from worker.dialects.sse import named_event
 from worker.dialects.tool_fields import CallWriter
@@ -111,10 +111,9 @@ def _usage(usage: Usage) -> JsonObject:
     }
 
 
-def count(outcome: Reply) -> JsonObject:
+def count(counted: Counted) -> JsonObject:
     """The tokens of a prompt."""
-    assert isinstance(outcome, Counted), "all that is asked for is a count"
-    return {"input_tokens": outcome.prompt_tokens}
+    return {"input_tokens": counted.prompt_tokens}
 
 
 class AnthropicEvents:
@@ -176,7 +175,7 @@ class AnthropicEvents:
 
     def _finished(self, done: Done) -> str:
         said = self._closed() if self._num_blocks else self._grown("text", "") + self._closed()
-        delta = _ended(done.reasons[0], dict(enumerate(done.stops)).get(0))
+        delta = _ended(done.reasons[0], done.stop_of(0))
         more = {**media_report(done.media), "timing": done.timing}
         return said + _event("message_delta", delta=delta, usage=_usage(done.usage), **more) + _event("message_stop")
 
@@ -198,8 +197,8 @@ def refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:
 
 
 def http_error(error: WorkerError, _: str | None) -> HttpError:
-    """The API's error object. A picture that is no picture is a bad request to its clients."""
-    status = 400 if isinstance(error, MediaError) and error.status < 500 else error.status
+    """The API's error object."""
+    status = status_without_media(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     message = f"prompt is too long: {error.message}" if error.code == "PROMPT_TOO_LONG" else error.message
     param = error.where or ("messages" if error.code == "PROMPT_TOO_LONG" else None)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, assert_never
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 from worker.core.contract import (
     Answer,
@@ -21,7 +21,7 @@ from worker.core.contract import (
     Silence,
     StreamEvent,
 )
-from worker.core.errors import WorkerError
+from worker.core.errors import MediaError, WorkerError
 from worker.core.gathering import Gathered
 from worker.core.safe_json import JsonObject
 
@@ -82,6 +82,12 @@ def plain_error(error: WorkerError, declared_type: str | None = None) -> HttpErr
 def upload_error(error: WorkerError, declared_type: str | None = None) -> HttpError:
     """The same; a file of the wrong kind is a bad request to the clients of upload routes."""
     return HttpError(400 if error.status == 415 else error.status, plain_error(error).body)
+
+
+def status_without_media(error: WorkerError) -> int:
+    """The status for clients that know no errors of media: what can never be used is a bad request, and they do not try
+    again."""
+    return 400 if isinstance(error, MediaError) and error.status < 500 else error.status
 
 
 def job_error(error: WorkerError, is_stream: bool) -> list[Chunk]:
@@ -186,6 +192,21 @@ def answers_only(shape: Callable[[Answer], Chunk]) -> Callable[[Reply], Chunk]:
     return reply
 
 
+def counts_only(shape: Callable[[Counted], Chunk]) -> Callable[[Reply], Chunk]:
+    """The `reply` of a dialect whose requests end in a count and in nothing else."""
+
+    def reply(outcome: Reply) -> Chunk:
+        match outcome:
+            case Counted():
+                return shape(outcome)
+            case Answer() | ModelCard() | Silence():
+                raise AssertionError(f"{type(outcome).__name__} is no outcome of this dialect's requests")
+            case _:
+                assert_never(outcome)
+
+    return reply
+
+
 class Body(BaseModel):
     """A part of an outside body: every field is known, of its own type, and finite."""
 
@@ -196,6 +217,15 @@ class ReplyBody(BaseModel):
     """A reply as OpenAPI shows it; nothing is validated against it while serving."""
 
     model_config = ConfigDict(defer_build=True)
+
+
+def string_or_list(tag: str, told: str) -> Discriminator:
+    """Of a union of a string, tagged `<string>`, and a list with the tag. told: what it must be."""
+
+    def kind_of(value: object) -> str | None:
+        return "<string>" if isinstance(value, str) else tag if isinstance(value, list) else None
+
+    return Discriminator(kind_of, custom_error_type="own_string_or_list", custom_error_message=told)
 
 
 def without_nulls(value: object) -> object:

@@ -23,9 +23,8 @@ from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import BoundedText, Chunk, Dialect, ReplyBody, answers_only
 from worker.dialects.constraint_fields import only_one
-from worker.dialects.openai_fields import OpenAIFields, ignored, refuse_unbuilt
+from worker.dialects.openai_fields import OpenAIFields, refuse_unbuilt
 from worker.dialects.openai_reply import (
-    END,
     REASONS,
     ChatUsage,
     Faults,
@@ -33,6 +32,7 @@ from worker.dialects.openai_reply import (
     UsageSoFar,
     chat_usage,
     head_of,
+    last_events,
 )
 from worker.dialects.sampling_fields import MAX_ALTERNATIVES
 from worker.dialects.sse import data_event
@@ -86,7 +86,7 @@ def parse_completion(body: JsonObject) -> ChatRequest:
     refuse_unbuilt(body, taken=("add_special_tokens",))  # these families put none before a prompt
     if body.get("suffix"):
         raise InputInvalid(where="suffix", detail="is not supported: the model writes what follows a prompt")
-    form = validated(CompletionBody, _with_chat_logprobs(body))
+    form = validated(CompletionBody, with_chat_logprobs(body))
     if form.max_tokens is None:
         form = form.model_copy(update={"max_tokens": MAX_TOKENS})
     return ChatRequest(
@@ -98,11 +98,11 @@ def parse_completion(body: JsonObject) -> ChatRequest:
         include_usage=form.includes_usage,
         continuous_usage=form.continues_usage,
         model=form.model,
-        ignored=ignored(body, form),
+        ignored=form.ignored(body),
     )
 
 
-def _with_chat_logprobs(body: JsonObject) -> JsonObject:
+def with_chat_logprobs(body: JsonObject) -> JsonObject:
     """This API's `logprobs` is how many likely tokens to name. Raises InputInvalid."""
     count = body.get("logprobs")
     if not isinstance(count, int) or isinstance(count, bool):
@@ -161,14 +161,7 @@ class CompletionWriter:
                 return [data_event(self._chunk(event.index, event.text, event.usage, event.logprobs))]
             case Done():
                 chunks = [self._chunk(index, "", event.usage) for index in range(len(event.reasons))]
-                for index, reason in enumerate(event.reasons):
-                    ended = {"finish_reason": REASONS[reason], "stop_reason": dict(enumerate(event.stops)).get(index)}
-                    chunks[index]["choices"][0] |= ended
-                chunks[-1] |= {"timing": event.timing}
-                if self._meta.include_usage:
-                    head = head_of(self._meta, _KIND, "cmpl")
-                    chunks.append({**head, "choices": [], "usage": chat_usage(event.usage)})
-                return ["".join(data_event(chunk) for chunk in chunks) + END]
+                return [last_events(chunks, event, self._meta, head_of(self._meta, _KIND, "cmpl"))]
 
     def _chunk(self, index: int, text: str, usage: Usage | None, logprobs: tuple[TokenLogprob, ...] = ()) -> JsonObject:
         told = self._logprobs[index].told(logprobs)

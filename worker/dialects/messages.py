@@ -1,6 +1,7 @@
 """Messages in a body: a role and content, a string or a list of blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter
@@ -9,7 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 from worker.core.contract import Media, Message, Role, Text
 from worker.core.errors import InputInvalid
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText, without_nulls
+from worker.dialects.base import MAX_TEXT_CHARS, Body, BoundedText, string_or_list, without_nulls
 from worker.dialects.media_fields import (
     MAX_FORMS,
     ImageUrl,
@@ -102,11 +103,7 @@ Block = Annotated[_Block, BeforeValidator(without_nulls)]
 Content = Annotated[
     Annotated[BoundedText, Tag("<string>")]
     | Annotated[Annotated[list[Block], Field(min_length=1, max_length=MAX_FORMS, fail_fast=True)], Tag("<blocks>")],
-    Discriminator(
-        lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
-        custom_error_type="own_content_form",
-        custom_error_message="must be a string or a list of content blocks",
-    ),
+    string_or_list("<blocks>", "must be a string or a list of content blocks"),
 ]
 
 CONTENT: TypeAdapter[str | list[Block]] = TypeAdapter(Content, config=ConfigDict(hide_input_in_errors=True))
@@ -133,6 +130,7 @@ class Turn(Body):
 
 
 ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+OPENAI_ROLES: Mapping[str, Role] = {"developer": "system", **ROLES}
 
 
 # Of a list of blocks, or of each of them.
@@ -189,18 +187,14 @@ def _in_call_order(turns: Sequence[Turn]) -> list[tuple[int, Turn]]:
     return sorted(enumerate(turns), key=lambda entry: keys[entry[0]])
 
 
-def with_one_system(messages: Iterable[Message]) -> Iterator[Message]:
+def with_one_system(messages: Iterable[Message]) -> list[Message]:
     """The messages, those of the system at their beginning as one: there are templates that know no second one."""
-    words: list[Text] = []
-    for turn in messages:
-        if turn.role == "system" and words is not None:
-            words += [Text(text="\n\n")] if words else []
-            words += [part for part in turn.parts if isinstance(part, Text)]
-            continue
-        if words:
-            yield Message(role="system", parts=tuple(words))
-        words = None  # type: ignore[assignment]
-        yield turn
+    kept = list(messages)
+    leading = list(takewhile(lambda turn: turn.role == "system", kept))
+    if len(leading) < 2:
+        return kept
+    words = [part for turn in leading for part in (Text(text="\n\n"), *turn.parts)][1:]
+    return [Message(role="system", parts=tuple(words)), *kept[len(leading) :]]
 
 
 def conversation(messages: Iterable[Message], where: str = "messages") -> tuple[Message, ...]:

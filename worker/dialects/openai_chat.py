@@ -5,14 +5,14 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from worker.core.contract import ChatRequest, Role
+from worker.core.contract import ChatRequest
 from worker.core.errors import InputInvalid
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import MAX_MESSAGES, Dialect, answers_only
 from worker.dialects.constraint_fields import only_one
-from worker.dialects.messages import ROLES, BlockHints, Turn, conversation, spoken
-from worker.dialects.openai_fields import OpenAIFields, ignored, refuse_unbuilt
+from worker.dialects.messages import OPENAI_ROLES, BlockHints, Turn, conversation, spoken
+from worker.dialects.openai_fields import OpenAIFields, refuse_unbuilt
 from worker.dialects.openai_reply import FAULTS, ChunkWriter, OpenAIFault, OpenAIReply, shape
 from worker.dialects.prompt_fields import PromptFields
 from worker.dialects.sampling_fields import Effort, MaxTokens
@@ -21,7 +21,6 @@ from worker.dialects.validation import validated
 
 # An OpenAI client names its model. The clients of an older service on this route cannot, and count on these.
 _FLAT = {"max_tokens": 512, "temperature": 0.7, "top_p": 0.9}
-_ROLES: dict[str, Role] = {"developer": "system", **ROLES}
 
 
 class OpenAIMessage(Turn):
@@ -55,7 +54,7 @@ def parse_chat(body: JsonObject, *, has_flat_defaults: bool = False) -> ChatRequ
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     if has_flat_defaults and chat.model is None:
         chat = chat.model_copy(update={name: flat for name, flat in _FLAT.items() if getattr(chat, name) is None})
-    messages = chat.seen(conversation(spoken(chat.messages, _ROLES)))
+    messages = chat.seen(conversation(spoken(chat.messages, OPENAI_ROLES)))
     return ChatRequest(
         messages=messages,
         template=chat.variables(chat.reasoning_effort),
@@ -65,7 +64,7 @@ def parse_chat(body: JsonObject, *, has_flat_defaults: bool = False) -> ChatRequ
         include_usage=chat.includes_usage,
         continuous_usage=chat.continues_usage,
         model=chat.model,
-        ignored=ignored(body, chat, _ignored_in(body["messages"])),
+        ignored=chat.ignored(body, _ignored_in(body["messages"])),
         tools=chat.offered(),
         opens_turn=chat.add_generation_prompt is not False,
         continues_last=_continues(chat),

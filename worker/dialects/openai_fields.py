@@ -97,13 +97,15 @@ class OpenAIFields(SamplingFields, GuidedFields, ConstraintFields):
         yield from self.guided()
         yield from self.constraints()
 
+    def ignored(self, body: JsonObject, inside: Iterable[str] = ()) -> tuple[str, ...]:
+        """Names of what changes nothing in this body. inside: in its messages."""
+        options = unread(body, "stream_options", but=StreamOptions.model_fields)
+        return ignored(body, {*type(self).model_fields, *NOT_BUILT}, {*options, *inside})
 
-def ignored(body: JsonObject, form: OpenAIFields, inside: Iterable[str] = ()) -> tuple[str, ...]:
-    """Names of what changes nothing here, for the log. form: the body, validated; inside: what its own parts ignore."""
-    known = type(form).model_fields
-    names = {shown_name(name) for name in body.keys() - known.keys() - NOT_BUILT.keys()} | set(inside)
-    options = body.get("stream_options") or {}
-    names |= {f"stream_options.{shown_name(name)}" for name in options.keys() - StreamOptions.model_fields.keys()}
+
+def ignored(body: JsonObject, known: Iterable[str], inside: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of what changes nothing here, for the log. known: fields that do; inside: what parts of the body ignore."""
+    names = {shown_name(name) for name in body.keys() - set(known)} | set(inside)
     return tuple(sorted(names)[:MAX_NAMES_LOGGED])
 
 
@@ -114,7 +116,7 @@ def refuse_unbuilt(body: JsonObject, table: Unbuilt = NOT_BUILT, taken: tuple[st
         value = body.get(name)
         if name == "best_of" and value == body.get("n"):
             continue  # none of them is left out
-        if name in body and name not in taken and not any(_is_same(value, one) for one in harmless):
+        if name in body and name not in taken and not any(is_same(value, one) for one in harmless):
             raise InputInvalid(where=name, detail=f"this value is not supported: {instead}")
 
 
@@ -124,5 +126,6 @@ def unread(body: JsonObject, *names: str, but: Iterable[str] = ()) -> set[str]:
     return {f"{name}.{shown_name(inner)}" for name, value in inside.items() for inner in value.keys() - set(but)}
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values of a body are: 1 is neither true nor 1.0."""
     return type(one) is type(other) and bool(one == other)

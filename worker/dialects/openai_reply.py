@@ -2,13 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Literal
 
 from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob, Usage
-from worker.core.errors import MediaError, WorkerError
+from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import Chunk, HttpError, ReplyBody
+from worker.dialects.base import Chunk, HttpError, ReplyBody, status_without_media
 from worker.dialects.chat_vl import TokenUsage, token_usage
 from worker.dialects.media_report import media_report
 from worker.dialects.sampling_fields import logprobs
@@ -137,12 +136,7 @@ class ChunkWriter:
                 ]
             case Done():
                 chunks = [self._chunk({}, index, event.usage) for index in range(len(event.reasons))]
-                for chunk, reason, stop in zip_longest(chunks, event.reasons, event.stops):
-                    chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": stop}
-                chunks[-1] |= {**media_report(event.media), "timing": event.timing}
-                if meta.include_usage:
-                    chunks.append({**head_of(meta, _CHUNK), "choices": [], "usage": chat_usage(event.usage)})
-                return ["".join(data_event(chunk) for chunk in chunks) + END]
+                return [last_events(chunks, event, meta, head_of(meta, _CHUNK))]
 
     def _chunk(
         self, delta: JsonObject, index: int, usage: Usage | None, logprobs: JsonObject | None = None
@@ -182,10 +176,8 @@ class Faults:
         return [data_event(shown) + END] if is_stream else [{"error": json.dumps(shown)}]
 
     def http_error(self, error: WorkerError, _: str | None) -> HttpError:
-        """The API's error object. A picture that is no picture is a bad request to its clients: they do not try
-        again."""
-        is_media = isinstance(error, MediaError) and error.status < 500
-        return HttpError(400 if is_media else error.status, self.shown(error))
+        """The API's error object."""
+        return HttpError(status_without_media(error), self.shown(error))
 
     def shown(self, error: WorkerError) -> JsonObject:
         """The error object of the API: message, type, param, code; and our own code, where the API has its own."""
@@ -216,6 +208,17 @@ def chat_usage(usage: Usage) -> JsonObject:
         "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def last_events(chunks: list[JsonObject], done: Done, meta: Meta, head: JsonObject) -> str:
+    """The end of a stream. chunks: one for each answer, which are told why it ended; head: of another one, for the
+    usage where it was asked for."""
+    for index, (chunk, reason) in enumerate(zip(chunks, done.reasons, strict=True)):
+        chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": done.stop_of(index)}
+    chunks[-1] |= {**media_report(done.media), "timing": done.timing}
+    if meta.include_usage:
+        chunks.append({**head, "choices": [], "usage": chat_usage(done.usage)})
+    return "".join(data_event(chunk) for chunk in chunks) + END
 
 
 class UsageSoFar:

@@ -5,13 +5,12 @@ Items of the input become turns: an assistant's thinking, words and calls that f
 
 from collections.abc import Iterator, Sequence
 
-from worker.core.contract import ChatRequest, Counted, Message, Reply, Role, Text
-from worker.core.names import shown_name
+from worker.core.contract import ChatRequest, Counted, Message, Text
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import Dialect, answers_only
+from worker.dialects.base import Dialect, answers_only, counts_only
 from worker.dialects.constraint_fields import only_one
-from worker.dialects.messages import Block, conversation, with_one_system
-from worker.dialects.openai_fields import MAX_NAMES_LOGGED, Unbuilt, refuse_unbuilt, unread
+from worker.dialects.messages import OPENAI_ROLES, Block, conversation, with_one_system
+from worker.dialects.openai_fields import Unbuilt, ignored, refuse_unbuilt, unread
 from worker.dialects.openai_reply import OpenAIFault
 from worker.dialects.responses_fields import AnyItem, CallItem, MessageItem, OutputItem, ReasoningItem, ResponsesBody
 from worker.dialects.responses_reply import FAULTS, EventWriter, ResponsesCount, ResponsesReply, refuse, shape
@@ -19,13 +18,6 @@ from worker.dialects.tool_fields import offered
 from worker.dialects.turns import TurnParts, spoken_parts
 from worker.dialects.validation import validated
 
-_ROLES: dict[str, Role] = {
-    "developer": "system",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
 _KEPT = "nothing is kept here: send the whole conversation in input"
 # What changes an answer and is not built: the values that ask for nothing, and what to do instead of the others.
 _NOT_BUILT: Unbuilt = {
@@ -58,7 +50,11 @@ def _parse(body: JsonObject) -> ChatRequest:
         max_seconds=form.max_seconds,
         stream=form.stream or False,
         model=form.model,
-        ignored=_ignored(body),
+        ignored=ignored(
+            body,
+            {*ResponsesBody.model_fields, *_NOT_BUILT},
+            unread(body, "text", but=("format",)) | unread(body, "reasoning", but=("effort",)),
+        ),
         tools=offered(
             {f"tools[{index}]": tool for index, tool in enumerate(form.tools or ())},
             form.tool_choice,
@@ -75,7 +71,7 @@ def _messages(form: ResponsesBody) -> Iterator[Message]:
     if isinstance(form.input, str):
         yield Message(role="user", parts=(Text(text=form.input),))
         return
-    yield from spoken_parts(list(_turns(form.input)), _ROLES, "input")
+    yield from spoken_parts(list(_turns(form.input)), OPENAI_ROLES, "input")
 
 
 def _turns(items: Sequence[AnyItem]) -> Iterator[TurnParts]:
@@ -128,24 +124,12 @@ def _put_into(turn: TurnParts, content: str | list[Block], where: str) -> None:
         turn.show(block, f"{where}[{index}]")
 
 
-def _ignored(body: JsonObject) -> tuple[str, ...]:
-    known = ResponsesBody.model_fields.keys() | _NOT_BUILT.keys()
-    names = {shown_name(name) for name in body.keys() - known}
-    names |= unread(body, "text", but=("format",)) | unread(body, "reasoning", but=("effort",))
-    return tuple(sorted(names)[:MAX_NAMES_LOGGED])
-
-
-_OF_TOOLS = ("name", "description", "parameters")
-
-
 def _echo(body: JsonObject, form: ResponsesBody) -> JsonObject:
     """What the reply repeats of what was read; the format of an answer has a name there."""
     echo = {name: body[name] for name in _REPEATED if body.get(name) is not None}
     if form.tools is not None:
-        echo["tools"] = [
-            {"type": "function", **tool.model_dump(include=set(_OF_TOOLS)), "strict": tool.strict}
-            for tool in form.tools
-        ]
+        names = ("name", "description", "parameters", "strict")
+        echo["tools"] = [{"type": "function", **{name: getattr(tool, name) for name in names}} for tool in form.tools]
     if form.reasoning is not None:
         echo["reasoning"] = {"effort": form.reasoning.effort, "summary": None}
     if form.text is not None and form.text.format is not None:
@@ -181,9 +165,8 @@ def _parse_count(body: JsonObject) -> ChatRequest:
     return _parse(body).model_copy(update={"counts_only": True, "stream": False})
 
 
-def _count(outcome: Reply) -> JsonObject:
-    assert isinstance(outcome, Counted), "all that is asked for is a count"
-    return {"object": "response.input_tokens", "input_tokens": outcome.prompt_tokens}
+def _count(counted: Counted) -> JsonObject:
+    return {"object": "response.input_tokens", "input_tokens": counted.prompt_tokens}
 
 
 COUNT = Dialect(
@@ -192,7 +175,7 @@ COUNT = Dialect(
     route="/v1/responses/input_tokens",
     is_openai=True,
     parse=_parse_count,
-    reply=_count,
+    reply=counts_only(_count),
     refuse=refuse,
     http_error=FAULTS.http_error,
     body=ResponsesBody,

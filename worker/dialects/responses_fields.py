@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from worker.core.errors import InputInvalid
 from worker.core.sampling import Constraint
 from worker.core.tools import NamedTool, ToolChoice
-from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, without_nulls
+from worker.dialects.base import MAX_MESSAGES, Body, BoundedText, string_or_list, without_nulls
 from worker.dialects.constraint_fields import ANY_OBJECT, GuidedFields, Schema, StructuredOutputs, schema_constraint
 from worker.dialects.media_fields import DETAILS, MAX_FORMS
 from worker.dialects.messages import Block
@@ -55,11 +55,7 @@ ResponsesContent = Annotated[
         Annotated[list[Annotated[Block, BeforeValidator(_as_block)]], Field(max_length=MAX_FORMS, fail_fast=True)],
         Tag("<blocks>"),
     ],
-    Discriminator(
-        lambda value: "<string>" if isinstance(value, str) else "<blocks>" if isinstance(value, list) else None,
-        custom_error_type="own_content_form",
-        custom_error_message="must be a string or a list of parts",
-    ),
+    string_or_list("<blocks>", "must be a string or a list of parts"),
 ]
 
 
@@ -126,11 +122,7 @@ AnyItem = Annotated[
 Input = Annotated[
     Annotated[BoundedText, Tag("<string>")]
     | Annotated[Annotated[list[AnyItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)], Tag("<items>")],
-    Discriminator(
-        lambda value: "<string>" if isinstance(value, str) else "<items>" if isinstance(value, list) else None,
-        custom_error_type="own_input_form",
-        custom_error_message="must be a string or a list of items",
-    ),
+    string_or_list("<items>", "must be a string or a list of items"),
 ]
 
 

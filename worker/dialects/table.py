@@ -35,8 +35,14 @@ OPENAI_PREFIX = "/v1/"  # a path below it that no dialect has is answered as the
 
 
 def plain_path(path: str) -> str:
-    """Without a query, a slash at the end or twice in a row: clients join an address and a route in every way."""
-    return "/" + "/".join(part for part in path.partition("?")[0].split("/") if part)
+    """Without a slash at the end or twice in a row: clients join an address and a route in every way."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def _path_of(route: object) -> str:
+    """The path that a job's route names, without its query; no dialect's for what is no route."""
+    is_route = isinstance(route, str) and len(route) <= MAX_ROUTE_CHARS
+    return plain_path(str(route).partition("?")[0]) if is_route else ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Call:
         return body
 
     def _path(self) -> str:
-        return plain_path(self.envelope["route" if self.form == "routed" else "openai_route"])
+        return _path_of(self.envelope["route" if self.form == "routed" else "openai_route"])
 
     def _inside(self) -> object:
         names = {"routed": "body", "openai": "openai_input"}
@@ -139,7 +145,7 @@ class DialectTable:
     def _routed(self, job_input: JsonObject, name: str, otherwise: Dialect) -> Call:
         """otherwise: whose errors the caller of an unknown route understands."""
         route = job_input[name]
-        path = plain_path(route) if isinstance(route, str) and len(route) <= MAX_ROUTE_CHARS else ""
+        path = _path_of(route)
         dialect = self.at(path)
         form: Literal["routed", "openai"] = "openai" if name == "openai_route" else "routed"
         if dialect is None:

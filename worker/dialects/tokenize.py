@@ -2,10 +2,10 @@
 
 from pydantic import ConfigDict, Field
 
-from worker.core.contract import ChatRequest, Counted, Message, Reply, Text
+from worker.core.contract import ChatRequest, Counted, Message, Text
 from worker.core.errors import InputInvalid
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import BoundedText, Dialect, ReplyBody
+from worker.dialects.base import BoundedText, Dialect, ReplyBody, counts_only
 from worker.dialects.openai_chat import OpenAIBody, parse_chat
 from worker.dialects.openai_reply import FAULTS, OpenAIFault
 from worker.dialects.validation import validated
@@ -43,10 +43,9 @@ def _parse(body: JsonObject) -> ChatRequest:
     return ChatRequest(messages=(message,), is_raw=True, counts_only=True, model=form.model)
 
 
-def _reply(outcome: Reply) -> JsonObject:
-    assert isinstance(outcome, Counted), "all that is asked for is a count"
-    head = {"count": outcome.prompt_tokens, "max_model_len": outcome.max_model_len}
-    return {**head, "tokens": list(outcome.tokens), "token_strs": None}
+def _shape(counted: Counted) -> JsonObject:
+    head = {"count": counted.prompt_tokens, "max_model_len": counted.max_model_len}
+    return {**head, "tokens": list(counted.tokens), "token_strs": None}
 
 
 DIALECT = Dialect(
@@ -54,7 +53,7 @@ DIALECT = Dialect(
     about="vLLM's tokenize: the token ids of a prompt or of messages",
     route="/tokenize",
     parse=_parse,
-    reply=_reply,
+    reply=counts_only(_shape),
     refuse=FAULTS.refuse,
     http_error=FAULTS.http_error,
     body=TokenizeBody,

@@ -6,17 +6,21 @@
 Source: worker-vllm's README and handler at 2.25, and at 2.23 for the older fields.
 """
 
-from typing import Any
-
 from worker.core.contract import Answer, ChatRequest, Meta, StreamEvent
 from worker.core.errors import InputInvalid, WorkerError
 from worker.core.names import shown_name
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import Chunk, Dialect, Writer, answers_only
-from worker.dialects.completions import CompletionBody, CompletionWriter, completion, parse_completion
+from worker.dialects.completions import (
+    CompletionBody,
+    CompletionWriter,
+    completion,
+    parse_completion,
+    with_chat_logprobs,
+)
 from worker.dialects.native import NativeBody
 from worker.dialects.openai_chat import OpenAIBody, parse_chat
-from worker.dialects.openai_fields import NOT_BUILT
+from worker.dialects.openai_fields import NOT_BUILT, is_same
 from worker.dialects.openai_reply import FAULTS, ChunkWriter, shape
 from worker.dialects.validation import unknown_field
 
@@ -52,10 +56,9 @@ def _parse(body: JsonObject) -> ChatRequest:
         given = {**given, "messages": [asked]}
     elif is_chat and given.pop("prompt", None) is not None:
         raise InputInvalid(where="prompt", detail="cannot be combined with messages: put it into a message")
-    if is_chat and isinstance(given.get("logprobs"), int) and not isinstance(given["logprobs"], bool):
-        given = {**given, "logprobs": True, "top_logprobs": given["logprobs"]}  # as older versions had it
     try:
-        request = parse_chat(given) if is_chat else parse_completion(given)
+        # Older versions had one form of logprobs for both.
+        request = parse_chat(with_chat_logprobs(given)) if is_chat else parse_completion(given)
     except WorkerError as error:
         raise _placed(error, body) from None
     return request.model_copy(update={"echo": {"is_chat": is_chat}})
@@ -77,13 +80,9 @@ def _merged(body: JsonObject) -> JsonObject:
     for name, value in (params or {}).items():
         if name not in _KNOWN - {_PARAMS, _TEMPLATE}:
             raise unknown_field(name, _KNOWN, f"{_PARAMS}.{shown_name(name)}")
-        if name in beside and not _is_same(beside[name], value):
+        if name in beside and not is_same(beside[name], value):
             raise InputInvalid(where=f"{_PARAMS}.{name}", detail=f"contradicts {name} beside it: write it once")
     return {**beside, **(params or {})}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
 
 
 def _placed(error: WorkerError, body: JsonObject) -> WorkerError:
