@@ -59,6 +59,12 @@ def test_slashes_open_no_door(path: str) -> None:
     assert answer.status_code == (200 if path.strip("/") == "" else 401)
 
 
+def test_a_question_mark_that_is_part_of_a_path_begins_no_query() -> None:
+    with served(FakeEngine()) as address:
+        assert requests.get(f"{address}/v1/models?x=1", timeout=10).status_code == 200
+        assert requests.get(f"{address}/v1/models%3Fx=1", timeout=10).status_code == 404
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_ids_are_known_by_both_names_and_answers_have_them(path: str) -> None:
     with served(FakeEngine()) as address:

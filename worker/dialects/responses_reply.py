@@ -96,10 +96,10 @@ def shape(answer: Answer) -> JsonObject:
     """The API's object: what its stream ends with."""
     [choice], writer = answer.choices, EventWriter(answer.meta)
     for piece in choice.pieces:
-        writer.feed(piece)
-    writer.feed(Done(reasons=(choice.reason,), usage=answer.usage, media=answer.media, timing=answer.timing))
-    assert writer.response is not None, "a Done ends it"
-    return writer.response
+        writer.values(piece)
+    done = Done(reasons=(choice.reason,), usage=answer.usage, media=answer.media, timing=answer.timing)
+    response: JsonObject = writer.values(done)[-1]["response"]
+    return response
 
 
 def _response(meta: Meta, status: str, output: list[JsonObject], usage: Usage | None = None) -> JsonObject:
@@ -138,29 +138,29 @@ class EventWriter:
         self._text = ""
         self._tokens: list[JsonObject] = []
         self._is_open = False
-        self.response: JsonObject | None = None  # when it has ended
 
     def feed(self, event: StreamEvent) -> list[Chunk]:
+        values = self.values(event)
+        return ["".join(named_event(value["type"], value) for value in values)] if values else []
+
+    def values(self, event: StreamEvent) -> list[JsonObject]:
+        """The API's events for one of the engine's, not yet written."""
         match event:
             case Start():
-                return ["".join(self._begun())]
+                return self._begun()
             case Piece():
-                said = []
-                if event.reasoning:
-                    said += self._grown("reasoning", event.reasoning)
+                values = self._grown("reasoning", event.reasoning) if event.reasoning else []
                 if event.text:
-                    said += self._grown("message", event.text, logprobs_of(event.text, event.logprobs))
-                for call in event.tool_calls:
-                    said += self._called(call)
-                return ["".join(said)] if said else []
+                    values += self._grown("message", event.text, logprobs_of(event.text, event.logprobs))
+                return values + [value for call in event.tool_calls for value in self._called(call)]
             case Done():
-                return ["".join(self._ended(event))]
+                return self._ended(event)
 
-    def _begun(self) -> list[str]:
+    def _begun(self) -> list[JsonObject]:
         response = _response(self._meta, "in_progress", [])
         return [self._event(f"response.{kind}", response=response) for kind in ("created", "in_progress")]
 
-    def _grown(self, kind: str, text: str, told: list[JsonObject] | None = None) -> list[str]:
+    def _grown(self, kind: str, text: str, told: list[JsonObject] | None = None) -> list[JsonObject]:
         """More of the item that is open, or of a new one."""
         said = [] if self._is_open and self._output[-1]["type"] == kind else [*self._closed(), *self._opened(kind)]
         self._text += text
@@ -170,14 +170,14 @@ class EventWriter:
         self._tokens += told or []
         return [*said, self._event("response.output_text.delta", **at, delta=text, logprobs=told or [])]
 
-    def _opened(self, kind: str) -> list[str]:
+    def _opened(self, kind: str) -> list[JsonObject]:
         item = self._items.thought() if kind == "reasoning" else self._items.message()
         self._output.append(item)
         self._is_open, self._text, self._tokens = True, "", []
         added = self._event("response.output_item.added", **self._at(), item=item)
         return [added, self._event("response.content_part.added", **self._at_part(), part=self._part())]
 
-    def _closed(self, status: str = "completed") -> list[str]:
+    def _closed(self, status: str = "completed") -> list[JsonObject]:
         """The end of the item that is open, if one is."""
         if not self._is_open:
             return []
@@ -194,9 +194,9 @@ class EventWriter:
     def _part(self) -> JsonObject:
         if self._output[-1]["type"] == "reasoning":
             return {"type": "reasoning_text", "text": self._text}
-        return _text_part(self._text, self._tokens)
+        return _text_part(self._text, list(self._tokens))
 
-    def _called(self, call: ToolCall) -> list[str]:
+    def _called(self, call: ToolCall) -> list[JsonObject]:
         said, item = self._closed(), self._items.call(call)
         self._output.append(item)
         at = {"item_id": item["id"], **self._at()}
@@ -210,13 +210,13 @@ class EventWriter:
             self._event("response.output_item.done", **self._at(), item=item),
         ]
 
-    def _ended(self, done: Done) -> list[str]:
+    def _ended(self, done: Done) -> list[JsonObject]:
         status = "incomplete" if done.reasons[0] in ("length", "time") else "completed"
         said = [] if self._output else self._opened("message")  # an answer without a word has a message, too
         said += self._closed(status)
         response = _response(self._meta, status, self._output, done.usage)
-        self.response = {**response, **media_report(done.media), "timing": done.timing}
-        return [*said, self._event(f"response.{status}", response=self.response)]
+        response |= {**media_report(done.media), "timing": done.timing}
+        return [*said, self._event(f"response.{status}", response=response)]
 
     def _at(self) -> JsonObject:
         return {"output_index": len(self._output) - 1}
@@ -224,9 +224,9 @@ class EventWriter:
     def _at_part(self) -> JsonObject:
         return {"item_id": self._output[-1]["id"], **self._at(), "content_index": 0}
 
-    def _event(self, kind: str, **fields: object) -> str:
+    def _event(self, kind: str, **fields: object) -> JsonObject:
         self._number += 1
-        return named_event(kind, {"type": kind, "sequence_number": self._number - 1, **fields})
+        return {"type": kind, "sequence_number": self._number - 1, **fields}
 
     def flush(self) -> list[Chunk]:
         return []
@@ -236,7 +236,8 @@ class EventWriter:
         code = "server_error" if error.status >= 500 else "invalid_prompt"
         told = {"code": code, "message": error.message, "worker_code": error.code}
         response = {**_response(self._meta, "failed", self._output), "error": told}
-        return [self._event("response.failed", response=response) + _error_event(error, self._number)]
+        failed = self._event("response.failed", response=response)
+        return [named_event("response.failed", failed) + _error_event(error, self._number)]
 
 
 def _error_event(error: WorkerError, number: int) -> str:

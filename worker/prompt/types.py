@@ -56,11 +56,11 @@ class Prompt:
     def videos(self) -> tuple[Patches, ...]:
         return tuple(item.patches for item in self.items if item.kind == "video")
 
-    @property
+    @cached_property
     def image_tokens(self) -> int:
         return sum(item.tokens for item in self.media if item.kind == "image")
 
-    @property
+    @cached_property
     def video_tokens(self) -> int:
         return sum(item.tokens for item in self.media if item.kind == "video")
 
