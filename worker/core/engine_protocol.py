@@ -16,8 +16,8 @@ OnUsage = Callable[[Usage], None]
 @dataclass(frozen=True)
 class EngineInfo:
     """What never changes while an engine runs. model: the name that answers carry. code: whose model code runs it.
-    max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`. fingerprint: changes with
-    everything that may change what the same seed says."""
+    max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`. fingerprint: of
+    the worker's version, the model's name, its code and dtype, torch and the processor."""
 
     model: str
     code: str

@@ -212,8 +212,7 @@ class Engine:
         room = limit - len(prompt.ids)
         wanted = sampling.max_tokens or max(1, min(self._default_max_tokens(prompt, sampling), room))
         if sampling.fits_context and wanted > 1:
-            held = self._scheduler.max_positions(len(prompt.ids), sampling.n) - len(prompt.ids)
-            wanted = max(1, min(wanted, room, held))
+            wanted = max(1, min(wanted, room, self._max_held(prompt, sampling)))
         if wanted > room:
             asked = f"the prompt has {len(prompt.ids)} and max_tokens asks for {wanted}: lower it to {room}"
             raise PromptTooLong(detail=f"{context_length(limit)}, {asked}")
@@ -223,8 +222,12 @@ class Engine:
         """Thinking is long: where the answer begins within it, what the KV cache can hold, up to a setting."""
         if not prompt.opens_thought:
             return self._settings.max_tokens_default
-        held = self._scheduler.max_positions(len(prompt.ids), sampling.n) - len(prompt.ids)
+        held = self._max_held(prompt, sampling)
         return min(self._settings.max_tokens_thinking, max(held, self._settings.max_tokens_default))
+
+    def _max_held(self, prompt: Prompt, sampling: Sampling) -> int:
+        """Tokens of each answer that the KV cache can hold behind the prompt."""
+        return self._scheduler.max_positions(len(prompt.ids), sampling.n) - len(prompt.ids)
 
     def _check(self, request: Request, sampling: Sampling) -> None:
         """Raises InputInvalid, PromptTooLong."""

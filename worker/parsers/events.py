@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from worker.core.contract import ChatRequest, Done, Event, FinishReason, Piece, TokenLogprob
+from worker.core.contract import ChatRequest, Done, Event, FinishReason, Piece, TokenLogprob, Usage
 from worker.parsers.answer import AnswerParser, Told
 
 
@@ -32,8 +32,7 @@ class EventParser:
         if event.text and event.index not in self._logprobs and told == Told(text=event.text):
             yield event  # words alone, as most are
         else:
-            for piece in self._pieces(event.index, told, event.logprobs):
-                yield piece.model_copy(update={"usage": event.usage})
+            yield from self._pieces(event.index, told, event.logprobs, event.usage)
 
     def _ended(self, done: Done) -> Iterator[Event]:
         reasons: list[FinishReason] = []
@@ -46,7 +45,13 @@ class EventParser:
         yield done.model_copy(update={"reasons": tuple(reasons)})
 
     def _pieces(
-        self, index: int, told: Told, logprobs: tuple[TokenLogprob, ...], *, is_last: bool = False
+        self,
+        index: int,
+        told: Told,
+        logprobs: tuple[TokenLogprob, ...],
+        usage: Usage | None = None,
+        *,
+        is_last: bool = False,
     ) -> Iterator[Event]:
         waiting = self._logprobs.pop(index, ()) + logprobs
         if told.text or told.reasoning or told.calls or (is_last and waiting):
@@ -56,6 +61,7 @@ class EventParser:
                 logprobs=waiting,
                 reasoning=told.reasoning,
                 tool_calls=tuple(told.calls),
+                usage=usage,
             )
         elif waiting:
             self._logprobs[index] = waiting
