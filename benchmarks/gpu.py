@@ -39,6 +39,7 @@ from worker.models.loading import LoadedModel
 from worker.models.native.graphs import EAGER_STEPS, CudaRecorder, StepGraphs
 from worker.models.native.qwen3_vl import QWEN3_VL
 from worker.models.native.runner import NativeRunner
+from worker.models.runner import prefilled
 from worker.prompt.patches import Patches
 from worker.prompt.types import MediaItem, Prompt
 
@@ -195,8 +196,7 @@ def step_time(card: Card, eager: NativeRunner, recorded: NativeRunner | None, ro
     """Rows of CONTEXT tokens each, all of one prompt: a step's time does not depend on what they say."""
     length = card.amount(CONTEXT)
     built = prompt(length, 3)
-    cache = eager.prefill_cache()
-    eager.prefill(built, [], slice(0, length), {}, cache)
+    cache, _ = prefilled(eager, built)
     tokens, positions = [5] * rows, [length] * rows
     took: list[float] = []
     capture_s, capture_bytes = 0.0, 0
@@ -293,7 +293,7 @@ def measure(card: Card, shape: str) -> tuple[JsonObject, str]:
     long = prompt(card.amount(1024), 2)
 
     def prefill() -> object:
-        return eager.prefill(long, [], slice(0, len(long.ids)), {}, eager.prefill_cache())
+        return prefilled(eager, long)
 
     seen = picture(card)
     prefill_s, vision_s = card.seconds(prefill, 5), card.seconds(lambda: eager.features([seen]), 5)

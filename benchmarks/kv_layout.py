@@ -42,7 +42,7 @@ def slots(lengths: list[int], more: int) -> tuple[float, int]:
     """Milliseconds of a step, bytes held."""
     cache = KVCache(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
     for length in lengths:
-        filled = NativePrefillCache(1)
+        filled = NativePrefillCache(1, length)
         filled.update(torch.randn(1, KV_HEADS, length, DIM), torch.randn(1, KV_HEADS, length, DIM), 0)
         cache.join(filled, length, length + more)
     query, fresh = torch.randn(len(lengths), HEADS, 1, DIM), torch.randn(len(lengths), KV_HEADS, 1, DIM)

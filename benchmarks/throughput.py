@@ -39,6 +39,7 @@ from worker.core.settings import load as settings
 from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of
 from worker.models.loading import LoadedModel, load
+from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
 
 KINDS = ("decode-heavy", "mixed lengths", "image-heavy")
@@ -160,8 +161,8 @@ def layer_operations(model: LoadedModel, rows: int) -> list[str]:
     builder = PromptBuilder(model.spec, settings({}))
     slots = runner.kv_cache()
     for job in jobs("decode-heavy", rows):
-        prompt, cache = builder.build(job.request, job.media), runner.prefill_cache()
-        runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, cache)
+        prompt = builder.build(job.request, job.media)
+        cache, _ = prefilled(runner, prompt)
         slots.join(cache, len(prompt.ids), len(prompt.ids) + 8)
     for _ in range(2):  # the first makes what later ones have
         with profile(activities=[ProfilerActivity.CPU]) as seen:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from worker.models.kv_cache import KVCache
-from worker.models.runner import PrefillCache, Runner
+from worker.models.runner import PrefillChunk, Runner
 from worker.prompt.types import Prompt
 
 
@@ -30,17 +30,20 @@ class FakeRunner:
     takes_several: bool = False
     steps: list[int] = field(default_factory=list)  # rows of each
 
-    def prefill_cache(self) -> EmptyCache:
+    def begin_tuning(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def prefill_cache(self, num_tokens: int) -> EmptyCache:
         return EmptyCache()
 
     def kv_cache(self) -> KVCache:
         return KVCache(0, self.bytes_per_token, torch.device("cpu"), torch.float32)
 
-    def prefill(self, *_: object) -> torch.Tensor:
-        return self._saying([self.first])[0]
-
-    def prefill_together(self, prompts: list[Prompt]) -> tuple[torch.Tensor, list[EmptyCache]]:
-        return self._saying([self.first] * len(prompts)), [EmptyCache() for _ in prompts]
+    def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
+        return self._saying([self.first] * len(chunks))
 
     def decode(self, tokens: list[int], *_: object) -> torch.Tensor:
         self.steps.append(len(tokens))
@@ -63,24 +66,25 @@ class Watched:
 
 
 class Counting(Watched):
-    """Counts what is computed: chunks of prompts in tokens, pictures, prompts in one forward."""
+    """Counts what is computed: chunks of prompts in tokens, pictures in all and in one pass, prompts in one forward
+    where these are several."""
 
     def __init__(self, inner: Runner) -> None:
         super().__init__(inner)
         self.chunks: list[int] = []
         self.together: list[int] = []
         self.num_features = 0
+        self.passes: list[int] = []
 
-    def prefill(self, prompt: Prompt, tokens: list[int], chunk: slice, *rest: Any) -> torch.Tensor:
-        self.chunks.append(chunk.stop - chunk.start)
-        return self.inner.prefill(prompt, tokens, chunk, *rest)
-
-    def prefill_together(self, prompts: list[Prompt]) -> tuple[torch.Tensor, list[Any]]:
-        self.together.append(len(prompts))
-        return self.inner.prefill_together(prompts)
+    def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
+        self.chunks += [chunk.length for chunk in chunks]
+        if len(chunks) > 1:
+            self.together.append(len(chunks))
+        return self.inner.prefill(chunks)
 
     def features(self, items: Any) -> Any:
         self.num_features += len(items)
+        self.passes.append(len(items))
         return self.inner.features(items)
 
 
@@ -97,6 +101,23 @@ class Feeding(Watched):
         self.counts.append(1 + max(map(len, before)))
         self.totals.append(len(tokens) + sum(map(len, before)))
         return self.inner.decode(tokens, positions, slots, before)
+
+
+class FailingTogether(Watched):
+    """Fails once when several prompts are computed in one forward, half way through the layers, and works otherwise."""
+
+    def __init__(self, inner: Runner, error: Exception) -> None:
+        super().__init__(inner)
+        self.error, self.has_failed = error, False
+
+    def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
+        if len(chunks) > 1 and not self.has_failed:
+            self.has_failed = True
+            for chunk in chunks:
+                self.inner.prefill([chunk])
+                chunk.cache.layers[-1].keys = chunk.cache.layers[-1].values = None
+            raise self.error
+        return self.inner.prefill(chunks)
 
 
 class FailingOnce(Watched):
@@ -129,14 +150,15 @@ class Stuck(Watched):
 class Overflowing(Watched):
     """In its prompts with pictures all numbers are lost, as when half precision overflows."""
 
-    def prefill(self, prompt: Prompt, tokens: Any, chunk: slice, seen: Any, cache: PrefillCache) -> torch.Tensor:
-        logits = self.inner.prefill(prompt, tokens, chunk, seen, cache)
-        if not prompt.items:
-            return logits
-        for layer in cache.layers:
-            layer.keys.fill_(torch.nan)
-            layer.values.fill_(torch.nan)
-        return logits.fill_(torch.nan)
+    def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
+        logits = self.inner.prefill(chunks)
+        for row, chunk in enumerate(chunks):
+            if chunk.prompt.items:
+                for layer in chunk.cache.layers:
+                    layer.keys.fill_(torch.nan)
+                    layer.values.fill_(torch.nan)
+                logits[row] = torch.nan
+        return logits
 
 
 class Spoilt(Watched):
@@ -164,13 +186,9 @@ class Spoilt(Watched):
         self._fail_if("features", any(item.key == self.key for item in items))
         return self.inner.features(items)
 
-    def prefill(self, prompt: Prompt, *rest: Any) -> torch.Tensor:
-        self._fail_if("prefill", self.is_marked(prompt))
-        return self.inner.prefill(prompt, *rest)
-
-    def prefill_together(self, prompts: list[Prompt]) -> Any:
-        self._fail_if("prefill", any(self.is_marked(prompt) for prompt in prompts))
-        return self.inner.prefill_together(prompts)
+    def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
+        self._fail_if("prefill", any(self.is_marked(chunk.prompt) for chunk in chunks))
+        return self.inner.prefill(chunks)
 
     def decode(self, *arguments: Any) -> torch.Tensor:
         self._fail_if("decode", bool(self.marked_rows()))

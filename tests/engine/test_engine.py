@@ -1,16 +1,18 @@
 """Slots, ends, refusals, seeds: what a request may count on, whoever else is being served."""
 
 import asyncio
+import queue
 import random
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from tests.engine.requests import Shown, ask, picture
-from tests.engine.runners import MARK, Counting, FailingOnce, Overflowing, Spoilt, Stuck
+from tests.engine.runners import MARK, Counting, FailingOnce, FailingTogether, Overflowing, Spoilt, Stuck
 from tests.engine.serving import CPU, Serve
 from tests.fakes import cancelled_while_delivering
 from worker.core.contract import ChatRequest, Done, Event, Message, Piece, Text
@@ -449,6 +451,87 @@ def test_prompts_of_a_burst_are_computed_together(serve: Serve, monkeypatch: pyt
     assert runner.together[0] >= 5  # the last may be on its way from one thread to the other
 
 
+def waiting(engine: Engine, gate: Stuck, shown: list[Shown]) -> list[list[Any]]:
+    """The events of requests that are all there before the first of them begins."""
+    heard: list[list[Any]] = [[] for _ in shown]
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    engine.submit(prompt_of(engine, "Wait."), ask("x", max_tokens=1).request.sampling, lambda _: None)
+    assert gate.has_begun.wait(10)
+
+    def emit(index: int, event: Any) -> None:
+        heard[index].append(event)
+        if not isinstance(event, Piece):
+            ended.put(index)
+
+    for index, one in enumerate(shown):
+        prompt = engine.builder.build(one.request, one.media)
+        engine.submit(prompt, one.request.sampling, partial(emit, index))
+    gate.let_go.set()
+    for _ in shown:
+        ended.get(timeout=60)
+    return heard
+
+
+def gated(serve: Serve, settings: Settings) -> tuple[Engine, Stuck, Counting]:
+    runners: list[Counting] = []
+    gates: list[Stuck] = []
+
+    def counted(inner: Runner) -> Runner:
+        runners.append(Counting(inner))
+        gates.append(Stuck(runners[0]))
+        return gates[0]
+
+    return serve(settings, counted), gates[0], runners[0]
+
+
+def test_prompts_with_pictures_are_computed_together_and_so_are_their_pictures(serve: Serve) -> None:
+    """Of different lengths, with one picture, two and none; the same picture in two of them is computed once."""
+    engine, gate, runner = gated(serve, Settings(device="cpu", max_num_seqs=8))
+    shown = [
+        ask("What is it?", picture(1)),
+        ask("And these?", picture(2, 96, 96), picture(3)),
+        ask("Who are you? " * 4),
+        ask("One more time, what is it?", picture(1)),
+    ]
+    heard = waiting(engine, gate, shown)
+    assert runner.passes == [3]
+    assert runner.together == [4]
+    texts = ["".join(event.text for event in events if isinstance(event, Piece)) for events in heard]
+    assert texts == [text_and_end(engine, one)[0] for one in shown]
+
+
+def test_what_is_computed_together_has_a_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chunk; on a CPU of fewer tokens, so that who is first does not wait for all."""
+    for limit, most in (("PACKED_ON_CPU", 64), ("", 0)):
+        chunk = 1024
+        if limit:
+            monkeypatch.setattr("worker.engine.continuous_batch.PACKED_ON_CPU", most)
+        else:
+            chunk = most = 100
+        engine, gate, runner = gated(serve, Settings(device="cpu", max_num_seqs=8, prefill_chunk=chunk))
+        shown = [ask(f"{index} of many, and what is this then?", max_tokens=2) for index in range(6)]
+        size = len(engine.builder.build(shown[0].request, ()).ids)
+        heard = waiting(engine, gate, shown)
+        assert all(isinstance(events[-1], Done) for events in heard)
+        assert max(runner.together) <= max(1, most // size)
+        assert sum(runner.chunks) >= 6 * size
+
+
+def test_with_a_prefix_known_to_all_they_are_computed_together(serve: Serve) -> None:
+    """None waits for another to learn what all know already."""
+    engine, gate, runner = gated(serve, Settings(device="cpu", max_num_seqs=8))
+    system = "You are a helpful assistant who looks at pictures with care and answers briefly. " * 2
+    gate.let_go.set()
+    text_and_end(engine, ask(system + "First.", max_tokens=1))
+    gate.let_go.clear()
+    gate.has_begun.clear()
+    runner.chunks.clear()
+    heard = waiting(engine, gate, [ask(f"{system}{index}?", max_tokens=2) for index in range(4)])
+    assert runner.together == [4]
+    assert max(runner.chunks) < 40
+    assert all(events[-1].usage.cached_tokens > 30 for events in heard)
+
+
 def test_what_does_not_fit_beside_the_others_waits_and_all_are_answered(serve: Serve) -> None:
     engine = serve(Settings(device="cpu", kv_cache_mib=8, max_num_seqs=16))
     most, cache = [0], engine.parts.caches.kv
@@ -699,7 +782,7 @@ def test_short_prompts_are_computed_together_and_apart_where_that_fails(
 
     def counted(inner: Runner) -> Runner:
         runners.append(Counting(inner))
-        gates.append(Stuck(FailingOnce(runners[0], "prefill_together", error) if is_failing else runners[0]))
+        gates.append(Stuck(FailingTogether(runners[0], error) if is_failing else runners[0]))
         return gates[0]
 
     engine = serve(Settings(device="cpu", max_num_seqs=8), counted)

@@ -5,17 +5,21 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from worker.engine.caches import EngineCaches
+from worker.engine.event_bridge import woken_together
 from worker.engine.loop import Pulse
 from worker.engine.masks import MaskWorker
-from worker.engine.prefill import Prefill
-from worker.engine.prefix_cache import share_a_beginning
+from worker.engine.prefill import Prefill, advance
+from worker.engine.prefix_cache import SHORTEST_PREFIX
 from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.sampling import Row, logits_step
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.runner import Runner
+from worker.prompt.types import BLOCK
 
 SMALLEST_CHUNK = 64
+# Tokens of several prompts in one forward on a CPU: with more, products are no faster, and who comes first would wait.
+PACKED_ON_CPU = 256
 
 
 class ContinuousBatch:
@@ -33,14 +37,20 @@ class ContinuousBatch:
         self._prefill_chunk = prefill_chunk
         self._masks = MaskWorker()
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
+        self._has_answered = False
 
     def turn(self, pulse: Pulse) -> None:  # noqa: ARG002  # a turn is short
+        running = list(self._scheduler.running)
         self._prefill_some()
         self._decode_all()
+        if not self._has_answered and any(sequence.is_finished for sequence in running):
+            self._has_answered = True
+            self._runner.begin_tuning()
 
     def clear(self) -> None:
         self._caches.kv.clear()
         self._masks.close()
+        self._runner.close()
 
     def _prefill_some(self) -> None:
         """Compute prompts for at most `prefill_chunk` tokens, and a picture's worth where it is larger."""
@@ -53,78 +63,93 @@ class ContinuousBatch:
             if group.is_over:
                 scheduler.prefilling.remove(group)
                 continue
-            together = self._alike(group, budget)
-            budget -= self._prefill_together(together) if len(together) > 1 else self._prefill_one(group, budget)
+            budget -= self._prefill(group, max(budget, min(SMALLEST_CHUNK, self._prefill_chunk)))
 
-    def _prefill_one(self, group: Group, budget: int) -> int:
-        """Compute a chunk of a prompt; what it cost in tokens."""
+    def _prefill(self, first: Group, budget: int) -> int:
+        """Compute a chunk of a prompt, and others with it as far as the budget has tokens for all that is left of them;
+        what it cost in tokens."""
+        together: list[Group] = []
         cost = 0
-        with contained(partial(self._recovery.prefill_failed, group)):
-            prefill = self._opened(group)
-            cost = max(1, prefill.step(max(budget, min(SMALLEST_CHUNK, self._prefill_chunk))))
-            group.num_left = prefill.left
-            if not prefill.left:
-                self._begin(group, prefill)
+        with contained(partial(self._recovery.prefill_failed, first)):
+            self._opened(first)
+            together.append(first)
+        if not together:
+            return 0
+        together += self._joining(first, budget)
+        prefills = [self._prefills[group] for group in together]
+        with contained(partial(self._prefill_failed, together)):
+            cost = advance(self._runner, prefills, self._caches.features, budget)
+        if not cost:
+            return 0
+        with woken_together():
+            for group, prefill in zip(together, prefills, strict=True):
+                group.num_left = prefill.left
+                if not prefill.left:
+                    with contained(partial(self._recovery.prefill_failed, group)):
+                        self._begin(group, prefill)
         return cost
+
+    def _prefill_failed(self, groups: list[Group], failure: Failure) -> None:
+        """Some of their layers may be further than others: what is tried again begins anew."""
+        if len(groups) == 1:
+            self._recovery.prefill_failed(groups[0], failure)
+            return
+        for group in groups:
+            del self._prefills[group]
+        self._recovery.joint_prefill_failed(groups, failure)
 
     def _opened(self, group: Group) -> Prefill:
         """The group's prefill; at first how much of the prompt is known already is found out."""
         prefill = self._prefills.get(group)
         if prefill is None:
             request, tokens = group.sequences[0].request, group.sequences[0].tokens
-            prefill = Prefill(request.prompt, tokens, self._runner, self._caches.features, self._caches.prefixes)
+            prefill = Prefill(request.prompt, tokens, self._runner, self._caches.prefixes)
             request.num_cached, group.num_left = prefill.reused, prefill.left
             request.has_begun = True
             self._prefills[group] = prefill
         return prefill
 
-    def _alike(self, first: Group, budget: int) -> list[Group]:
-        """The group, and others whose short prompts can be computed in one forward with it.
+    def _joining(self, first: Group, budget: int) -> list[Group]:
+        """Others whose prompts can be computed in one forward with the group's.
 
         Those that begin like one of them come later: then they need only what follows.
         """
-        together: list[Group] = []
-        longest = 0
-        for group in (first, *(other for other in self._scheduler.prefilling if other is not first)):
-            length = group.num_prompt_tokens
-            longest = max(longest, length)
-            is_fitting = longest * (len(together) + 1) <= budget and longest <= 2 * length
-            if not is_fitting or not self._may_join_others(group):
+        joining: list[Group] = []
+        if not self._may_join_others(first):
+            return joining
+        room = (budget if self._caches.device.type == "cuda" else min(budget, PACKED_ON_CPU)) - self._prefills[
+            first
+        ].left
+        for group in (other for other in self._scheduler.prefilling if other is not first):
+            if room <= 0:
                 break
-            prompt = group.sequences[0].request.prompt
-            if any(share_a_beginning(prompt, other.sequences[0].request.prompt) for other in together):
+            if not self._may_join_others(group) or self._waits_for_one(group, [first, *joining]):
                 continue
-            if not self._is_plain(group):
-                break
-            together.append(group)
-        return together
+            left = self._left(group)
+            if 0 < left <= room:
+                joining.append(group)
+                room -= left
+        return joining
 
     def _may_join_others(self, group: Group) -> bool:
-        can_pad = not self._caches.kv.has_states
-        return can_pad and not (group.is_apart or group.must_be_alone or group.is_over)
+        return not (group.is_apart or group.must_be_alone or group.is_over)
 
-    def _is_plain(self, group: Group) -> bool:
-        """Whether it is a prompt without pictures of which nothing is computed yet. What fails in finding that out
-        fails again, and is told, when the group's own turn comes."""
-        opened: list[Prefill] = []
+    def _waits_for_one(self, group: Group, others: list[Group]) -> bool:
+        """Whether the prompt begins like one of the others' for longer than what is known of it."""
+        prefixes = self._caches.prefixes
+        if prefixes is None or group in self._prefills:
+            return False
+        prompt = group.sequences[0].request.prompt
+        shared = max(prompt.shared_blocks(other.sequences[0].request.prompt) * BLOCK for other in others)
+        return shared >= SHORTEST_PREFIX and shared > prefixes.known(prompt)
+
+    def _left(self, group: Group) -> int:
+        """Tokens of a prompt that are still to be computed. What fails in finding that out fails again, and is told,
+        when the group's own turn comes: 0."""
+        left: list[int] = []
         with contained(_leave_for_later):
-            opened.append(self._opened(group))
-        return bool(opened) and opened[0].is_plain
-
-    def _prefill_together(self, groups: list[Group]) -> int:
-        """Compute whole prompts in one forward; what it cost in tokens."""
-        cost = 0
-        with contained(partial(self._recovery.joint_prefill_failed, groups)):
-            logits, caches = self._runner.prefill_together([group.sequences[0].request.prompt for group in groups])
-            cost = len(groups) * max(group.num_prompt_tokens for group in groups)
-        if not cost:
-            return 0
-        for group, row, cache in zip(groups, logits, caches, strict=True):
-            with contained(partial(self._recovery.prefill_failed, group)):
-                prefill = self._prefills[group]
-                prefill.finish(row, cache)
-                self._begin(group, prefill)
-        return cost
+            left.append(self._opened(group).left)
+        return sum(left)
 
     def _begin(self, group: Group, prefill: Prefill) -> None:
         """First tokens from a whole prefill, and rows for the answers that go on."""
@@ -160,9 +185,10 @@ class ContinuousBatch:
                 )
             rows = logits_step(logits, samplers)
             self._caches.kv.end_step()
-        for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
-            if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
-                take(sequence, row, self._recovery, at_most)
+        with woken_together():
+            for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
+                if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
+                    take(sequence, row, self._recovery, at_most)
 
     def _tokens_at_once(self, num_rows: int) -> int:
         """Tokens of one answer that a step may be fed: where several are certain, the others wait for them, no longer

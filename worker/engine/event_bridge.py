@@ -2,10 +2,37 @@
 
 import asyncio
 import contextlib
+import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 
 from worker.core.contract import Event, Piece
 from worker.core.errors import WorkerError
+
+_gathered = threading.local()  # by event loop, whom to wake
+
+
+@contextlib.contextmanager
+def woken_together() -> Iterator[None]:
+    """Whoever is told something in here by this thread wakes at its end, all of an event loop at once: each time that a
+    loop is woken costs both threads a system call and an exchange of the interpreter's lock."""
+    events: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    _gathered.events = events
+    try:
+        yield
+    finally:
+        _gathered.events = None
+        for loop, waiting in events.items():
+            _wake(loop, waiting)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiting: Iterable[asyncio.Event]) -> None:
+    def wake() -> None:
+        for event in waiting:
+            event.set()
+
+    with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
+        loop.call_soon_threadsafe(wake)
 
 
 class EventBridge:
@@ -22,8 +49,11 @@ class EventBridge:
         """From any thread."""
         self._events.append(event)
         if self._wakes_for_pieces or not isinstance(event, Piece):
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to hear it
-                self._loop.call_soon_threadsafe(self._ready.set)
+            gathered = getattr(_gathered, "events", None)
+            if gathered is None:
+                _wake(self._loop, [self._ready])
+            else:
+                gathered.setdefault(self._loop, []).append(self._ready)
 
     async def take(self) -> list[Event | WorkerError]:
         """All that has come, once there is something to be told."""

@@ -1,22 +1,24 @@
-"""A prompt on its way through the model, a piece at a time, so that running answers need not wait for all of it."""
+"""Prompts on their way through the model, several in one forward, a piece at a time, so that running answers need not
+wait for all of them."""
+
+from collections.abc import Sequence
 
 import torch
 
 from worker.engine.prefix_cache import FeatureCache, PrefixCache
-from worker.models.runner import Features, PrefillCache, Runner
-from worker.prompt.types import Prompt
+from worker.models.runner import Features, PrefillCache, PrefillChunk, Runner
+from worker.prompt.types import MediaItem, Prompt
 
 
 class Prefill:
-    """One prompt, and the tokens of its answer that are known already. `cache` is whole when `left` is 0."""
+    """One prompt, and the tokens of its answer that are known already. `cache` is whole when `left` is 0, and `logits`
+    are those behind the last token then."""
 
-    def __init__(
-        self, prompt: Prompt, tokens: list[int], runner: Runner, features: FeatureCache, prefixes: PrefixCache | None
-    ) -> None:
-        self._prompt, self._tokens = prompt, list(tokens)
-        self._runner, self._features, self._prefixes = runner, features, prefixes
+    def __init__(self, prompt: Prompt, tokens: Sequence[int], runner: Runner, prefixes: PrefixCache | None) -> None:
+        self._prompt, self._tokens, self._prefixes = prompt, list(tokens), prefixes
         self._seen: dict[int, Features] = {}
-        self.cache: PrefillCache = runner.prefill_cache()
+        self._length = len(prompt.ids) + len(tokens)
+        self.cache: PrefillCache = runner.prefill_cache(self._length)
         self.reused = prefixes.fill(prompt, self.cache) if prefixes else 0
         self._done = self.reused
         self.logits: torch.Tensor | None = None
@@ -26,54 +28,76 @@ class Prefill:
         """Tokens still to be computed."""
         return self._length - self._done
 
-    @property
-    def _length(self) -> int:
-        return len(self._prompt.ids) + len(self._tokens)
+    def unseen(self, num_tokens: int, features: FeatureCache) -> list[tuple[int, MediaItem, int]]:
+        """The pictures and videos that the next tokens need and that nobody has seen: number, item, and how many tokens
+        it has. Those in the cache are seen now."""
+        span = slice(self._done, self._done + num_tokens)
+        found = []
+        for index in dict.fromkeys(self._prompt.item_of[span].tolist()):
+            if index < 0 or index in self._seen:
+                continue
+            item = self._prompt.items[index]
+            known = features.get(item.key)
+            if known is None:
+                found.append((index, item, self._prompt.media[index].tokens))
+            else:
+                self._seen[index] = known
+        return found
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a prompt without pictures of which nothing is computed yet."""
-        return not self._done and not self._tokens and not self._prompt.items
+    def see(self, index: int, features: Features) -> None:
+        """What the vision tower says of a picture or video."""
+        self._seen[index] = features
 
-    def finish(self, logits: torch.Tensor, cache: PrefillCache) -> None:
-        """Take over what was computed together with others."""
-        self.logits, self.cache, self._done = logits, cache, self._length
+    def chunk(self, num_tokens: int) -> PrefillChunk:
+        """The next tokens, at most so many, whose pictures have all been seen."""
+        span = slice(self._done, min(self._done + num_tokens, self._length))
+        return PrefillChunk(self._prompt, self._tokens, span, self._seen, self.cache)
 
-    def step(self, budget: int) -> int:
-        """Compute one picture or one chunk of at most `budget` tokens; what it cost in tokens."""
-        chunk = slice(self._done, min(self._done + budget, self._length))
-        wanted = [index for index in dict.fromkeys(self._prompt.item_of[chunk].tolist()) if index >= 0]
-        if unseen := [index for index in wanted if index not in self._seen]:
-            return self._see(unseen, budget)
-        self.logits = self._runner.prefill(self._prompt, self._tokens, chunk, self._seen, self.cache)
-        self._done = chunk.stop
-        return chunk.stop - chunk.start
+    def take(self, chunk: PrefillChunk, logits: torch.Tensor) -> None:
+        """The chunk has been computed."""
+        self._done, self.logits = chunk.span.stop, logits
 
     def keep(self) -> None:
         """Remember the whole prompt for later ones that begin alike. Only once its numbers are known to be good."""
         if self._prefixes is not None:
             self._prefixes.keep(self._prompt, self.cache)
 
-    def _see(self, unseen: list[int], budget: int) -> int:
-        """Take in pictures: those seen before for nothing, others in one pass, as many as the budget has tokens for."""
-        fresh: list[int] = []
-        cost = 0
-        for index in unseen:
-            item = self._prompt.items[index]
-            found = self._features.get(item.key)
-            if found is not None:
-                self._seen[index] = found
-                continue
-            if any(self._prompt.items[other].key == item.key for other in fresh):
-                continue  # the same picture again: the next step finds it among the kept
-            size = self._prompt.media[index].tokens
-            if fresh and cost + size > budget:
-                break
-            fresh.append(index)
-            cost += size
-        if not fresh:
-            return 0
-        for index, features in zip(fresh, self._runner.features([self._prompt.items[i] for i in fresh]), strict=True):
-            self._seen[index] = features
-            self._features.put(self._prompt.items[index].key, features, features.num_bytes)
-        return cost
+
+def advance(runner: Runner, prefills: Sequence[Prefill], features: FeatureCache, budget: int) -> int:
+    """Compute pictures that the next tokens of the prompts need, as many as the budget has tokens for, or, where all
+    have been seen, those tokens, in one pass; what it cost in tokens, at least 1. `budget` is for all of them, and one
+    picture may be larger."""
+    sizes = [min(prefill.left, budget) for prefill in prefills]
+    unseen = [prefill.unseen(size, features) for prefill, size in zip(prefills, sizes, strict=True)]
+    if any(unseen):
+        return _see(runner, prefills, unseen, features, budget)
+    chunks = [prefill.chunk(size) for prefill, size in zip(prefills, sizes, strict=True)]
+    for prefill, chunk, logits in zip(prefills, chunks, runner.prefill(chunks), strict=True):
+        prefill.take(chunk, logits)
+    return sum(chunk.length for chunk in chunks)
+
+
+def _see(
+    runner: Runner,
+    prefills: Sequence[Prefill],
+    unseen: Sequence[Sequence[tuple[int, MediaItem, int]]],
+    features: FeatureCache,
+    budget: int,
+) -> int:
+    """Pictures in one pass through the vision tower; the same one that is shown twice is computed once."""
+    wanted: dict[bytes, tuple[MediaItem, list[tuple[Prefill, int]]]] = {}
+    cost = 0
+    for prefill, pictures in zip(prefills, unseen, strict=True):
+        for index, item, size in pictures:
+            if item.key not in wanted:
+                if wanted and cost + size > budget:
+                    continue
+                wanted[item.key] = (item, [])
+                cost += size
+            wanted[item.key][1].append((prefill, index))
+    said = runner.features([item for item, _ in wanted.values()])
+    for (item, shown), of_item in zip(wanted.values(), said, strict=True):
+        for prefill, index in shown:
+            prefill.see(index, of_item)
+        features.put(item.key, of_item, of_item.num_bytes)
+    return cost

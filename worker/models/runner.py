@@ -26,22 +26,6 @@ class Features:
         return sum(part.numel() * part.element_size() for part in (self.embeds, *self.deep))
 
 
-def placed(
-    prompt: Prompt, chunk: slice, seen: Mapping[int, Features], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None:
-    """For a chunk with media: where their tokens lie in it, (spots,), the features that belong there, (spots, hidden),
-    and those of each deep layer. None for a chunk without."""
-    items, offsets = prompt.item_of[chunk], prompt.offset_of[chunk]
-    spots = (items >= 0).nonzero()[:, 0]
-    if not len(spots):
-        return None
-    runs = [(seen[item], offsets[items == item].to(device)) for item in dict.fromkeys(items[spots].tolist())]
-    embeds = torch.cat([features.embeds[at] for features, at in runs])
-    depth = len(runs[0][0].deep)
-    deep = [torch.cat([features.deep[level][at] for features, at in runs]) for level in range(depth)]
-    return spots.to(device), embeds, deep
-
-
 class PrefillCache(Protocol):
     """What a prefill leaves: for each layer keys and values, (1, kv_heads, tokens, head_dim), or recurrent states."""
 
@@ -52,15 +36,75 @@ class PrefillCache(Protocol):
         """Put keys and values behind what the layer has; all of it."""
 
 
+@dataclass(frozen=True, eq=False)
+class PrefillChunk:
+    """A part of a prompt that is to be computed. tokens: of the answer that follow the prompt already; span: which of
+    both; seen: the features of every item with a token in it; cache: of what is before it, and grows by it."""
+
+    prompt: Prompt
+    tokens: Sequence[int]
+    span: slice
+    seen: Mapping[int, Features]
+    cache: Any
+
+    @property
+    def length(self) -> int:
+        return int(self.span.stop - self.span.start)
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether nothing is before it."""
+        return not self.span.start
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt.ids, *self.tokens][self.span]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(3, length) M-RoPE positions."""
+        return self.prompt.positions_with(len(self.tokens))[:, self.span]
+
+
+def placed(
+    chunks: Sequence[PrefillChunk], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]] | None:
+    """Where the tokens of pictures and videos lie in chunks behind each other, (spots,), the features that belong
+    there, (spots, hidden), and those of each deep layer. None for chunks without."""
+    places: list[torch.Tensor] = []
+    runs: list[tuple[Features, torch.Tensor]] = []
+    start = 0
+    for chunk in chunks:
+        items, offsets = chunk.prompt.item_of[chunk.span], chunk.prompt.offset_of[chunk.span]
+        spots = (items >= 0).nonzero()[:, 0]
+        for item in dict.fromkeys(items[spots].tolist()):
+            runs.append((chunk.seen[item], offsets[items == item].to(device)))
+        places.append(spots + start)
+        start += chunk.length
+    if not runs:
+        return None
+    embeds = torch.cat([features.embeds[at] for features, at in runs])
+    depth = len(runs[0][0].deep)
+    deep = [torch.cat([features.deep[level][at] for features, at in runs]) for level in range(depth)]
+    return torch.cat(places).to(device), embeds, deep
+
+
 class Runner(Protocol):
-    """Runs one model on its device. No sampling, no threads; nothing depends on an earlier call."""
+    """Runs one model on its device. No sampling; nothing depends on an earlier call."""
+
+    def begin_tuning(self) -> None:
+        """Begin what makes later steps faster and would make a start longer, on a thread of its own; called once,
+        behind the first answer."""
+
+    def close(self) -> None:
+        """End that thread."""
 
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all attention layers."""
 
-    def prefill_cache(self) -> Any:
-        """A `PrefillCache` without tokens, for a prefill to fill."""
+    def prefill_cache(self, num_tokens: int) -> Any:
+        """An empty `PrefillCache`, for a prefill of so many tokens to fill."""
 
     def kv_cache(self) -> KVCache:
         """What decode reads and writes."""
@@ -68,18 +112,9 @@ class Runner(Protocol):
     def features(self, items: Sequence[MediaItem]) -> list[Features]:
         """Pictures and videos through the vision tower."""
 
-    def prefill(
-        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: Any
-    ) -> torch.Tensor:
-        """(vocabulary,) logits after the chunk's last token; `cache` grows by the chunk.
-
-        `tokens` are those of the answer that follow the prompt already; `chunk` counts over both. `seen` has the
-        features of every item with a token in the chunk.
-        """
-
-    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Any]]:
-        """(prompts, vocabulary) logits after the last token of each, and a filled cache for each: whole prompts
-        without pictures in one forward. Not for recurrent layers."""
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """(chunks, vocabulary) logits after the last token of each; their caches grow by them. The chunks are of
+        different prompts."""
 
     @property
     def takes_several(self) -> bool:
@@ -93,3 +128,10 @@ class Runner(Protocol):
 
         before: what each row is fed before that, where the runner `takes_several`.
         """
+
+
+def prefilled(runner: Runner, prompt: Prompt, seen: Mapping[int, Features] | None = None) -> tuple[Any, torch.Tensor]:
+    """The filled cache of a whole prompt, and the (vocabulary,) logits behind it."""
+    length = len(prompt.ids)
+    cache = runner.prefill_cache(length)
+    return cache, runner.prefill([PrefillChunk(prompt, (), slice(0, length), seen or {}, cache)])[0]

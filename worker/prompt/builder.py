@@ -66,7 +66,7 @@ class PromptBuilder:
         ids = torch.tensor(_widen(tokens, self._pad_counts(shown)))
         positions, delta = self._positions(ids, shown)
         item_of, offset_of, fingerprint = self._token_places(ids, shown)
-        return Prompt(
+        prompt = Prompt(
             ids=tuple(ids.tolist()),
             positions=positions,
             delta=delta,
@@ -79,6 +79,9 @@ class PromptBuilder:
             opens_thought=not request.is_raw and opens_thought(rendered),
             is_raw=request.is_raw,
         )
+        if self._settings.prefix_cache_mib:
+            _ = prompt.block_hashes  # computed here, on a thread that nobody's answer waits for
+        return prompt
 
     def _scope(self, request: ChatRequest) -> bytes:
         """Who may share keys, values and features with the request."""

@@ -1,5 +1,7 @@
 """A prompt as the model takes it: token ids, positions, and the pictures and videos in it."""
 
+import hashlib
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,6 +10,9 @@ import torch
 
 from worker.core.contract import Kind, MediaInfo
 from worker.prompt.patches import Patches
+
+BLOCK = 16  # tokens; two prompts share whole blocks of them
+_HASH_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,24 @@ class Prompt:
     scope: bytes = b""
     opens_thought: bool = False
     is_raw: bool = False
+
+    @cached_property
+    def block_hashes(self) -> tuple[bytes, ...]:
+        """Of each whole block of `BLOCK` tokens: the same in two prompts of one scope that are the same up to the end
+        of that block."""
+        tokens = self.fingerprint.numpy().tobytes()
+        size = BLOCK * self.fingerprint.element_size()
+        hashes, last = [], self.scope
+        for end in range(size, len(tokens) + 1, size):
+            last = hashlib.blake2b(tokens[end - size : end], key=last, digest_size=_HASH_BYTES).digest()
+            hashes.append(last)
+        return tuple(hashes)
+
+    def shared_blocks(self, other: "Prompt") -> int:
+        """With how many of the same blocks both begin."""
+        ours, theirs = self.block_hashes, other.block_hashes
+        most = min(len(ours), len(theirs))
+        return bisect_left(range(most), 1, key=lambda block: ours[block] != theirs[block])
 
     @cached_property
     def distinct_ids(self) -> torch.Tensor:

@@ -1,18 +1,18 @@
 """Transformers' own forward as the engine's runner. It asks the model for nothing that depends on an earlier call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.models.hf.slots import slots_like
 from worker.models.kv_cache import KVCache
 from worker.models.kv_widths import token_bytes
 from worker.models.pixel_values import pixel_values
-from worker.models.runner import Features, Runner, placed
-from worker.prompt.types import MediaItem, Prompt
+from worker.models.runner import Features, PrefillChunk, Runner, placed
+from worker.prompt.types import MediaItem
 
 
 class HfRunner:
@@ -23,6 +23,12 @@ class HfRunner:
         self._preprocessor, self._device, self._dtype = preprocessor, device, dtype
         self._text = module.model.language_model
         self._config = module.config.get_text_config()
+
+    def begin_tuning(self) -> None:
+        """There is nothing to tune."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -36,7 +42,7 @@ class HfRunner:
         head_dim = getattr(self._config, "head_dim", None)
         return int(head_dim or self._config.hidden_size // self._config.num_attention_heads)
 
-    def prefill_cache(self) -> DynamicCache:
+    def prefill_cache(self, num_tokens: int = 0) -> DynamicCache:  # noqa: ARG002  # it grows by what it is given
         """What a prefill fills."""
         return DynamicCache(config=self._config)
 
@@ -58,61 +64,63 @@ class HfRunner:
         return Features(torch.cat(list(seen.pooler_output)), tuple(torch.cat(list(layer)) for layer in deep))
 
     @torch.inference_mode()
-    def prefill(
-        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: Cache
-    ) -> torch.Tensor:
-        """(vocabulary,) logits after the chunk's last token; `cache` grows by the chunk.
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """Whole prompts without pictures in one forward, where padding does not double them; else one by one."""
+        lengths = [chunk.length for chunk in chunks]
+        are_plain = all(chunk.is_beginning and not chunk.prompt.items for chunk in chunks)
+        if len(chunks) > 1 and are_plain and self._pads and max(lengths) * len(chunks) <= 2 * sum(lengths):
+            return self._padded(chunks)
+        return torch.stack([self._one(chunk) for chunk in chunks])
 
-        `tokens` are those of the answer that follow the prompt already; `chunk` counts over both. `seen` has the
-        features of every item with a token in the chunk.
-        """
+    @property
+    def _pads(self) -> bool:
+        """A recurrent layer would see the padding."""
+        return "linear_attention" not in (getattr(self._config, "layer_types", None) or ())
+
+    def _one(self, chunk: PrefillChunk) -> torch.Tensor:
+        """(vocabulary,)."""
         device = self._device
-        ids = [*prompt.ids, *tokens][chunk]
-        embeds = self.module.get_input_embeddings()(torch.tensor([ids], device=device))
-        visual = self._place(embeds, prompt, chunk, seen)
+        embeds = self.module.get_input_embeddings()(torch.tensor([chunk.ids], device=device))
+        visual = self._place(embeds, chunk)
         hidden = self._text(
             inputs_embeds=embeds,
-            position_ids=prompt.positions_with(len(tokens))[:, None, chunk].to(device),
-            past_key_values=cache,
+            position_ids=chunk.positions[:, None].to(device),
+            past_key_values=chunk.cache,
             use_cache=True,
             **visual,
         ).last_hidden_state
         logits: torch.Tensor = self.module.lm_head(hidden[0, -1])
         return logits
 
-    @torch.inference_mode()
-    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, list[Cache]]:
-        """(prompts, vocabulary) logits after the last token of each, and a filled cache for each: whole prompts
-        without pictures in one forward, padded on the right, where no token of theirs looks. Not for recurrent layers.
-        """
+    def _padded(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """(chunks, vocabulary) of whole prompts, padded on the right, where no token of theirs looks."""
         device = self._device
-        lengths = [len(prompt.ids) for prompt in prompts]
-        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        lengths = [chunk.length for chunk in chunks]
+        ids = torch.zeros(len(chunks), max(lengths), dtype=torch.long)
         positions = torch.zeros(3, *ids.shape, dtype=torch.long)
-        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            ids[row, :length] = torch.tensor(prompt.ids)
-            positions[:, row, :length] = prompt.positions
+        for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
+            ids[row, :length] = torch.tensor(chunk.ids)
+            positions[:, row, :length] = chunk.positions
         filled = self.prefill_cache()
         hidden = self._text(
             input_ids=ids.to(device), position_ids=positions.to(device), past_key_values=filled, use_cache=True
         ).last_hidden_state
-        last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
+        for row, chunk in enumerate(chunks):
+            self._give_row(filled, row, chunk)
+        last = hidden[torch.arange(len(chunks)), torch.tensor(lengths) - 1]
         logits: torch.Tensor = self.module.lm_head(last)
-        return logits, [self._row(filled, row, length) for row, length in enumerate(lengths)]
+        return logits
 
-    def _row(self, filled: DynamicCache, row: int, length: int) -> DynamicCache:
-        """One row of a filled cache, without its padding, in memory of its own."""
-        cache = self.prefill_cache()
+    def _give_row(self, filled: DynamicCache, row: int, chunk: PrefillChunk) -> None:
+        """The chunk's cache has one row of a filled one, without its padding, in memory of its own."""
         for index, layer in enumerate(filled.layers):
             assert layer.keys is not None and layer.values is not None
-            cache.update(layer.keys[row : row + 1, :, :length], layer.values[row : row + 1, :, :length], index)
-        return cache
+            keys, values = (part[row : row + 1, :, : chunk.length] for part in (layer.keys, layer.values))
+            chunk.cache.update(keys, values, index)
 
-    def _place(
-        self, embeds: torch.Tensor, prompt: Prompt, chunk: slice, seen: Mapping[int, Features]
-    ) -> dict[str, object]:
+    def _place(self, embeds: torch.Tensor, chunk: PrefillChunk) -> dict[str, object]:
         """Write features over the pads of a chunk's embeds; what the text model needs for deepstack."""
-        found = placed(prompt, chunk, seen, embeds.device)
+        found = placed([chunk], embeds.device)
         if found is None:
             return {}
         spots, features, deep = found
