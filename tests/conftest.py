@@ -99,7 +99,7 @@ def tiny() -> "LoadedModel":
     from worker.models.loading import load
 
     torch.set_num_threads(2)
-    return load(Settings(device="cpu"))
+    return load(Settings(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +107,7 @@ def library() -> "LoadedModel":
     """The same as transformers' model, for what only that has: `generate`."""
     from worker.models.loading import load
 
-    return load(Settings(device="cpu", model_code="transformers"))
+    return load(Settings(device="cpu", model_code="transformers", dtype="float32"))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from builder.published import model
 from tests.engine.requests import ask, clip, picture
 from tests.models import published
 from tests.models.published import TEMPLATES, set_in
+from worker.checkpoint import load_plan
 from worker.checkpoint.chat_template import ChatTemplate, template_sources
 from worker.checkpoint.load_plan import dtype_of
 from worker.checkpoint.locate import Checkpoint
@@ -514,7 +515,38 @@ def test_the_library_reads_the_made_tokenizer_as_it_reads_the_published_one(fold
         ({}, "bfloat16"),
     ],
 )
-def test_on_a_gpu_the_dtype_is_the_configs(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
+def test_the_dtype_is_the_configs_where_the_processor_multiplies_it(
+    tmp_path: Path, config: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert dtype_of("auto", torch.device("cuda"), tmp_path) == getattr(torch, expected)
-    assert dtype_of("auto", torch.device("cpu"), tmp_path) == torch.float32
+    cpu, own = torch.device("cpu"), getattr(torch, expected)
+    assert dtype_of("auto", torch.device("cuda"), tmp_path) == own
+    monkeypatch.setattr(load_plan, "multiplies", lambda dtype: dtype == torch.float32)
+    assert dtype_of("auto", cpu, tmp_path) == torch.float32
+    assert dtype_of("bfloat16", cpu, tmp_path) == torch.bfloat16
+    said = f"DTYPE=auto is float32: this CPU has no instructions for {expected}"
+    assert (said in caplog.messages) == (expected != "float32")
+    monkeypatch.setattr(load_plan, "multiplies", lambda _: True)
+    assert dtype_of("auto", cpu, tmp_path) == own
+
+
+@pytest.mark.parametrize(
+    ("machine", "has_avx512_bf16", "has_amx", "takes", "expected"),
+    [
+        ("x86_64", True, False, True, True),
+        ("x86_64", False, True, True, True),
+        ("x86_64", False, False, True, False),  # AVX-512 alone: torch would compute it in float32
+        ("aarch64", False, False, True, True),
+        ("aarch64", False, False, False, False),
+    ],
+)
+def test_which_processors_multiply_bfloat16(
+    machine: str, has_avx512_bf16: bool, has_amx: bool, takes: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_avx512_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: takes)
+    assert load_plan.multiplies(torch.bfloat16) is expected
+    assert load_plan.multiplies(torch.float32)

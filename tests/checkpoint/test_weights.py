@@ -60,6 +60,28 @@ def test_what_need_not_be_converted_is_the_mapped_file(file: Path) -> None:
     assert any(first <= at < last for first, last in spans)
 
 
+def test_embeddings_are_not_converted_and_pages_given_back_are_read_again(tmp_path: Path) -> None:
+    table, other = torch.randn(300, 64).bfloat16(), torch.randn(100, 64).bfloat16()
+    file = tmp_path / "model.safetensors"
+    save_file({"model.embed_tokens.weight": table, "other": other}, file)
+    reader = WeightReader(tmp_path, CPU, torch.float32).start()
+    found = reader.tensors()
+    reader.finish()
+    assert found["other"].dtype == torch.float32
+    assert torch.equal(found["model.embed_tokens.weight"], table)
+    resident = _resident(file)
+    reader.give_back(found["model.embed_tokens.weight"])
+    reader.give_back(found["other"])  # memory of its own: nothing happens
+    assert _resident(file) < max(resident, 1)
+    assert torch.equal(found["model.embed_tokens.weight"], table)
+
+
+def _resident(file: Path) -> int:
+    """KiB of a mapped file that the process holds."""
+    parts = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) for part in parts)
+
+
 def _cut(data: bytes) -> bytes:
     return data[:-3]
 

@@ -20,6 +20,7 @@ from worker.core.sampling import Sampling
 from worker.core.settings import Settings
 from worker.engine.engine import Engine, continuous_engine
 from worker.models.loading import LoadedModel, load
+from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
 
 Tokenizer = tuple[bytes, ...]
@@ -191,9 +192,8 @@ def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_
         steps = []
         for delta in (prompt.delta, 0):
             runner = model.runner
-            filled, slots = runner.prefill_cache(), runner.kv_cache()
-            seen = dict(enumerate(runner.features(prompt.items)))
-            runner.prefill(prompt, [], slice(0, len(prompt.ids)), seen, filled)
+            slots = runner.kv_cache()
+            filled, _ = prefilled(runner, prompt, dict(enumerate(runner.features(prompt.items))))
             slots.join(filled, len(prompt.ids), len(prompt.ids) + 1)
             steps.append(runner.decode([5], [len(prompt.ids) + delta], slots))
             slots.end_step()

@@ -19,7 +19,7 @@ from worker.engine.engine import continuous_engine
 from worker.models.loading import LoadedModel, load
 from worker.models.native import graphs
 from worker.models.native.runner import NativeRunner
-from worker.models.runner import Runner
+from worker.models.runner import Runner, prefilled
 from worker.prompt.builder import PromptBuilder
 
 SETTINGS = Settings(device="cpu", model_code="native")
@@ -92,8 +92,7 @@ def test_answers_are_the_same(recording: LoadedModel, recorder: Again, expected:
 
 def filled(model: LoadedModel, text: str) -> tuple[Any, int, int]:
     prompt = PromptBuilder(model.spec, SETTINGS).build(ask(text).request, [])
-    cache = model.runner.prefill_cache()
-    model.runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, cache)
+    cache, _ = prefilled(model.runner, prompt)
     return cache, len(prompt.ids), prompt.delta
 
 

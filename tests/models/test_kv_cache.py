@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 2 * LAYERS * KV_HEADS * DIM * 4
 
 
 def filled(length: int, value: float) -> NativePrefillCache:
-    cache = NativePrefillCache(LAYERS)
+    cache = NativePrefillCache(LAYERS, length)
     for layer in range(LAYERS):
         shape = (1, KV_HEADS, length, DIM)
         cache.update(torch.full(shape, value), torch.full(shape, value), layer)

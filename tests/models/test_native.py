@@ -30,11 +30,12 @@ from worker.core.errors import InputInvalid, ModelError
 from worker.core.settings import Settings
 from worker.models.families import FAMILIES
 from worker.models.loading import LoadedModel, load
-from worker.models.native import layers
-from worker.models.native.layers import Linear, Tensors
+from worker.models.native import linear
+from worker.models.native.attention import causal_attention
+from worker.models.native.layers import Tensors
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import why_not
-from worker.models.runner import Runner
+from worker.models.runner import PrefillChunk, Runner, prefilled
 from worker.prompt.builder import PromptBuilder
 from worker.prompt.positions import positions
 
@@ -71,10 +72,11 @@ def steps(model: LoadedModel, shown: Shown, runner: Runner | None = None) -> lis
     runner = runner or model.runner
     prompt = PromptBuilder(model.spec, Settings()).build(shown.request, shown.media)
     features = runner.features(prompt.items) if prompt.items else []
-    seen, cache = dict(enumerate(features)), runner.prefill_cache()
     length = len(prompt.ids)
+    seen, cache = dict(enumerate(features)), runner.prefill_cache(length)
     logits = [
-        runner.prefill(prompt, [], part, seen, cache) for part in (slice(0, length // 2), slice(length // 2, length))
+        runner.prefill([PrefillChunk(prompt, (), part, seen, cache)])[0]
+        for part in (slice(0, length // 2), slice(length // 2, length))
     ]
     slots = runner.kv_cache()
     slots.join(cache, length, length + 2)
@@ -109,18 +111,47 @@ def test_pictures_of_a_few_patches_are_seen_as_the_library_sees_them(
 
 
 def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedModel]) -> None:
+    """Whole ones and second halves, with pictures and without, packed behind each other."""
     native, library = both
+    asked = [
+        ask("Hi"),
+        ask("What is it?", picture(4)),
+        ask("Who are you? " * 9),
+        ask("And these?", picture(5, 96, 160), picture(4)),
+        ask("One more, of middling length."),
+        ask("What happens?", clip(1)),
+    ]
     build = PromptBuilder(native.spec, Settings()).build
-    prompts = [build(ask(text).request, ()) for text in ("Hi", "Who are you? " * 9, "One more, of middling length.")]
-    logits, caches = native.runner.prefill_together(prompts)
-    expected, _ = library.runner.prefill_together(prompts)
-    assert (logits - expected).abs().max() < NEAR
-    for prompt, cache in zip(prompts, caches, strict=True):
-        alone = native.runner.prefill_cache()
-        native.runner.prefill(prompt, [], slice(0, len(prompt.ids)), {}, alone)
-        for one, other in zip(cache.layers, alone.layers, strict=True):
+    prompts = [build(shown.request, shown.media) for shown in asked]
+    seen = [dict(enumerate(native.runner.features(prompt.items))) if prompt.items else {} for prompt in prompts]
+    chunks, expected, caches = [], [], []
+    for index, prompt in enumerate(prompts):
+        cache, length = native.runner.prefill_cache(len(prompt.ids)), len(prompt.ids)
+        start = length // 2 if index % 2 else 0
+        if start:
+            native.runner.prefill([PrefillChunk(prompt, (), slice(0, start), seen[index], cache)])
+        chunks.append(PrefillChunk(prompt, (), slice(start, length), seen[index], cache))
+        theirs = dict(enumerate(library.runner.features(prompt.items))) if prompt.items else {}
+        alone, logits = prefilled(library.runner, prompt, theirs)
+        expected.append(logits)
+        caches.append(alone)
+    assert distance(list(native.runner.prefill(chunks)), expected) < NEAR
+    for chunk, alone in zip(chunks, caches, strict=True):
+        for one, other in zip(chunk.cache.layers, alone.layers, strict=True):
             assert torch.allclose(one.keys, other.keys, atol=NEAR)
-            assert one.keys.is_contiguous()
+            assert torch.allclose(one.values, other.values, atol=NEAR)
+
+
+def test_the_library_pads_prompts_that_are_of_like_lengths(both: tuple[LoadedModel, LoadedModel]) -> None:
+    _, library = both
+    build = PromptBuilder(library.spec, Settings()).build
+    prompts = [build(ask(text).request, ()) for text in ("Hi", "Who are you? ", "One more, of middling length.")]
+    chunks = [
+        PrefillChunk(prompt, (), slice(0, len(prompt.ids)), {}, library.runner.prefill_cache(len(prompt.ids)))
+        for prompt in prompts
+    ]
+    expected = [prefilled(library.runner, prompt)[1] for prompt in prompts]
+    assert distance(list(library.runner.prefill(chunks)), expected) < NEAR
 
 
 def test_several_tokens_in_a_step_are_as_one_after_the_other(both: tuple[LoadedModel, LoadedModel]) -> None:
@@ -131,9 +162,9 @@ def test_several_tokens_in_a_step_are_as_one_after_the_other(both: tuple[LoadedM
     prompts = [build(shown.request, shown.media) for shown in (ask("Hi"), ask("What is it?", picture(4)), ask("Who?"))]
     together, apart = native.runner.kv_cache(), []
     for prompt, tokens, most in zip(prompts, fed, (90, 900, 90), strict=True):
-        cache, alone, length = native.runner.prefill_cache(), native.runner.kv_cache(), len(prompt.ids)
+        alone, length = native.runner.kv_cache(), len(prompt.ids)
         seen = dict(enumerate(native.runner.features(prompt.items))) if prompt.items else {}
-        native.runner.prefill(prompt, [], slice(0, length), seen, cache)
+        cache, _ = prefilled(native.runner, prompt, seen)
         for slots in (together, alone):
             slots.join(cache, length, most)
         for index, token in enumerate((*tokens, 6)):
@@ -410,27 +441,27 @@ def test_names_of_older_checkpoints_are_known(folders: dict[str, Path | None], f
 def test_products_are_torchs_with_either_library(
     rows: int, dtype: torch.dtype, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert layers.HAS_ONEDNN, "torch's builds for the CPU have it"
-    monkeypatch.setattr(layers, "HAS_ONEDNN", has_onednn)
+    assert linear.HAS_ONEDNN, "torch's builds for the CPU have it"
+    monkeypatch.setattr(linear, "HAS_ONEDNN", has_onednn)
     torch.manual_seed(rows)
     weight, bias = torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype)
     residual, wide = torch.randn(rows, 48).to(dtype), torch.randn(rows, 96).to(dtype)
     near = 1e-5 if dtype == torch.float32 else 0.15
     for x in (wide[:, 16:80], wide[:, 16:80].contiguous()):  # the first lies in memory with gaps
         for own in (None, bias):
-            linear, expected = Linear(weight, own), torch.nn.functional.linear(x, weight, own)
-            assert linear.by_onednn == (has_onednn and dtype == torch.float32)
-            torch.testing.assert_close(linear(x), expected, atol=near, rtol=near)
-            torch.testing.assert_close(linear.onto(residual, x), residual + expected, atol=near, rtol=near)
+            part, expected = linear.Linear(weight, own), torch.nn.functional.linear(x, weight, own)
+            assert isinstance(part.products, linear.OneDnn) == (has_onednn and dtype == torch.float32)
+            torch.testing.assert_close(part(x), expected, atol=near, rtol=near)
+            torch.testing.assert_close(part.onto(residual, x), residual + expected, atol=near, rtol=near)
 
 
 def test_products_are_of_few_numbers_of_rows() -> None:
     """Each keeps memory, for each shape of a weight."""
-    sizes = {rows: rows + layers.padding(rows) for rows in range(1, 4097)}
+    sizes = {rows: rows + linear.padding(rows) for rows in range(1, 4097)}
     assert len(set(sizes.values())) == 32
     assert all(rows <= size < 2 * rows or rows == 1 for rows, size in sizes.items())
     assert all(size <= rows * 5 / 4 for rows, size in sizes.items() if rows > 128)
-    assert all(layers.padding(size) == 0 for size in sizes.values())
+    assert all(linear.padding(size) == 0 for size in sizes.values())
 
 
 def test_what_is_missing_left_over_or_of_another_shape_is_named() -> None:
@@ -447,9 +478,16 @@ def test_what_is_missing_left_over_or_of_another_shape_is_named() -> None:
     tensors.close()
 
 
-def test_a_tied_head_is_the_embedding_and_needs_no_memory(tiny: LoadedModel) -> None:
-    text = tiny.runner.text  # type: ignore[attr-defined]
-    assert text.head.weight is text.embedding
+def test_a_tied_head_needs_no_memory_but_what_it_is_multiplied_by() -> None:
+    """In the file's dtype it is the embedding; in another, embeddings stay in the file."""
+    same = load(Settings(device="cpu", model_code="native", dtype="float16"))
+    text = same.runner.text  # type: ignore[attr-defined]
+    assert text.head.products.weight is text.embedding
+    wider = load(Settings(device="cpu", model_code="native", dtype="float32"))
+    text = wider.runner.text  # type: ignore[attr-defined]
+    assert (text.embedding.dtype, text.head.products.weight.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(text.head.products.weight, text.embedding.float())
+    assert text.embed(torch.tensor([3])).dtype == torch.float32
 
 
 # Whose code.
@@ -609,3 +647,24 @@ def test_a_template_has_no_way_out_of_its_sandbox(text: str, tmp_path: Path) -> 
     with pytest.raises(InputInvalid) as refused:
         template.render([{"role": "user", "content": "x"}])
     assert isinstance(refused.value.__context__, TemplateError)  # a SecurityError is one
+
+
+# Attention behind a past.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (6, 1)])
+@pytest.mark.parametrize(("past", "count"), [(0, 1), (0, 70), (5, 1), (5, 7), (1, 64), (300, 64), (130, 200)])
+def test_a_chunk_sees_its_past_and_itself_up_to_each_token(
+    past: int, count: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(past + count)
+    query = torch.randn(heads[0], count, 16).to(dtype)
+    keys, values = (torch.randn(heads[1], past + count, 16).to(dtype) for _ in range(2))
+    every_keys, every_values = (part.double().repeat_interleave(heads[0] // heads[1], 0) for part in (keys, values))
+    scores = query.double() @ every_keys.transpose(1, 2) * 0.3
+    hidden = ~torch.ones(count, past + count, dtype=torch.bool).tril(past)
+    expected = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ every_values
+    found = causal_attention(query, keys, values, 0.3)
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.03)

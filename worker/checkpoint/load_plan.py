@@ -1,5 +1,7 @@
 """How a checkpoint that was found is loaded: onto which devices, in which dtype, and by whom its weights are read."""
 
+import logging
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from worker.checkpoint.quantised import is_quantised
 from worker.checkpoint.weights import DTYPES, WeightReader, num_bytes, stored_in, used
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,29 @@ def device_of(wanted: str) -> torch.device:
 
 
 def dtype_of(wanted: str, device: torch.device, folder: Path) -> torch.dtype:
-    """What the setting says; `auto` is float32 on the CPU, elsewhere the checkpoint's own."""
+    """What the setting says; `auto` is the checkpoint's own, but float32 on a CPU that does not multiply that."""
     if wanted != "auto":
         return DTYPES[wanted]
-    if device.type == "cpu":
+    own = _own_dtype(folder)
+    if device.type == "cpu" and not multiplies(own):
+        log.info("DTYPE=auto is float32: this CPU has no instructions for %s", str(own).removeprefix("torch."))
         return torch.float32
+    return own
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether the CPU has instructions for products of such numbers, and torch uses them."""
+    if dtype == torch.float32:
+        return True
+    if dtype == torch.bfloat16:
+        # Where there is AVX-512 without them, torch takes bfloat16 too, and computes it in float32.
+        is_arm = platform.machine() in ("aarch64", "arm64")
+        has_own = is_arm or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return has_own and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cpu._is_amx_fp16_supported() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def _own_dtype(folder: Path) -> torch.dtype:
     config = read_json(folder / "config.json")
     for part in (config.get("text_config") or {}, config):
         for name in ("dtype", "torch_dtype"):

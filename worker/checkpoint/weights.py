@@ -1,7 +1,8 @@
 """A checkpoint's tensors, read by native code while Python is busy with imports.
 
-On the CPU they are the mapped files themselves, converted only where another dtype is asked for. To a CUDA device they
-go through small pinned buffers, several at a time, so that the host never holds more than those.
+On the CPU they are the mapped files themselves, converted only where another dtype is asked for; not the table of
+embeddings, of which each prompt needs a few rows. To a CUDA device they go through small pinned buffers, several at a
+time, so that the host never holds more than those.
 """
 
 import json
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ _STORED = {
 BUFFER_BYTES = 32 * 2**20
 MAX_HEADER_BYTES = 100 * 2**20
 _NOT_READ = re.compile(r"^(model\.)?mtp\.|\.rotary_emb\.inv_freq$|\.rotary_pos_emb\.inv_freq$")
+_TABLE = re.compile(r"(^|\.)embed_tokens\.weight$")
 _ADAPTER = re.compile(r"\.lora_[AB]\.|\.base_layer\.")
 _PAGE = mmap.PAGESIZE
 
@@ -50,9 +52,29 @@ class StoredTensor:
     end: int
 
 
+@dataclass(frozen=True, eq=False)
+class MappedFile:
+    """A file as one tensor of bytes. used: of which bytes something is not a copy."""
+
+    pages: mmap.mmap
+    whole: torch.Tensor
+    used: list[slice] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Have the pages in memory that are used."""
+        for span in self.used:
+            self.whole[span][::_PAGE].max()
+
+    def give_back(self, begin: int, end: int) -> None:
+        """The pages between these bytes of the file are not needed now; they are read again where they are."""
+        first, last = -(-begin // _PAGE) * _PAGE, end if end == len(self.whole) else end // _PAGE * _PAGE
+        if first < last:
+            self.pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 class WeightReader:
     """Reads all tensors of a folder on a thread of its own, from `start` on. On the CPU the tensors are there before
-    all of their pages are."""
+    all of their pages are, and embeddings are in the dtype of the file."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.folder = folder
@@ -60,6 +82,7 @@ class WeightReader:
         self.dtype = dtype
         self.seconds = 0.0
         self._tensors: dict[str, torch.Tensor] = {}
+        self._files: list[MappedFile] = []
         self._failure: ModelError | None = None
         self._are_there = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weights")
@@ -75,6 +98,13 @@ class WeightReader:
             raise self._failure
         tensors, self._tensors = self._tensors, {}
         return tensors
+
+    def give_back(self, tensor: torch.Tensor) -> None:
+        """A tensor of these, or one that shares their memory, is not needed now: pages of a mapped file are free."""
+        for file in self._files:
+            begin = tensor.data_ptr() - file.whole.data_ptr()
+            if 0 <= begin < len(file.whole):
+                file.give_back(begin, begin + tensor.nbytes)
 
     def finish(self) -> float:
         """Wait until all is read; the seconds that it took."""
@@ -93,10 +123,10 @@ class WeightReader:
                 log.info(what, len(found) - len(stored), size / 2**30)
             check_room(num_bytes(stored, self.dtype), self.device)
             if self.device.type == "cpu":
-                files, self._tensors = mapped(stored, self.device, self.dtype)
+                self._files, self._tensors = mapped(stored, self.device, self.dtype)
                 self._are_there.set()
-                for file in files:
-                    file[::_PAGE].max()
+                for file in self._files:
+                    file.read()
             else:
                 self._tensors = copied(stored, self.device, self.dtype)
         except ModelError as error:
@@ -180,34 +210,38 @@ def num_bytes(stored: Sequence[StoredTensor], dtype: torch.dtype, bits: int | No
     return sum(of(entry) for entry in stored)
 
 
+def in_dtype(tensor: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+    """The tensor, in the dtype that it is to be computed with."""
+    return tensor.to(_target(tensor.dtype, wanted))
+
+
 def _target(stored: torch.dtype, wanted: torch.dtype) -> torch.dtype:
     return wanted if stored in DTYPES.values() else stored
 
 
 def mapped(
     stored: Sequence[StoredTensor], device: torch.device, dtype: torch.dtype
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Tensors that are the files' own pages, not yet read; copies where another dtype is wanted. Those of a file share
-    one storage, so that neighbours can be seen as one tensor. First the files of which something is not a copy."""
+) -> tuple[list[MappedFile], dict[str, torch.Tensor]]:
+    """Tensors that are the files' own pages, not yet read; copies where another dtype is wanted, but for embeddings.
+    Those of a file share one storage, so that neighbours can be seen as one tensor."""
     tensors: dict[str, torch.Tensor] = {}
-    files: dict[Path, tuple[mmap.mmap, torch.Tensor]] = {}
-    shared: dict[Path, torch.Tensor] = {}
+    files: dict[Path, MappedFile] = {}
     for entry in stored:
         if entry.file not in files:
-            with entry.file.open("rb") as file:
-                pages = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE)
-            files[entry.file] = pages, torch.frombuffer(pages, dtype=torch.uint8)
-        pages, whole = files[entry.file]
-        raw = whole[entry.begin : entry.end]
+            with entry.file.open("rb") as opened:
+                pages = mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE)
+            files[entry.file] = MappedFile(pages, torch.frombuffer(pages, dtype=torch.uint8))
+        file = files[entry.file]
+        raw = file.whole[entry.begin : entry.end]
         raw = raw.clone() if entry.begin % entry.dtype.itemsize else raw
         target = _target(entry.dtype, dtype)
+        is_table = entry.dtype != target and _TABLE.search(entry.name) is not None
         if entry.dtype == target:
-            shared[entry.file] = whole
-        tensors[entry.name] = raw.view(entry.dtype).view(entry.shape).to(device, target)
-        first = -(-entry.begin // _PAGE) * _PAGE
-        if entry.dtype != target and first < entry.end:  # a copy: the pages that it was made of are needed no more
-            pages.madvise(mmap.MADV_DONTNEED, first, entry.end - first)
-    return list(shared.values()), tensors
+            file.used.append(slice(entry.begin, entry.end))
+        tensors[entry.name] = raw.view(entry.dtype).view(entry.shape).to(device, entry.dtype if is_table else target)
+        if entry.dtype != target and not is_table:
+            file.give_back(entry.begin, entry.end)
+    return list(files.values()), tensors
 
 
 def copied(stored: Sequence[StoredTensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -70,7 +70,7 @@ class ModelSettings(Group):
         "layer, which is slow), `cpu`, `cuda` or `cuda:N`",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_dtype)] = Field(
-        "auto", description="`auto` is float32 on CPU and the checkpoint's own dtype on GPU"
+        "auto", description="`auto` is the checkpoint's own; float32 on a CPU without instructions for that"
     )
     quantization: Annotated[
         Literal["none", "8bit", "4bit"],

@@ -14,6 +14,7 @@ from worker.checkpoint.locate import Checkpoint, read_json
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.checkpoint.spec import FamilySpec, ModelSpec, read_spec
 from worker.checkpoint.tokenizer import Tokenizer, read_tokenizer
+from worker.checkpoint.weights import in_dtype
 from worker.core.engine_protocol import EngineInfo
 from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
@@ -25,7 +26,7 @@ from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.graphs import CudaRecorder, Recorder
 from worker.models.native.runner import NativeRunner
-from worker.models.native.shapes import shallow, why_not
+from worker.models.native.shapes import read, shallow, why_not
 from worker.models.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -169,15 +170,29 @@ def _native(
     tensors = plan.reader.tensors()
     timeline.end("wait_for_weights")
     try:
-        first_layers = None
+        first_layers, give_back = None, None
         if plan.device.type == "cpu":  # elsewhere joining projections takes memory, and a forward little time
+            _convert_tied_head(config, code, tensors, plan)
             first_layers = NativeRunner(code, *shallow(config, code.layout, tensors), preprocessor, plan.device)
-        runner = NativeRunner(code, config, tensors, preprocessor, plan.device, recorder(settings, plan.device))
+            give_back = plan.reader.give_back
+        record = recorder(settings, plan.device)
+        runner = NativeRunner(code, config, tensors, preprocessor, plan.device, record, give_back)
     except ModelError as error:
         raise ModelError(f"{plan.found.folder} is not a {config['model_type']}: {error}") from None
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
     return runner, first_layers
+
+
+def _convert_tied_head(config: JsonObject, code: NativeCode, tensors: dict[str, torch.Tensor], plan: LoadPlan) -> None:
+    """Embeddings are in the file's dtype; a head that is the same matrix is multiplied by in the model's."""
+    assert plan.reader is not None
+    name = next((name for name in tensors if name.endswith("embed_tokens.weight")), "")
+    has_head = any(other.endswith("lm_head.weight") for other in tensors)
+    if not name or has_head or tensors[name].dtype == plan.dtype or not read(config, code.layout)[0].is_tied:
+        return
+    tensors["lm_head.weight"] = in_dtype(tensors[name], plan.dtype)
+    plan.reader.give_back(tensors[name])
 
 
 def recorder(settings: Settings, device: torch.device) -> Recorder | None:

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from worker.checkpoint.load_plan import LoadPlan
 from worker.checkpoint.preprocessor import PreprocessorConfig
+from worker.checkpoint.weights import in_dtype
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
@@ -39,7 +40,7 @@ def module_for(settings: Settings, plan: LoadPlan, timeline: Timeline) -> Any:
         options["device_map"] = {"": device} if plan.num_devices == 1 else "auto"
     made = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     if plan.reader is not None:
-        tensors = plan.reader.tensors()
+        tensors = {name: in_dtype(tensor, plan.dtype) for name, tensor in plan.reader.tensors().items()}
         timeline.end("wait_for_weights")
         # Shapes that differ are told below, by name.
         module, info = made.from_pretrained(None, state_dict=tensors, ignore_mismatched_sizes=True, **options)

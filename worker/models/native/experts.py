@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.models.native.layers import Linear, Tensors
+from worker.models.native.layers import Tensors
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import TextShape
 
 

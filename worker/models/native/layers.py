@@ -1,16 +1,17 @@
-"""What the models share: tensors by name, rotary positions, attention within segments, keys and values of a prompt."""
+"""What the models share: tensors by name, rotary positions, keys and values of a prompt."""
 
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from worker.core.errors import ModelError
+from worker.models.native.linear import Linear
 
 log = logging.getLogger(__name__)
 NORM_EPS = 1e-6  # of the norms of vision towers
@@ -70,54 +71,6 @@ class Tensors:
             raise ModelError(f"{len(left)} tensors are not part of the model, for example {min(left)}")
         if self._left:
             log.warning("%d tensors are not the model's and not used, as %s", len(self._left), min(self._left))
-
-
-# torch's `linear` hands float32 to MKL, which on some processors is a third as fast as oneDNN (docs/log.md). These are
-# the operations that `torch.compile` puts in its place; they take the weight as it lies.
-HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-class Linear:
-    """weight: (out, in); bias: (out,) or None. On the CPU float32 goes to oneDNN, where torch was built with it.
-
-    oneDNN makes and keeps code for each number of rows, 0.6 MiB a weight's shape, so on the CPU there are few numbers:
-    zeros are added up to the next.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight, self.bias = weight, bias
-        self._pads = HAS_ONEDNN and weight.device.type == "cpu"
-        self.by_onednn = self._pads and weight.dtype == torch.float32
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(tokens, in) to (tokens, out)."""
-        more = padding(len(x)) if self._pads else 0
-        product = self._of(functional.pad(x, (0, 0, 0, more)) if more else x)
-        return product[: len(x)] if more else product
-
-    def _of(self, x: Tensor) -> Tensor:
-        if self.by_onednn:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
-            return product
-        return functional.linear(x, self.weight, self.bias)
-
-    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual` plus what `x` becomes; in one operation where there can be one."""
-        is_padded = self._pads and padding(len(x)) > 0
-        if self.by_onednn and not is_padded:
-            total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-            return total
-        if is_padded or self.bias is not None:
-            return residual + self(x)
-        return torch.addmm(residual, x, self.weight.t())
-
-
-def padding(rows: int) -> int:
-    """How many rows of zeros are added: up to a power of two, from 16 on to a multiple of 16, and of an eighth to a
-    quarter of them from 128 on."""
-    if rows <= 16:
-        return (1 << (rows - 1).bit_length()) - rows
-    return -rows % max(16, 1 << (rows - 1).bit_length() - 3)
 
 
 def linear(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = True) -> Linear:
@@ -182,19 +135,6 @@ def frequencies(theta: float, dim: int, device: torch.device) -> Tensor:
     return (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))).to(device)
 
 
-def varlen_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(tokens, heads, dim) of attention in which a token sees its own segment, and all of it. Segments of one length
-    that follow each other are computed together."""
-    mixed, at = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        span = slice(at, at + count * length)
-        q, k, v = (x[span].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
-        mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        at += count * length
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-
-
 @dataclass(eq=False)
 class _Layer:
     keys: Tensor | None = None
@@ -202,10 +142,12 @@ class _Layer:
 
 
 class NativePrefillCache:
-    """What a prefill leaves; see `models.runner.PrefillCache`."""
+    """What a prefill of so many tokens leaves; see `models.runner.PrefillCache`."""
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, num_tokens: int) -> None:
         self.layers = [_Layer() for _ in range(num_layers)]
+        self._num_tokens = num_tokens
+        self._memory: list[tuple[Tensor, Tensor]] = []  # of each layer, with room for all tokens
 
     @property
     def length(self) -> int:
@@ -214,9 +156,16 @@ class NativePrefillCache:
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Put keys and values, (1, kv_heads, tokens, dim), behind those that the layer has; all of them."""
-        stored = self.layers[layer]
-        if stored.keys is None or stored.values is None:
+        stored, count = self.layers[layer], keys.shape[2]
+        start = 0 if stored.keys is None else stored.keys.shape[2]
+        if start == 0 and count >= self._num_tokens:
             stored.keys, stored.values = keys.contiguous(), values.contiguous()
-        else:
-            stored.keys, stored.values = torch.cat([stored.keys, keys], 2), torch.cat([stored.values, values], 2)
+            return stored.keys, stored.values
+        if layer == len(self._memory):
+            shape = (1, keys.shape[1], max(self._num_tokens, count), keys.shape[3])
+            self._memory.append((keys.new_empty(shape), values.new_empty(shape)))
+        end = start + count
+        for whole, fresh in zip(self._memory[layer], (keys, values), strict=True):
+            whole[:, :, start:end] = fresh
+        stored.keys, stored.values = (whole[:, :, :end] for whole in self._memory[layer])
         return stored.keys, stored.values

@@ -12,7 +12,8 @@ from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions, windows
-from worker.models.native.layers import JOINED, NORM_EPS, Linear, RMSNorm, Tensors, frequencies, linear, rotary
+from worker.models.native.layers import JOINED, NORM_EPS, RMSNorm, Tensors, frequencies, linear, rotary
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import Attention, attention
 

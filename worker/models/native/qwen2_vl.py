@@ -11,7 +11,8 @@ from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions
-from worker.models.native.layers import Linear, Tensors, frequencies, layer_norm, linear, rotary
+from worker.models.native.layers import Tensors, frequencies, layer_norm, linear, rotary
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import block
 

@@ -13,7 +13,8 @@ from worker.checkpoint.family_rules import QWEN3_VL_PIXELS, QWEN3_VL_SAMPLING
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, interpolation, patch_positions
-from worker.models.native.layers import LayerNorm, Linear, Tensors, frequencies, layer_norm, linear, rotary
+from worker.models.native.layers import LayerNorm, Tensors, frequencies, layer_norm, linear, rotary
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import block
 
@@ -28,7 +29,7 @@ class _Merger:
     is_late: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        width = self.up.weight.shape[1]
+        width = self.up.width
         x = self.norm(x.reshape(-1, width)) if self.is_late else self.norm(x).reshape(-1, width)
         return self.down(functional.gelu(self.up(x)))
 

@@ -1,29 +1,31 @@
 """Our own model code as the engine's runner."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.safe_json import JsonObject
 from worker.models.kv_cache import KVCache
 from worker.models.kv_widths import token_bytes
+from worker.models.native.attention import causal_attention
 from worker.models.native.code import NativeCode
 from worker.models.native.graphs import Recorder, StepGraphs
 from worker.models.native.layers import NativePrefillCache, Tensors
+from worker.models.native.packing import WeightPacking, linears
 from worker.models.native.shapes import read
 from worker.models.native.text import Attend, TextModel
 from worker.models.pixel_values import pixel_values
-from worker.models.runner import Features, placed
-from worker.prompt.types import MediaItem, Prompt
+from worker.models.runner import Features, PrefillChunk, placed
+from worker.prompt.types import MediaItem
 
 
 class NativeRunner:
     """Runs the model of a config with a checkpoint's tensors. See `models.runner.Runner`. `record` is how decode steps
-    are recorded; None leaves them eager. Raises ModelError where the tensors are not that model's."""
+    are recorded; None leaves them eager. give_back: told of memory that is needed no more once weights are packed; None
+    leaves them as they are. Raises ModelError where the tensors are not that model's."""
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class NativeRunner:
         preprocessor: PreprocessorConfig,
         device: torch.device,
         record: Recorder | None = None,
+        give_back: Callable[[Tensor], None] | None = None,
     ) -> None:
         shape, vision = read(config, code.layout)
         left = Tensors(tensors)
@@ -42,17 +45,27 @@ class NativeRunner:
             self.text = TextModel(left, shape, device)
             self.tower = code.tower(left, vision, device)
         left.close()
-        self._dtype = self.text.embedding.dtype
+        self._dtype = self.text.dtype
         self._scale = shape.head_dim**-0.5
         self.graphs = StepGraphs(self._step, device, record) if record is not None else None
+        parts = [*linears(self.text), *linears(self.tower)]
+        self.packing = None if give_back is None else WeightPacking(parts, give_back)
+
+    def begin_tuning(self) -> None:
+        if self.packing is not None:
+            self.packing.begin()
+
+    def close(self) -> None:
+        if self.packing is not None:
+            self.packing.close()
 
     @property
     def bytes_per_token(self) -> int:
         shape = self._shape
         return token_bytes(shape.layers, shape.kv_heads, shape.head_dim, self._dtype.itemsize)
 
-    def prefill_cache(self) -> NativePrefillCache:
-        return NativePrefillCache(self._shape.layers)
+    def prefill_cache(self, num_tokens: int) -> NativePrefillCache:
+        return NativePrefillCache(self._shape.layers, num_tokens)
 
     def kv_cache(self) -> KVCache:
         keeps = self.graphs is not None  # a graph is as good as the memory that it was recorded with
@@ -72,60 +85,35 @@ class NativeRunner:
         ]
 
     @torch.inference_mode()
-    def prefill(
-        self, prompt: Prompt, tokens: list[int], chunk: slice, seen: Mapping[int, Features], cache: NativePrefillCache
-    ) -> Tensor:
-        ids = torch.tensor([*prompt.ids, *tokens][chunk], device=self._device)
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor:
+        """The chunks lie behind each other, without padding: only attention knows to whom a token belongs."""
+        ids = torch.tensor([token for chunk in chunks for token in chunk.ids], device=self._device)
         hidden = self.text.embed(ids)
         spots: Tensor | None = None
         deep: list[Tensor] = []
-        if (found := placed(prompt, chunk, seen, self._device)) is not None:
+        if (found := placed(chunks, self._device)) is not None:
             spots, features, deep = found
             hidden[spots] = features
-        positions = prompt.positions_with(len(tokens))[:, chunk].to(self._device)
-        turned = self.text.rotary(positions)
-        hidden = self.text.forward(hidden, turned, self._attend_after(cache, len(ids)), spots, deep)
-        return self.text.logits(hidden[-1:])[0]
-
-    @torch.inference_mode()
-    def prefill_together(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[NativePrefillCache]]:
-        ids = torch.tensor([token for prompt in prompts for token in prompt.ids], device=self._device)
-        positions = torch.cat([prompt.positions for prompt in prompts], 1).to(self._device)
-        lengths = [len(prompt.ids) for prompt in prompts]
-        caches = [self.prefill_cache() for _ in prompts]
-        attends = [self._attend_after(cache, length) for cache, length in zip(caches, lengths, strict=True)]
+        positions = torch.cat([chunk.positions for chunk in chunks], 1).to(self._device)
+        lengths = [chunk.length for chunk in chunks]
+        attends = [self._attend_after(chunk.cache) for chunk in chunks]
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             parts = (torch.split(part, lengths) for part in (query, keys, values))
             return torch.cat([attend_one(layer, *qkv) for attend_one, *qkv in zip(attends, *parts, strict=True)])
 
-        hidden = self.text.forward(self.text.embed(ids), self.text.rotary(positions), attend)
+        one = attends[0] if len(chunks) == 1 else attend
+        hidden = self.text.forward(hidden, self.text.rotary(positions), one, spots, deep)
         last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
-        return self.text.logits(hidden[last]), caches
+        return self.text.logits(hidden[last])
 
-    def _attend_after(self, cache: NativePrefillCache, count: int) -> Attend:
-        """Attention of `count` tokens to those in the cache and to each other, each to none after it."""
-        past = cache.length
-        mask = None
-        if past and count > 1:
-            mask = torch.ones(count, past + count, dtype=torch.bool, device=self._device).tril(past)
+    def _attend_after(self, cache: NativePrefillCache) -> Attend:
+        """Attention of a prompt's next tokens to those in the cache and to each other, each to none after it."""
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             all_keys, all_values = cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
-            if mask is not None and self._device.type == "cuda":
-                # With a mask no kernel takes groups: torch would write down all scores, 2 GiB for 1,024 x 32,768.
-                groups = query.shape[1] // keys.shape[1]
-                all_keys, all_values = (x.repeat_interleave(groups, 1) for x in (all_keys, all_values))
-            mixed = functional.scaled_dot_product_attention(
-                query.transpose(0, 1)[None],
-                all_keys,
-                all_values,
-                attn_mask=mask,
-                is_causal=not past and count > 1,
-                scale=self._scale,
-                enable_gqa=all_keys.shape[1] != query.shape[1],
-            )
-            return mixed[0].transpose(0, 1).flatten(1)
+            mixed = causal_attention(query.transpose(0, 1), all_keys[0], all_values[0], self._scale)
+            return mixed.transpose(0, 1).flatten(1)
 
         return attend
 
@@ -138,6 +126,8 @@ class NativeRunner:
     def decode(
         self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]] = ()
     ) -> Tensor:
+        if self.packing is not None:
+            self.packing.saw(len(tokens))
         if any(before):
             return self._step_of_several(tokens, positions, slots, before)
         if self.graphs is not None and (logits := self.graphs.logits(tokens, positions, slots)) is not None:

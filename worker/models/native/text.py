@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.models.native.experts import Experts, experts
-from worker.models.native.layers import JOINED, Linear, RMSNorm, Tensors, apply_rotary, frequencies, linear, rotary
+from worker.models.native.layers import JOINED, RMSNorm, Tensors, apply_rotary, frequencies, linear, rotary
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import TextShape
 
 # (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
@@ -53,19 +54,22 @@ class TextModel:
         self._layers = [
             _layer(tensors, f"{root}.layers.{index}", shape, index in shape.sparse) for index in range(shape.layers)
         ]
-        self._norm = RMSNorm(tensors.take(f"{root}.norm.weight", shape.hidden), shape.eps)
+        norm = tensors.take(f"{root}.norm.weight", shape.hidden)
+        self.dtype = norm.dtype
+        self._norm = RMSNorm(norm, shape.eps)
         self.head = Linear(_head(tensors, shape, self.embedding))
         self._frequencies = frequencies(shape.theta, shape.head_dim, device)
         self.axes = _axes(shape).to(device)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(tokens, hidden) of ids (tokens,)."""
-        return functional.embedding(ids, self.embedding)
+        """(tokens, hidden) of ids (tokens,). The table may be in the checkpoint's own dtype: rows become what the model
+        computes in as they are looked up."""
+        return functional.embedding(ids, self.embedding).to(self.dtype)
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """For all layers, from M-RoPE positions (3, tokens)."""
         angles = positions.float()[self.axes].T * self._frequencies
-        return rotary(angles, self.embedding.dtype)
+        return rotary(angles, self.dtype)
 
     def forward(
         self,
@@ -101,7 +105,8 @@ def _head(tensors: Tensors, shape: TextShape, embedding: Tensor) -> Tensor:
     if shape.is_tied and not tensors.shape("lm_head.weight"):
         return embedding
     head = tensors.take("lm_head.weight", shape.vocabulary, shape.hidden)
-    return embedding if shape.is_tied and not head.is_meta and torch.equal(head, embedding) else head
+    is_copy = shape.is_tied and not head.is_meta and head.dtype == embedding.dtype and torch.equal(head, embedding)
+    return embedding if is_copy else head
 
 
 def _layer(tensors: Tensors, name: str, shape: TextShape, is_sparse: bool) -> Layer:

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from worker.models.native.attention import varlen_attention
 from worker.models.native.layers import (
     LayerNorm,
-    Linear,
     Tensors,
     apply_rotary,
     layer_norm,
     linear,
-    varlen_attention,
 )
+from worker.models.native.linear import Linear
 from worker.models.native.shapes import VisionShape
 
 CosSin = tuple[Tensor, Tensor]
