@@ -6,7 +6,6 @@ import errno
 import ipaddress
 import logging
 import math
-import os
 import socket
 from collections.abc import Callable
 
@@ -19,10 +18,10 @@ from worker.dialects.table import DIALECTS, DialectTable
 from worker.server.app import admission_of, create
 from worker.server.connections import Connections, Limits, room_for_connections
 from worker.server.http1 import HttpConnection
+from worker.server.listening import listening_at
 from worker.startup.build import Serving
 
 log = logging.getLogger(__name__)
-BACKLOG = 2048
 GONE = (errno.ECONNABORTED, errno.ECONNRESET)  # the client has left before it was taken
 PAUSE_S = 0.1
 
@@ -56,7 +55,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the application, then listen: at the host and port of the settings, or at what is given."""
-        self._listening = sockets or _listening_at(self.config.host, self.config.port)
+        self._listening = sockets or listening_at(self.config.host, self.config.port)
         await super().startup(sockets=[])
         for listening in self._listening:
             listening.setblocking(False)
@@ -127,29 +126,3 @@ def _networks(text: str) -> list[str]:
                 f'invalid value "{address}" in TRUSTED_PROXIES: it must be an IP address or network'
             ) from None
     return list(found)
-
-
-def _listening_at(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of the host; with any free port, for its first alone. Raises SettingError."""
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        slots = list(dict.fromkeys((family, address[:2]) for family, *_, address in found))
-        taken = slots if port else slots[:1]
-        return [socket.create_server(address, family=family, backlog=BACKLOG) for family, address in taken]
-    except UnicodeError:
-        raise SettingError(f"HOST={host} is not a valid name") from None
-    except OSError as error:
-        raise SettingError(_why_not_listening(host, port, error)) from None
-
-
-def _why_not_listening(host: str, port: int, error: OSError) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"HOST={host} is not an address of this machine"
-    match error.errno:
-        case errno.EADDRINUSE:
-            return (
-                f"port {port} of {host} is in use: choose another with --port or PORT, or stop the process that has it"
-            )
-        case errno.EACCES:
-            return f"port {port} may not be opened by this user: choose one from 1024 on with --port or PORT"
-    return f"{host}, port {port}: {os.strerror(error.errno) if error.errno else error}"

@@ -17,11 +17,14 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.core import logs
 from worker.core.timeline import Timeline
 from worker.startup import preload
+
+if TYPE_CHECKING:
+    from worker.core.settings import Settings
 
 
 class Closable(Protocol):
@@ -36,11 +39,14 @@ class Boot:
 
     timeline: Timeline
     loaded: Closable | None = None
+    settings: Any = None  # `core.settings.Settings`, which is imported later
 
 
-def begin(import_rest: Callable[[], None] = lambda: None) -> Boot:
+def begin(
+    import_rest: Callable[[], None] = lambda: None, read_settings: "Callable[[], Settings] | None" = None
+) -> Boot:
     """A model on its way, with `import_rest` called while it answers its first question. With LAZY_LOAD only what it
-    takes to load one.
+    takes to load one. read_settings: instead of those of the environment; raises StartError.
 
     Raises SystemExit with the reason where the start cannot be.
     """
@@ -51,7 +57,7 @@ def begin(import_rest: Callable[[], None] = lambda: None) -> Boot:
     from worker.core.errors import StartError
 
     try:
-        _load(boot)
+        _load(boot, read_settings)
     except StartError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     with contextlib.ExitStack() as stack:
@@ -66,13 +72,14 @@ def begin(import_rest: Callable[[], None] = lambda: None) -> Boot:
     return boot
 
 
-def _load(boot: Boot) -> None:
+def _load(boot: Boot, read_settings: "Callable[[], Settings] | None") -> None:
     """Raises StartError."""
     with preload.linking_torch():
         from worker.checkpoint import locate
         from worker.core import settings as worker_settings
 
-        settings = worker_settings.current()
+        settings = (read_settings or worker_settings.current)()
+        boot.settings = settings
         logs.set_up(settings.log_level, as_json=settings.logs_json)
         worker_settings.warn_of_doubtful()
         if settings.is_on_platform:
