@@ -7,8 +7,9 @@ TORCH ?= auto
 PARITY := .venv-parity
 CLIENTS := .venv-clients
 OPEN_WEBUI := .venv-open-webui
+PEERS := .venv-peers
 
-.PHONY: help run quick test check docs image-test parity clients fuzz
+.PHONY: help run quick test check docs image-test parity clients fuzz peers
 FUZZ_S ?= 180
 
 help:  ## list the commands
@@ -44,6 +45,8 @@ parity: $(PARITY)/.ready  ## compare images and videos with the references, in a
 
 clients: $(READY) $(CLIENTS)/.ready $(if $(WITH_OPEN_WEBUI),$(OPEN_WEBUI)/.ready)  ## run client libraries and gateways against the HTTP server; WITH_OPEN_WEBUI=1: Open WebUI too, 2.9 GB
 	$(BIN)/python -m pytest -o addopts= -q tests/clients
+
+peers: $(READY) $(PEERS)/.ready  ## install vLLM's build for CPUs beside, 3.5 GB, for `python -m benchmarks.peers`
 
 fuzz: $(READY)  ## coverage-guided fuzzing of the opening of images and videos, FUZZ_S seconds
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check "atheris>=3,<4"
@@ -83,4 +86,12 @@ $(OPEN_WEBUI)/.ready:
 	$(PYTHON) -m venv $(OPEN_WEBUI)
 	$(OPEN_WEBUI)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(OPEN_WEBUI)/bin/python -m pip install --quiet --disable-pip-version-check open-webui==0.12.4
+	@touch $@
+
+# torchaudio and torchcodec do not load beside torch's CPU build, and nothing here hears or plays.
+$(PEERS)/.ready: requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@

@@ -56,13 +56,13 @@ HALF_A_BILLION: JsonObject = {  # as Qwen3-0.6B with a small tower: 1 GB in bflo
 }
 
 
-def write(folder: Path) -> int:
+def write(folder: Path, dtype: torch.dtype = torch.float32) -> int:
     """A Qwen3-VL checkpoint in `folder`; the number of its parameters. The tokenizer is the tiny model's, widened."""
     _begin(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"<filler{index}>" for index in range(VOCABULARY - len(tokenizer))])
     tokenizer.save_pretrained(folder)
-    return _weights(folder, SHAPE, VOCABULARY, recipe.special_id("<|endoftext|>"), torch.float32)
+    return _weights(folder, SHAPE, VOCABULARY, recipe.special_id("<|endoftext|>"), dtype)
 
 
 def write_real_size(folder: Path, layers: int | None = None) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from benchmarks.kv_layout import milliseconds
 from benchmarks.report import environment, save
-from worker.models.native.layers import Linear
+from worker.models.native.linear import Linear
 
 SHAPES = {"q, k, v": (4096, 1024), "gate, up": (6144, 1024), "down": (1024, 3072), "head": (32000, 1024)}
 ROWS = (1, 2, 4, 5, 8, 16, 17, 32, 96, 100, 512)
