@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 import numpy as np
 import torch
 from PIL import Image
@@ -45,6 +45,7 @@ from worker.core.safe_json import JsonObject
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 TOKENS = 64
+GENERATE, MOST_ALONE = "`generate`", 4  # jobs; it answers them one after the other, at the same rate
 READY_S = 600
 VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -54,6 +55,7 @@ VLLM = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(ROOT / "benchmarks" / "vllm_cpu"),
 }
+NOT_GIVEN = ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 VLLM_OPTIONS = ("--max-model-len", "4096", "--max-num-seqs", "32", "--skip-mm-profiling", "--limit-mm-per-prompt")
 VLLM_LIMITS = '{"image": {"count": 4, "width": 512, "height": 512}, "video": 0}'
 
@@ -115,13 +117,13 @@ def body(rng: random.Random) -> JsonObject:
     }
 
 
-async def answered(session: aiohttp.ClientSession, asked: JsonObject) -> tuple[float, int]:
+async def answered(http: httpx.AsyncClient, asked: JsonObject) -> tuple[float, int]:
     """Seconds to the first text, and how many tokens came."""
     began, first, tokens = time.perf_counter(), 0.0, 0
-    async with session.post("/v1/chat/completions", json=asked) as answer:
+    async with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
         answer.raise_for_status()
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
                 continue
             event = json.loads(line[6:])
             if not first and any(choice["delta"].get("content") for choice in event.get("choices", ())):
@@ -132,9 +134,9 @@ async def answered(session: aiohttp.ClientSession, asked: JsonObject) -> tuple[f
 
 async def burst(peer: Peer, asked: Sequence[JsonObject]) -> tuple[float, float]:
     """Tokens a second of so many jobs at once, and the median of their seconds to the first token."""
-    async with aiohttp.ClientSession(peer.address, timeout=aiohttp.ClientTimeout(READY_S)) as session:
+    async with httpx.AsyncClient(base_url=peer.address, timeout=READY_S) as http:
         began = time.perf_counter()
-        results = await asyncio.gather(*(answered(session, one) for one in asked))
+        results = await asyncio.gather(*(answered(http, one) for one in asked))
         seconds = time.perf_counter() - began
     assert all(tokens == TOKENS for _, tokens in results), f"{peer.name} gave {sorted(t for _, t in results)} tokens"
     return TOKENS * len(asked) / seconds, statistics.median(first for first, _ in results)
@@ -176,7 +178,7 @@ def commands(options: argparse.Namespace, model: Path) -> dict[str, tuple[list[s
     ]
     wanted["vLLM"] = ([*vllm, *(["--enforce-eager"] if options.eager else [])], VLLM, ROOT)
     generate = [sys.executable, "-m", "benchmarks.peers_generate", str(model), options.dtype, "PORT"]
-    wanted["`generate`"] = (generate, {}, ROOT)
+    wanted[GENERATE] = (generate, {}, ROOT)
     return {name: wanted[name] for name in wanted if name not in options.without}
 
 
@@ -185,12 +187,11 @@ def serving(name: str, command: list[str], variables: dict[str, str], folder: Pa
     """The server, once it has answered a request."""
     port = free_port()
     command = [part.replace("PORT", str(port)) for part in command]
-    given = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "OMP", "OPENBLAS"))}
+    unset = [part for variable in NOT_GIVEN for part in ("-u", variable)]
+    command = ["env", *unset, *(f"{key}={value}" for key, value in variables.items()), *command]
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=given | variables, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         peer = Peer(name, f"http://127.0.0.1:{port}", process)
         try:
             while True:
@@ -198,7 +199,7 @@ def serving(name: str, command: list[str], variables: dict[str, str], folder: Pa
                 try:
                     _, first = asyncio.run(burst(peer, [body(random.Random(name))]))
                     break
-                except aiohttp.ClientError:
+                except httpx.HTTPError:
                     if process.poll() is not None or time.perf_counter() - began > READY_S:
                         log.seek(0)
                         raise RuntimeError(f"{name} did not start:\n{log.read().decode()[-3000:]}") from None
@@ -215,12 +216,14 @@ def serving(name: str, command: list[str], variables: dict[str, str], folder: Pa
 
 
 def measure(peers: Sequence[Peer], jobs: Sequence[int], rounds: int) -> None:
-    """Every peer is asked the same, another one first in each round; the first round of all is not counted."""
+    """Every peer is asked the same, another one first in each round; a burst before all rounds is not counted."""
     for turn in range(rounds + 1):
-        for count in jobs:
+        for count in jobs if turn else jobs[-1:]:
             rng = random.Random(turn * 1000 + count)
             asked = [body(rng) for _ in range(count)]
             for peer in [*peers[turn % len(peers) :], *peers[: turn % len(peers)]]:
+                if peer.name == GENERATE and count > MOST_ALONE:
+                    continue
                 rate, first = asyncio.run(burst(peer, asked))
                 if turn:
                     peer.rates[count].append(rate)
@@ -236,7 +239,7 @@ def table(peers: Sequence[Peer], jobs: Sequence[int]) -> str:
     base = next((peer for peer in peers if peer.name == "vLLM"), peers[0])
     lines = [f"| jobs | | tokens/s | vs. {base.name} | first token, s |", "|---|---|---|---|---|"]
     for count in jobs:
-        for peer in peers:
+        for peer in (peer for peer in peers if peer.rates[count]):
             share = statistics.median(peer.rates[count]) / statistics.median(base.rates[count])
             rate, first = _spread(peer.rates[count], 1), _spread(peer.firsts[count], 2)
             lines.append(f"| {count} | {peer.name} | {rate} | {share:.2f}x | {first} |")
@@ -247,13 +250,14 @@ def table(peers: Sequence[Peer], jobs: Sequence[int]) -> str:
 
 def draw(peers: Sequence[Peer], jobs: Sequence[int], axes: Any) -> None:
     for peer in peers:
+        measured = [count for count in jobs if peer.rates[count]]
         for axis, seen in zip(axes, (peer.rates, peer.firsts), strict=True):
-            middle = [statistics.median(seen[count]) for count in jobs]
+            middle = [statistics.median(seen[count]) for count in measured]
             ends = [
-                [at - min(seen[count]) for at, count in zip(middle, jobs, strict=True)],
-                [max(seen[count]) - at for at, count in zip(middle, jobs, strict=True)],
+                [at - min(seen[count]) for at, count in zip(middle, measured, strict=True)],
+                [max(seen[count]) - at for at, count in zip(middle, measured, strict=True)],
             ]
-            axis.errorbar(jobs, middle, yerr=ends, marker="o", capsize=3, label=peer.name)
+            axis.errorbar(measured, middle, yerr=ends, marker="o", capsize=3, label=peer.name)
     axes[0].set(xlabel="jobs at once", ylabel="tokens per second", ylim=(0, None))
     axes[1].set(xlabel="jobs at once", ylabel="seconds to the first token", ylim=(0, None))
     axes[0].legend()
@@ -281,7 +285,9 @@ def main() -> None:
         text = table(peers, jobs)
         print(text)
         if options.save:
-            facts = environment("python -m benchmarks.peers " + " ".join(sys.argv[1:]), dtype=options.dtype)
+            flags = f"--jobs {options.jobs} --rounds {options.rounds} --dtype {options.dtype}"
+            flags += (" --eager" if options.eager else "") + (" --other FOLDER" if options.other else "")
+            facts = environment(f"python -m benchmarks.peers {flags}", dtype=options.dtype)
             facts["peers"] = {
                 peer.name: {
                     "rates": peer.rates,

@@ -1,72 +1,76 @@
-"""A layer's matrix products on the CPU in float32: torch's own `linear` (MKL) against the model code's (oneDNN).
+"""All matrix products of a decode step on the CPU: torch's own `linear` against the layouts that the worker measures.
 
-python -m benchmarks.products [--threads 2] [--save]
+python -m benchmarks.products [--threads 2] [--rounds 9] [--dtype float32] [--save]
 
-Milliseconds of one product by its number of rows, for the shapes of a small model. The weights of several layers take
-turns, so that none is found in the processor's cache, as in a model. Both take the weight as it lies in the file; to
-5, 17 and 100 rows ours adds zeros.
+Milliseconds of all products of a model of 256 million parameters, one after the other, by the number of rows: by
+torch's `linear` (float32: MKL), as the weights lie in the file, and packed in each layout that this processor has for
+the dtype. The weights are numbers of bfloat16, as published ones are. The layouts take turns. To 3 rows zeros are
+added.
 """
 
 import argparse
 from collections.abc import Callable
-from itertools import cycle
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.kv_layout import milliseconds
-from benchmarks.report import environment, save
+from benchmarks.report import environment, in_turns, milliseconds_table, save
+from worker.checkpoint.weights import DTYPES
 from worker.models.native.linear import Linear
+from worker.models.native.packing import LAYOUTS, is_right
 
-SHAPES = {"q, k, v": (4096, 1024), "gate, up": (6144, 1024), "down": (1024, 3072), "head": (32000, 1024)}
-ROWS = (1, 2, 4, 5, 8, 16, 17, 32, 96, 100, 512)
-NUM_BYTES = 256 * 2**20  # of weights that take turns
-
-
-def measure(out: int, into: int, rows: int) -> tuple[float, float]:
-    """Milliseconds by `linear`, and by ours."""
-    weights = [torch.randn(out, into) for _ in range(max(2, NUM_BYTES // (4 * out * into)))]
-    x = torch.randn(rows, into)
-
-    def by(products: list[Callable[[], Tensor]]) -> float:
-        turn = cycle(products)
-        return milliseconds(lambda: next(turn)())
-
-    def usual(weight: Tensor) -> Callable[[], Tensor]:
-        return lambda: functional.linear(x, weight)
-
-    def ours(weight: Tensor) -> Callable[[], Tensor]:
-        affine = Linear(weight)
-        return lambda: affine(x)
-
-    return by([usual(weight) for weight in weights]), by([ours(weight) for weight in weights])
+LAYER, LAYERS, HEAD = ((2048, 1024), (1024, 1024), (6144, 1024), (1024, 3072)), 14, (32_768, 1024)
+ROWS = (1, 2, 3, 4, 8, 16, 32, 64, 128, 512)
+Step = list[tuple[int, Callable[[Tensor], Tensor]]]  # the width and the product of each weight
 
 
-def table(rows: list[dict[str, float | str]]) -> str:
-    lines = ["| product | rows | `linear`, ms | ours, ms | as fast |", "|---|---|---|---|---|"]
-    for row in rows:
-        usual, ours = float(row["usual_ms"]), float(row["ours_ms"])
-        lines.append(f"| {row['product']} | {row['rows']} | {usual:.2f} | {ours:.2f} | {usual / ours:.1f}x |")
-    return "\n".join(lines) + "\n"
+def steps(dtype: torch.dtype) -> dict[str, Step]:
+    """By the name of the layout."""
+    shapes = [*chain.from_iterable([LAYER] * LAYERS), HEAD]
+    weights = [(torch.randn(shape) * 0.02).bfloat16().to(dtype) for shape in shapes]
+    found: dict[str, Step] = {
+        "`linear`": [(weight.shape[1], _usual(weight)) for weight in weights],
+        "as it lies": [(weight.shape[1], Linear(weight)) for weight in weights],
+    }
+    for layout in (layout for layout in LAYOUTS if is_right(layout, dtype)):
+        name = layout.__name__.removeprefix("in_").replace("_", " ").replace("onednns", "oneDNN's")
+        found[name] = [(weight.shape[1], layout(weight, None)) for weight in weights]
+    return found
+
+
+def _usual(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: functional.linear(x, weight)
+
+
+def ways(found: dict[str, Step], rows: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """A whole step of so many rows in each layout."""
+    fed = {width: torch.randn(rows, width).to(dtype) for width in (1024, 3072)}
+
+    def way(step: Step) -> Callable[[], object]:
+        return lambda: [product(fed[width]) for width, product in step]
+
+    return {name: way(step) for name, step in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--save", action="store_true", help="write JSON and the table into benchmarks/results/")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows: list[dict[str, float | str]] = []
+    dtype = DTYPES[options.dtype]
     with torch.inference_mode():
-        for product, (out, into) in SHAPES.items():
-            for count in ROWS:
-                usual, ours = measure(out, into, count)
-                rows.append({"product": product, "rows": count, "usual_ms": usual, "ours_ms": ours})
-    print(table(rows))
+        found = steps(dtype)
+        rows = {count: in_turns(ways(found, count, dtype), options.rounds) for count in ROWS}
+    table = milliseconds_table("rows", rows)
+    print(table)
     if options.save:
-        command = f"python -m benchmarks.products --threads {options.threads}"
-        save("products-cpu", environment(command, threads=options.threads, rows=rows), table(rows))
+        command = f"python -m benchmarks.products --threads {options.threads} --dtype {options.dtype}"
+        save("products-cpu", environment(command, threads=options.threads, milliseconds=rows), table)
 
 
 if __name__ == "__main__":

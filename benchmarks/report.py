@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -49,3 +51,23 @@ def plot(name: str, draw: Callable[[Any], None], columns: int = 1, width: float 
     figure = matplotlib.figure.Figure(figsize=(width * columns, 4), layout="constrained")
     draw(figure.subplots(1, columns))
     figure.savefig(RESULTS / f"{date.today().isoformat()}-{name}.png", dpi=110)
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median of the milliseconds that each way takes; the first time does not count."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            took[name].append((time.perf_counter() - began) * 1000)
+    return {name: statistics.median(each[1:]) for name, each in took.items()}
+
+
+def milliseconds_table(title: str, rows: Mapping[Any, Mapping[str, float]]) -> str:
+    """A row for each key, with the milliseconds of each way."""
+    names = list(next(iter(rows.values())))
+    lines = [f"| {title} | " + ", ms | ".join(names) + ", ms |", "|---" * (len(names) + 1) + "|"]
+    for key, took in rows.items():
+        lines.append(f"| {key} | " + " | ".join(f"{each:.2f}" for each in took.values()) + " |")
+    return "\n".join(lines) + "\n"

@@ -117,9 +117,8 @@ class ContinuousBatch:
         joining: list[Group] = []
         if not self._may_join_others(first):
             return joining
-        room = (budget if self._caches.device.type == "cuda" else min(budget, PACKED_ON_CPU)) - self._prefills[
-            first
-        ].left
+        most = budget if self._caches.device.type == "cuda" else min(budget, PACKED_ON_CPU)
+        room = most - self._prefills[first].left
         for group in (other for other in self._scheduler.prefilling if other is not first):
             if room <= 0:
                 break

@@ -50,7 +50,7 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) 
 def _split(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """What is before the chunk, which all of it sees, and the chunk itself, each without a mask: weighed by the sums of
     their exponentials it is the same. The kernel computes in blocks and skips what causality hides, and the heads of a
-    group are more rows of a query. 1.1 to 1.9 times as fast as with a mask (docs/log.md)."""
+    group are more rows of a query. 1.1 to 1.3 times as fast as with a mask (docs/log.md)."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     past = keys.shape[1] - query.shape[1]
     grouped = query.reshape(1, len(keys), -1, query.shape[2])

@@ -7,6 +7,7 @@ is measured on the model's own weights (docs/log.md).
 """
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
@@ -200,6 +201,7 @@ class WeightPacking:
         except RuntimeError as error:  # no memory for one more, for example: what is packed stays so
             log.warning("%d weights are packed, the others stay as they lie: %s", counts.total(), error)
             return
+        _trim()
         what = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
         log.info("weights are packed in %.1f s: %s", time.monotonic() - began, what)
 
@@ -208,6 +210,12 @@ def _step_back() -> None:
     """Answers are more urgent than what this thread does, and those that it starts."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+def _trim() -> None:
+    """What was freed goes back to the system; where the C library has no such call, it may stay with the process."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_to_be_packed(weight: Tensor) -> bool:
