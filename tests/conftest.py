@@ -32,7 +32,7 @@ MARKS = {
         *("tests/engine/test_engine.py", "tests/engine/test_equality.py", "tests/media/test_properties.py"),
         *("tests/models/test_families.py", "tests/models/test_graphs.py", "tests/models/test_hf_generate.py"),
         *("tests/models/test_native.py", "tests/models/test_new_family.py", "tests/server/test_openapi.py"),
-        *("tests/models/test_published.py", "tests/models/test_capacity.py"),
+        *("tests/models/test_published.py", "tests/models/test_capacity.py", "tests/models/test_packing.py"),
         *("tests/checkpoint/test_published_files.py", "tests/checkpoint/test_published_weights.py"),
         *("tests/engine/test_sampling.py", "tests/media/test_video.py", "tests/media/test_opener.py"),
         *("tests/models/test_kv_cache.py", "tests/checkpoint/test_tokenizer.py", "tests/checkpoint/test_weights.py"),
