@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.report import environment, in_turns, milliseconds_table, save
 from worker.models.kv_cache import grouped
-from worker.models.native.attention import causal_attention, varlen_attention
+from worker.models.native.attention import causal_attention, causal_mask, varlen_attention
 
 HEADS, KV_HEADS, CHUNK, BLOCK = 16, 8, 1024, 512
 Way = Callable[[], Tensor]
@@ -35,7 +35,7 @@ def chunk(past: int, dim: int) -> dict[str, Way]:
     every = [part.repeat_interleave(HEADS // KV_HEADS, 0) for part in (keys, values)]
     attend = functional.scaled_dot_product_attention
     return {
-        "ours": lambda: causal_attention(query, keys, values, dim**-0.5),
+        "ours": lambda: causal_attention(query, keys, values, dim**-0.5, causal_mask(CHUNK, past, query.device)),
         "torch's kernel": lambda: attend(query[None], keys[None], values[None], attn_mask=mask, enable_gqa=True),
         "plain products": lambda: in_blocks(query, *every),
     }

@@ -161,8 +161,6 @@ def commands(options: argparse.Namespace, model: Path) -> dict[str, tuple[list[s
         "vllm.entrypoints.cli.main",
         "serve",
         str(model),
-        "--served-model-name",
-        "model",
         "--port",
         "PORT",
     ]

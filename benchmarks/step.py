@@ -19,12 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import models
 from benchmarks.report import environment, milliseconds_table, save
-from benchmarks.throughput import jobs
+from benchmarks.throughput import decoding
 from worker.core.settings import load as settings
 from worker.models.loading import LoadedModel, load
 from worker.models.native.runner import NativeRunner
-from worker.models.runner import prefilled
-from worker.prompt.builder import PromptBuilder
 
 STEPS = 20
 KINDS = {
@@ -42,12 +40,7 @@ def kind_of(operation: str) -> str:
 
 def profiled(model: LoadedModel, rows: int) -> dict[str, float]:
     """Milliseconds of a step, by kind."""
-    runner, builder = model.runner, PromptBuilder(model.spec, settings({}))
-    slots = runner.kv_cache()
-    for job in jobs("decode-heavy", rows):
-        prompt = builder.build(job.request, job.media)
-        cache, _ = prefilled(runner, prompt)
-        slots.join(cache, len(prompt.ids), len(prompt.ids) + 4 * STEPS)
+    runner, slots = model.runner, decoding(model, rows, 4 * STEPS)
 
     def step() -> None:
         runner.decode([5] * rows, slots.lengths, slots)

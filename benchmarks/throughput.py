@@ -38,6 +38,7 @@ from worker.core.sampling import Sampling
 from worker.core.settings import load as settings
 from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of
+from worker.models.kv_cache import KVCache
 from worker.models.loading import LoadedModel, load
 from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
@@ -154,16 +155,20 @@ VIEWS = {  # what only says how memory is seen
 }
 
 
+def decoding(model: LoadedModel, rows: int, steps: int) -> KVCache:
+    """So many rows of decode-heavy work behind their prompts, with room for so many steps."""
+    builder, slots = PromptBuilder(model.spec, settings({})), model.runner.kv_cache()
+    for job in jobs("decode-heavy", rows):
+        prompt = builder.build(job.request, job.media)
+        cache, _ = prefilled(model.runner, prompt)
+        slots.join(cache, len(prompt.ids), len(prompt.ids) + steps)
+    return slots
+
+
 def layer_operations(model: LoadedModel, rows: int) -> list[str]:
     """What a layer computes in a decode step of so many rows, in order, from one attention to the next: the names of
     operations that do not consist of others which compute."""
-    runner = model.runner
-    builder = PromptBuilder(model.spec, settings({}))
-    slots = runner.kv_cache()
-    for job in jobs("decode-heavy", rows):
-        prompt = builder.build(job.request, job.media)
-        cache, _ = prefilled(runner, prompt)
-        slots.join(cache, len(prompt.ids), len(prompt.ids) + 8)
+    runner, slots = model.runner, decoding(model, rows, 8)
     for _ in range(2):  # the first makes what later ones have
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             runner.decode([5] * rows, [40] * rows, slots)

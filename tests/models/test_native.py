@@ -31,7 +31,7 @@ from worker.core.settings import Settings
 from worker.models.families import FAMILIES
 from worker.models.loading import LoadedModel, load
 from worker.models.native import linear
-from worker.models.native.attention import causal_attention
+from worker.models.native.attention import causal_attention, causal_mask
 from worker.models.native.layers import Tensors
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import why_not
@@ -665,6 +665,6 @@ def test_a_chunk_sees_its_past_and_itself_up_to_each_token(
     scores = query.double() @ every_keys.transpose(1, 2) * 0.3
     hidden = ~torch.ones(count, past + count, dtype=torch.bool).tril(past)
     expected = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ every_values
-    found = causal_attention(query, keys, values, 0.3)
+    found = causal_attention(query, keys, values, 0.3, causal_mask(count, past, query.device))
     assert found.dtype == dtype
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.03)

@@ -23,15 +23,21 @@ def varlen_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Seque
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def causal_mask(count: int, past: int, device: torch.device) -> Tensor | None:
+    """(count, past + count): what each of a prompt's next tokens sees, for all layers; None where `causal_attention`
+    needs none."""
+    is_split = count >= SPLITS_FROM and device.type == "cpu"
+    if not past or count == 1 or is_split:
+        return None
+    return torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)
+
+
+def causal_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """(heads, tokens, dim) of a prompt's next tokens, query (heads, tokens, dim): each sees itself and those before it,
-    of keys and values (kv_heads, past + tokens, dim)."""
+    of keys and values (kv_heads, past + tokens, dim). mask: `causal_mask`'s."""
     count, past = query.shape[1], keys.shape[1] - query.shape[1]
-    if past and count >= SPLITS_FROM and query.device.type == "cpu":
+    if past and count > 1 and mask is None:
         return _split(query, keys, values, scale)
-    mask = None
-    if past and count > 1:
-        mask = torch.ones(count, past + count, dtype=torch.bool, device=query.device).tril(past)
     if mask is not None and query.device.type == "cuda":
         # With a mask no kernel takes groups: torch would write down all scores, 2 GiB for 1,024 x 32,768.
         keys, values = (_for_each_head(part, query) for part in (keys, values))

@@ -32,7 +32,7 @@ PRODUCTS = 8  # that are measured, of each kind
 LEAST_GAIN = 0.03
 LOOKS_AFTER = 256  # steps
 NICE = 10
-HALF_ERROR = 2.0**-24  # of a number that float16 has no normal number for
+HALF_ERROR = 2.0**-25  # of a number below the smallest normal one of float16
 AT_ONCE = 1024  # rows of a weight that are looked at
 _OURS = "worker.models.native."
 

@@ -10,7 +10,7 @@ from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.core.safe_json import JsonObject
 from worker.models.kv_cache import KVCache
 from worker.models.kv_widths import token_bytes
-from worker.models.native.attention import causal_attention
+from worker.models.native.attention import causal_attention, causal_mask
 from worker.models.native.code import NativeCode
 from worker.models.native.graphs import Recorder, StepGraphs
 from worker.models.native.layers import NativePrefillCache, Tensors
@@ -96,7 +96,7 @@ class NativeRunner:
             hidden[spots] = features
         positions = torch.cat([chunk.positions for chunk in chunks], 1).to(self._device)
         lengths = [chunk.length for chunk in chunks]
-        attends = [self._attend_after(chunk.cache) for chunk in chunks]
+        attends = [self._attend_after(chunk.cache, chunk.length) for chunk in chunks]
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             parts = (torch.split(part, lengths) for part in (query, keys, values))
@@ -107,12 +107,13 @@ class NativeRunner:
         last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
         return self.text.logits(hidden[last])
 
-    def _attend_after(self, cache: NativePrefillCache) -> Attend:
+    def _attend_after(self, cache: NativePrefillCache, count: int) -> Attend:
         """Attention of a prompt's next tokens to those in the cache and to each other, each to none after it."""
+        mask = causal_mask(count, cache.length, self._device)
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             all_keys, all_values = cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
-            mixed = causal_attention(query.transpose(0, 1), all_keys[0], all_values[0], self._scale)
+            mixed = causal_attention(query.transpose(0, 1), all_keys[0], all_values[0], self._scale, mask)
             return mixed.transpose(0, 1).flatten(1)
 
         return attend
