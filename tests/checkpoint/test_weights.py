@@ -52,6 +52,13 @@ def test_both_ways_read_what_the_library_reads(
         assert torch.equal(found[name], wanted), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_without_numbers_has_no_pages_to_wait_for(file: Path, dtype: torch.dtype) -> None:
+    reader = WeightReader(file.parent, CPU, dtype).start()
+    reader.finish()
+    assert reader.tensors()["empty"].shape == (0, 3)
+
+
 def test_what_need_not_be_converted_is_the_mapped_file(file: Path) -> None:
     _, found = mapped(list(headers(file)), CPU, torch.bfloat16)
     at = found["a"].data_ptr()

@@ -236,7 +236,7 @@ def mapped(
         raw = raw.clone() if entry.begin % entry.dtype.itemsize else raw
         target = _target(entry.dtype, dtype)
         is_table = entry.dtype != target and _TABLE.search(entry.name) is not None
-        if entry.dtype == target:
+        if entry.dtype == target and len(raw):
             file.used.append(slice(entry.begin, entry.end))
         tensors[entry.name] = raw.view(entry.dtype).view(entry.shape).to(device, entry.dtype if is_table else target)
         if entry.dtype != target and not is_table:
