@@ -22,8 +22,9 @@ quick: export PYTHONDONTWRITEBYTECODE =
 quick: $(READY)  ## run the tests that need no child process, no browser and no slow library
 	$(BIN)/python -m pytest -q --quick -p no:schemathesis -p no:hypothesispytest
 
-test: $(READY)  ## run all tests
-	$(BIN)/python -m pytest
+test: export PYTHONDONTWRITEBYTECODE =
+test: $(READY)  ## run all tests, the files of them spread over up to four processes
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(READY)  ## lint, format, types and dead code; the Dockerfile and the documents too
 	$(BIN)/ruff check .

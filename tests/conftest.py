@@ -1,9 +1,10 @@
 """What many tests share: the embedded tiny model, loaded once, engines that serve it, and marks by path."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 os.environ["ENV_FILE"] = ""  # no test reads the .env of whoever runs it
+# Products of the models of tests are too small for several threads to win anything, and `make test` runs several tests
+# at once. Children inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What `make quick` leaves out. A test may carry these marks itself, too.
 MARKS = {
     "browser": ("tests/server/test_playground.py", "tests/server/test_browsers.py"),
@@ -79,6 +83,26 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         pytest.fail(f"{item.name} changed the scheduling policy of the main thread")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported is not looked through again by each full collection, half a second of work."""
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of several processes of tests, each hands what it filled to the one that prints."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tables"] = [list(EQUALITY.items()), list(DISTANCES.items())]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    if error is None:
+        equality, distances = node.workeroutput["tables"]
+        EQUALITY.update(equality)
+        DISTANCES.update(distances)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The tables of equal answers and of distances, where the tests that fill them have run."""
     if EQUALITY:
@@ -98,7 +122,7 @@ def tiny() -> "LoadedModel":
 
     from worker.models.loading import load
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return load(Settings(device="cpu", dtype="float32"))
 
 

@@ -20,7 +20,7 @@ import pytest
 from tests.fakes import FakeEngine, FakeOpener
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "DEVICE": "cpu", "OMP_NUM_THREADS": "2"}
+ENVIRONMENT = {**os.environ, "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

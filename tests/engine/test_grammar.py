@@ -171,12 +171,12 @@ def test_no_schema_of_real_life_lets_an_invalid_document_through(
 ) -> None:
     writer = Writer(tokenizer)
     num_written = 0
-    for seed in range(300):
+    for seed in range(120):
         schema = real_life(random.Random(seed))
         invalid, written = invalid_documents(writer, compiled(compiler, schema), schema, seed)
         assert not invalid, (schema, invalid)
         num_written += written
-    assert num_written >= 4000
+    assert num_written >= 1600
 
 
 def test_control_tokens_are_no_part_of_a_string(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:

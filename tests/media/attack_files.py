@@ -26,7 +26,7 @@ class Sent:
 
     make: Callable[[], bytes]
     code: str = "seen"
-    wall_s: float = 3.0
+    cpu_s: float = 3.0
     mib: int = 64
     controls: dict[str, Any] = field(default_factory=dict)
 

@@ -89,7 +89,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def laid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laid]:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     name = request.param
     folder = published.write(name, tmp_path_factory.mktemp("published") / name)
     served = load(Settings(device="cpu", model_path=folder))

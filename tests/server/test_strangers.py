@@ -11,6 +11,7 @@ import requests
 from tests.server import strangers
 from tests.server.servers import server_process
 from tests.server.strangers import CHUNKED, MIB, TAKEN, Cost, Target
+from tests.slowness import slowness
 
 pytestmark = pytest.mark.network
 NUM_DESCRIPTORS = 256
@@ -33,10 +34,9 @@ def target() -> Iterator[Target]:
 
 
 def check(cost: Cost, *, cpu_s: float, mib: float) -> None:
-    """Bounds; the clock's are wide, since they are of the machine too."""
+    """An honest client got each of its answers before it gave up; bounds of the server's own time and memory."""
     assert cost.longest_s is not None
-    assert cost.longest_s < 2
-    assert cost.cpu_s - 0.002 * len(cost.pings) < cpu_s
+    assert cost.cpu_s - 0.002 * len(cost.pings) < cpu_s * slowness()
     assert cost.mib < mib
 
 
