@@ -1,15 +1,17 @@
 """CPU time of a job while the prefix cache fills: what the last jobs cost beside the first.
 
-python -m benchmarks.growth [--jobs 1200] [--other FOLDER] [--save]
+python -m benchmarks.growth [--jobs 1200] [--rounds 3] [--other FOLDER] [--save]
 
 The tiny model answers questions about pictures that all differ, eight at a time, eight tokens each, with a prefix cache
-that holds them all, and, as the baseline, with none. The figures are milliseconds of CPU a job in each quarter.
+that holds them all, and, as the baseline, with none. The figures are milliseconds of CPU a job in each quarter, medians
+of the rounds.
 `--other` measures another checkout in the same run, as `git worktree add FOLDER COMMIT` makes one.
 """
 
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -79,9 +81,15 @@ def of_checkout(folder: Path, jobs: int) -> dict[str, list[float]]:
     return found
 
 
+def medians(rounds: list[list[float]]) -> list[float]:
+    """Of each quarter."""
+    return [statistics.median(quarter) for quarter in zip(*rounds, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1200)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="a checkout that is measured, too")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
@@ -89,9 +97,11 @@ def main() -> None:
     if options.alone:
         print(json.dumps(measured(options.jobs)))
         return
-    rows = {"this worker": of_checkout(ROOT, options.jobs)}
-    if options.other is not None:
-        rows["the other checkout"] = of_checkout(options.other, options.jobs)
+    folders = {"this worker": ROOT} | ({} if options.other is None else {"the other checkout": options.other})
+    rounds = [
+        {name: of_checkout(folder, options.jobs) for name, folder in folders.items()} for _ in range(options.rounds)
+    ]
+    rows = {name: {way: medians([each[name][way] for each in rounds]) for way in WAYS} for name in folders}
     lines = ["| | CPU a job, ms: first quarter | second | third | last | last to first |", "|---|---|---|---|---|---|"]
     for name, ways in rows.items():
         for way, took in ways.items():
@@ -100,8 +110,8 @@ def main() -> None:
     table = "\n".join(lines) + "\n"
     print(table)
     if options.save:
-        command = f"python -m benchmarks.growth --jobs {options.jobs}"
-        save("growth-cpu", environment(command, jobs=options.jobs, quarters=rows), table)
+        command = f"python -m benchmarks.growth --jobs {options.jobs} --rounds {options.rounds}"
+        save("growth-cpu", environment(command, jobs=options.jobs, quarters=rows, rounds=rounds), table)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ nobody has sent before, for 64 streamed tokens. All servers run all the time, ea
 the figures are medians of the rounds, with the least and the most. `generate` answers one request after the other.
 `--eager` starts vLLM without its compiler. `--other` adds the worker of another checkout, as `git worktree add FOLDER
 COMMIT` makes one. Start: from the process's first moment to the first token of one request, weights in the page cache.
-Memory: what the processes of a server share out among them (PSS) when all is over.
+Memory: what the processes of a server share out among them (PSS), half a minute after all is over.
 """
 
 import argparse
@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 TOKENS = 64
 GENERATE, MOST_ALONE = "`generate`", 4  # jobs; it answers them one after the other, at the same rate
+REST_S = 35  # a little longer than it takes this worker to give memory back
 READY_S = 600
 VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -280,6 +281,7 @@ def main() -> None:
         models.write(model, torch.bfloat16)
         peers = [stack.enter_context(serving(name, *parts)) for name, parts in commands(options, model).items()]
         measure(peers, jobs, options.rounds)
+        time.sleep(REST_S)
         text = table(peers, jobs)
         print(text)
         if options.save:
@@ -295,8 +297,8 @@ def main() -> None:
                 }
                 for peer in peers
             }
-            save("peers-cpu", facts, text)
-            plot("peers-cpu", lambda axes: draw(peers, jobs, axes), columns=2)
+            save(f"peers-cpu-{options.dtype}", facts, text)
+            plot(f"peers-cpu-{options.dtype}", lambda axes: draw(peers, jobs, axes), columns=2)
 
 
 if __name__ == "__main__":

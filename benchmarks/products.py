@@ -70,7 +70,7 @@ def main() -> None:
     print(table)
     if options.save:
         command = f"python -m benchmarks.products --threads {options.threads} --dtype {options.dtype}"
-        save("products-cpu", environment(command, threads=options.threads, milliseconds=rows), table)
+        save(f"products-cpu-{options.dtype}", environment(command, threads=options.threads, milliseconds=rows), table)
 
 
 if __name__ == "__main__":

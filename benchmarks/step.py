@@ -87,7 +87,7 @@ def main() -> None:
     print(table)
     if options.save:
         command = f"python -m benchmarks.step --threads {options.threads} --dtype {options.dtype}"
-        save("step-cpu", environment(command, threads=options.threads, milliseconds=found), table)
+        save(f"step-cpu-{options.dtype}", environment(command, threads=options.threads, milliseconds=found), table)
 
 
 if __name__ == "__main__":

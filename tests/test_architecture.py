@@ -10,7 +10,12 @@ from builder.architecture import LAYER_OF, ROOT, imports, name_of, package_of, t
 SOURCES = architecture.sources()
 HOMES = {
     "torch": (
-        *("worker.checkpoint.weights", "worker.checkpoint.load_plan", "worker.checkpoint.memory"),
+        *(
+            "worker.checkpoint.weights",
+            "worker.checkpoint.cpu",
+            "worker.checkpoint.load_plan",
+            "worker.checkpoint.memory",
+        ),
         *("worker.prompt", "worker.models", "worker.engine", "worker.startup.boot", "builder", "benchmarks"),
     ),
     "transformers": ("worker.models.hf", "builder", "benchmarks"),

@@ -24,6 +24,7 @@ from tests.models import published
 from tests.models.published import TEMPLATES, set_in
 from worker.checkpoint import load_plan
 from worker.checkpoint.chat_template import ChatTemplate, template_sources
+from worker.checkpoint.cpu import multiplies
 from worker.checkpoint.load_plan import dtype_of
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import FamilySpec, read_spec
@@ -548,5 +549,5 @@ def test_which_processors_multiply_bfloat16(
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_avx512_bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: takes)
-    assert load_plan.multiplies(torch.bfloat16) is expected
-    assert load_plan.multiplies(torch.float32)
+    assert multiplies(torch.bfloat16) is expected
+    assert multiplies(torch.float32)

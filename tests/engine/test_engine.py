@@ -27,7 +27,7 @@ from worker.core.errors import (
     WorkerError,
 )
 from worker.core.settings import Settings
-from worker.engine import continuous_batch
+from worker.engine import continuous_batch, loop
 from worker.engine.detokenizer import TextStream
 from worker.engine.engine import Engine
 from worker.engine.sampling import Row, Sampler, logits_step
@@ -55,6 +55,20 @@ def test_an_answer_ends_with_usage(engine: Engine) -> None:
     assert end.usage.image_tokens == 16
     assert end.usage.prompt_tokens > 16
     assert end.usage.completion_tokens > 1
+
+
+def test_an_engine_without_work_gives_memory_back_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is there for what comes next."""
+    trims: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(loop, "trim", lambda: trims.put(None))
+    monkeypatch.setattr(loop, "REST_S", 0.001)
+    engine = serve(Settings(device="cpu"))
+    for _ in range(2):
+        trims.get(timeout=20)
+        text_and_end(engine, ask("Who are you?", max_tokens=3))
+    trims.get(timeout=20)
+    engine.close()
+    assert trims.empty()
 
 
 def test_the_length_is_kept(engine: Engine) -> None:

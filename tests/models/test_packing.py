@@ -10,17 +10,27 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from tests.engine.requests import ask, picture
 from tests.models import checkpoints
 from tests.models.checkpoints import NATIVE
+from worker.checkpoint.cpu import multiplies
 from worker.core.contract import Done
 from worker.core.settings import Settings
 from worker.engine.engine import continuous_engine
 from worker.models.loading import LoadedModel, load
 from worker.models.native import packing
-from worker.models.native.linear import HalfWeight, Linear, OneDnn, padding
-from worker.models.native.packing import Measured, WeightPacking, in_float16, in_onednns_layout, is_right, linears
+from worker.models.native.linear import WIDE_FROM, HalfWeight, Linear, OneDnn, Plain, Widened, padding
+from worker.models.native.packing import (
+    Layout,
+    Measured,
+    WeightPacking,
+    in_float16,
+    in_onednns_layout,
+    is_right,
+    linears,
+)
 from worker.models.native.runner import NativeRunner
 from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
@@ -32,6 +42,7 @@ HAS_FLOAT16 = is_right(in_float16, torch.float32)
 needs_onednn = pytest.mark.skipif(
     not is_right(in_onednns_layout, torch.float32), reason="torch has no oneDNN that packs here"
 )
+needs_float16 = pytest.mark.skipif(not HAS_FLOAT16, reason="torch has no FBGEMM here")
 needs_both = pytest.mark.skipif(
     not (HAS_FLOAT16 and is_right(in_onednns_layout, torch.float32)), reason="torch has no FBGEMM or no oneDNN here"
 )
@@ -57,7 +68,7 @@ def logits(model: LoadedModel) -> torch.Tensor:
 
 LAYOUTS = [
     pytest.param(in_onednns_layout, OneDnn, marks=needs_onednn),
-    pytest.param(in_float16, HalfWeight, marks=pytest.mark.skipif(not HAS_FLOAT16, reason="torch has no FBGEMM here")),
+    pytest.param(in_float16, HalfWeight, marks=needs_float16),
 ]
 
 
@@ -112,17 +123,46 @@ def test_products_with_packed_weights(rows: int, has_bias: bool, layout: Any, ki
         (torch.randn(32, 32), False),  # was float32 in the checkpoint
         (torch.full((32, 32), 1e6).bfloat16().float(), False),
         (torch.full((32, 32), torch.nan), False),
-        (torch.randn(32, 32).bfloat16(), False),  # is computed in bfloat16
+        (
+            torch.randn(32, 32).bfloat16(),
+            not multiplies(torch.bfloat16),
+        ),
     ],
 )
-@pytest.mark.skipif(not HAS_FLOAT16, reason="torch has no FBGEMM here")
+@needs_float16
 def test_weights_are_in_float16_only_where_they_stay_the_same(weight: torch.Tensor, fits: bool) -> None:
     if not fits:
         with pytest.raises(ValueError, match="float"):
             in_float16(weight, None)
         return
     x = torch.randn(5, 32)
-    assert torch.allclose(in_float16(weight, None)(x), x @ weight.T, atol=2e-5)
+    assert torch.allclose(in_float16(weight, None)(x), x @ weight.float().T, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_layout_is_right_where_its_products_are_rounded_as_the_dtype_is(dtype: torch.dtype) -> None:
+    assert is_right(lambda weight, bias: Plain(weight, bias, pads=False), dtype)
+    assert is_right(Widened, dtype)
+    assert not is_right(lambda weight, bias: Plain(weight * 1.02, bias, pads=False), dtype)
+    assert not is_right(lambda weight, bias: Plain(weight.flip(0), bias, pads=False), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, WIDE_FROM, 90])
+@pytest.mark.parametrize("layout", [Widened, pytest.param(in_float16, marks=needs_float16)])
+def test_in_16_bits_without_instructions_for_them(
+    layout: Layout, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded once, at the end; a weight larger than what is made float32 of at a time."""
+    monkeypatch.setattr("worker.models.native.packing.multiplies", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr("worker.models.native.linear.WIDE_BYTES", 4 * 40 * 7)
+    weight, bias, x, residual = (torch.randn(*shape).to(dtype) for shape in ((64, 40), (64,), (rows, 40), (rows, 64)))
+    products = layout(weight, bias)
+    expected = functional.linear(x.float(), weight.float(), bias.float())
+    eps = torch.finfo(dtype).eps
+    assert products(x).dtype == products.onto(residual, x).dtype == dtype
+    assert torch.allclose(products(x).float(), expected, rtol=eps, atol=8 * eps)
+    assert torch.allclose(products.onto(residual, x).float(), expected + residual.float(), rtol=eps, atol=16 * eps)
 
 
 @needs_onednn

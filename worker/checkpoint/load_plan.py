@@ -1,12 +1,12 @@
 """How a checkpoint that was found is loaded: onto which devices, in which dtype, and by whom its weights are read."""
 
 import logging
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from worker.checkpoint.cpu import multiplies
 from worker.checkpoint.locate import Checkpoint, find, read_json
 from worker.checkpoint.memory import check_room, free_bytes
 from worker.checkpoint.quantised import is_quantised
@@ -79,18 +79,6 @@ def dtype_of(wanted: str, device: torch.device, folder: Path) -> torch.dtype:
         log.info("DTYPE=auto is float32: this CPU has no instructions for %s", str(own).removeprefix("torch."))
         return torch.float32
     return own
-
-
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether the CPU has instructions for products of such numbers, and torch uses them."""
-    if dtype == torch.float32:
-        return True
-    if dtype == torch.bfloat16:
-        # Where there is AVX-512 without them, torch takes bfloat16 too, and computes it in float32.
-        is_arm = platform.machine() in ("aarch64", "arm64")
-        has_own = is_arm or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return has_own and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.cpu._is_amx_fp16_supported() and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def _own_dtype(folder: Path) -> torch.dtype:

@@ -14,12 +14,14 @@ from typing import Protocol
 
 from worker.core.engine_protocol import EngineState
 from worker.core.errors import EngineStopped, QueueFull
+from worker.core.memory import trim
 from worker.engine.recovery import Group, Recovery, contained, last_border
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Request, Sequence
 
 log = logging.getLogger(__name__)
 GATHER_S = 0.02  # for prompts being made when the first of a burst has come
+REST_S = 30.0  # without work, after which memory that was freed goes back to the system
 WATCHES = 8  # in the time after which a turn is stuck
 
 
@@ -187,6 +189,7 @@ class EngineLoop:
         are computed together.
         """
         gather_until = 0.0
+        rest_s: float | None = REST_S
         while True:
             is_idle = self._scheduler.is_idle and not self._is_closing
             self._is_idle = is_idle
@@ -194,9 +197,13 @@ class EngineLoop:
                 self._forget_over()
             moment = gather_until - time.monotonic() if self._num_preparing else 0.0
             try:
-                group = self._inbox.get(block=is_idle or moment > 0, timeout=None if is_idle else max(0.0, moment))
+                group = self._inbox.get(block=is_idle or moment > 0, timeout=rest_s if is_idle else max(0.0, moment))
             except queue.Empty:
-                return
+                if not is_idle:
+                    return
+                trim()
+                rest_s = None
+                continue
             if is_idle:
                 gather_until = time.monotonic() + GATHER_S
             self._is_idle = False

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Generic, TypeVar
 
@@ -71,7 +72,7 @@ class _Run:
     hashes: tuple[bytes, ...]
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return sum(part.numel() * part.element_size() for pair in self.layers for part in pair)
 

@@ -7,7 +7,6 @@ is measured on the model's own weights (docs/log.md).
 """
 
 import contextlib
-import ctypes
 import logging
 import math
 import os
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.checkpoint.cpu import multiplies
+from worker.core.memory import trim
 from worker.models.native.linear import HalfWeight, Linear, OneDnn, Products
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,15 @@ def in_onednns_layout(weight: Tensor, bias: Tensor | None) -> Products:
 
 
 def in_float16(weight: Tensor, bias: Tensor | None) -> Products:
-    """The weight in half of the memory, computed with in float32. Raises ValueError where it would be another weight:
-    those that were bfloat16 or float16 in the checkpoint are the same, to what float16 says of its smallest numbers.
-    Raises RuntimeError without FBGEMM."""
-    if weight.dtype != torch.float32:
-        raise ValueError("only float32 is computed in float32")
+    """A weight of float32 in half of the memory, or one in 16 bits that the processor has no instructions for; computed
+    with in float32. Raises ValueError where it would be another weight: those that were bfloat16 or float16 in the
+    checkpoint are the same, to what float16 says of its smallest numbers. Raises RuntimeError without FBGEMM."""
+    if weight.dtype != torch.float32 and multiplies(weight.dtype):
+        raise ValueError("the processor has instructions for its dtype")
     for part in torch.split(weight, AT_ONCE):
-        if not (part.half().float() - part).abs_().max() <= HALF_ERROR:
+        if not (part.half().float() - part.float()).abs_().max() <= HALF_ERROR:
             raise ValueError("float16 does not have its numbers")
-    return HalfWeight(torch.ops.quantized.linear_prepack_fp16(weight, bias))
+    return HalfWeight(torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float()))
 
 
 Layout = Callable[[Tensor, Tensor | None], Products]
@@ -81,7 +82,8 @@ def is_right(layout: Layout, dtype: torch.dtype) -> bool:
         log.debug("%s is not for %s here: %s", layout.__name__, dtype, str(error).partition("\n")[0])
         return False
     expected = functional.linear(x.float(), weight.float())
-    return bool(torch.allclose(product.float(), expected, atol=0.1 if dtype.itemsize < 4 else 1e-4))
+    atol = 1e-4 if dtype == torch.float32 else 1e-2
+    return bool(torch.allclose(product.float(), expected, rtol=2 * torch.finfo(dtype).eps, atol=atol))
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class WeightPacking:
         except RuntimeError as error:  # no memory for one more, for example: what is packed stays so
             log.warning("%d weights are packed, the others stay as they lie: %s", counts.total(), error)
             return
-        _trim()
+        trim()
         what = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
         log.info("weights are packed in %.1f s: %s", time.monotonic() - began, what)
 
@@ -210,12 +212,6 @@ def _step_back() -> None:
     """Answers are more urgent than what this thread does, and those that it starts."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-
-
-def _trim() -> None:
-    """What was freed goes back to the system; where the C library has no such call, it may stay with the process."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_to_be_packed(weight: Tensor) -> bool:
