@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 os.environ["ENV_FILE"] = ""  # no test reads the .env of whoever runs it
-# Products of the models of tests are too small for several threads to win anything, and `make test` runs several tests
-# at once. Children inherit it.
+# For torch, before it is imported: products of the models of tests are too small for several threads to win much, and
+# `make test` runs several tests at once. Children inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What `make quick` leaves out. A test may carry these marks itself, too.
 MARKS = {
@@ -118,11 +118,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def tiny() -> "LoadedModel":
     """The embedded tiny model in float32 on the CPU."""
-    import torch
-
     from worker.models.loading import load
 
-    torch.set_num_threads(1)
     return load(Settings(device="cpu", dtype="float32"))
 
 

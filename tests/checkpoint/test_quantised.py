@@ -29,7 +29,6 @@ def quantised(how: str, **more: Any) -> LoadedModel:
 
 @pytest.fixture(scope="module", params=BITS)
 def model(request: pytest.FixtureRequest) -> LoadedModel:
-    torch.set_num_threads(1)
     return quantised(request.param)
 
 

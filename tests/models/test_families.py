@@ -45,7 +45,6 @@ class Served:
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[LoadedModel, list[Tokenizer]]]:
     """Each family's library model and its tokens of `generate`, one request at a time; made once."""
     folder = tmp_path_factory.mktemp("models")
-    torch.set_num_threads(1)
 
     @cache
     def library(family: str) -> tuple[LoadedModel, list[Tokenizer]]:

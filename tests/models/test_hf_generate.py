@@ -66,7 +66,6 @@ def made(folder: Path, **more: Any) -> Engine:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Engine]:
-    torch.set_num_threads(1)
     engine = made(folder)
     yield engine
     engine.close()

@@ -63,7 +63,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
 
 @pytest.fixture(scope="module", params=[*NATIVE, "tiny"])
 def both(request: pytest.FixtureRequest, folders: dict[str, Path | None]) -> tuple[LoadedModel, LoadedModel]:
-    torch.set_num_threads(1)
     return loaded(folders[request.param], "native"), loaded(folders[request.param], "transformers")
 
 

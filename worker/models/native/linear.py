@@ -71,7 +71,7 @@ class OneDnn:
 
 class Widened:
     """A weight in 16 bits, as it lies, on a CPU where oneDNN does not take those: several rows are multiplied in
-    float32, by a part of the weight after the other, in a half to a sixth of the time that torch's loops take."""
+    float32, a part of the weight at a time, in a half to a sixth of the time that torch's loops take."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self._bias = weight, bias
@@ -91,7 +91,7 @@ class Widened:
 
 class HalfWeight:
     """FBGEMM's: float32 by a weight in float16, which becomes float32 as it is read. weight: made by
-    `linear_prepack_fp16`; it has the bias, too. What is not float32 is multiplied as that."""
+    `linear_prepack_fp16`; it has the bias, too. Other dtypes are converted to float32 and back."""
 
     def __init__(self, weight: Any) -> None:
         self.weight = weight

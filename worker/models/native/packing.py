@@ -1,9 +1,9 @@
 """Weights in the layout that this processor multiplies by fastest: found out and packed behind the first answer, on a
 thread of its own, one after the other.
 
-A start does not wait for it, and memory holds no more than the weights once and the one being packed twice: pages of
-a mapped file are given back. Which layout is faster depends on the processor, the dtype and the number of rows, so it
-is measured on the model's own weights (docs/log.md).
+A start does not wait for it, and memory holds no more than the weights once and the one being packed twice (where it
+is in 16 bits and becomes float16, also in float32): pages of a mapped file are given back. Which layout is faster
+depends on the processor, the dtype and the number of rows, so it is measured on the model's own weights (docs/log.md).
 """
 
 import contextlib
