@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.report import environment, in_turns, milliseconds_table, save
-from worker.models.kv_cache import grouped
-from worker.models.native.attention import causal_attention, causal_mask, varlen_attention
+from worker.models.kv_pools import grouped
+from worker.models.native.attention import Segments, causal_attention, causal_mask
 
 HEADS, KV_HEADS, CHUNK, BLOCK = 16, 8, 1024, 512
 Way = Callable[[], Tensor]
@@ -60,7 +60,7 @@ def patches(count: int, dim: int = 72) -> dict[str, Way]:
     query, keys, values = (torch.randn(count, HEADS, dim) for _ in range(3))
     q, k, v = (part.transpose(0, 1) for part in (query, keys, values))
     return {
-        "ours": lambda: varlen_attention(query, keys, values, [count]),
+        "ours": lambda: Segments([count], query.device).attend(query, keys, values),
         "torch's kernel": lambda: functional.scaled_dot_product_attention(q[None], k[None], v[None]),
         "plain products": lambda: in_blocks(q, k, v),
     }

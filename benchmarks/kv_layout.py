@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.report import environment, save
-from worker.models.kv_cache import KVCache, grouped
+from worker.models.kv_pools import KVPools, grouped
 from worker.models.native.layers import NativePrefillCache
 
 HEADS, KV_HEADS, DIM, PAGE = 16, 8, 128, 16
@@ -40,7 +40,7 @@ def milliseconds(work: Callable[[], object], times: int = 30) -> float:
 
 def slots(lengths: list[int], more: int) -> tuple[float, int]:
     """Milliseconds of a step, bytes held."""
-    cache = KVCache(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
+    cache = KVPools(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
     for length in lengths:
         filled = NativePrefillCache(1, length)
         filled.update(torch.randn(1, KV_HEADS, length, DIM), torch.randn(1, KV_HEADS, length, DIM), 0)

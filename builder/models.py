@@ -21,7 +21,7 @@ from worker.checkpoint.spec import parts
 from worker.core.settings import MIB, Settings
 from worker.models.capacity import Capacity, room_on_gpu
 from worker.models.families import FAMILIES
-from worker.models.kv_widths import token_bytes
+from worker.models.kv_widths import ARENA, POOLS, token_bytes
 
 GIB = 1024 * MIB
 BFLOAT16 = 2
@@ -71,7 +71,8 @@ def kv_bytes(of: PublishedModel) -> int:
 def capacity(of: PublishedModel, card: Card, settings: Settings | None = None) -> Capacity | None:
     """What is left for keys and values on an empty card with the model in bfloat16; None where it does not fit."""
     free = (card.total_mib - CONTEXT_MIB) * MIB - num_parameters(of) * BFLOAT16
-    room = Capacity(room_on_gpu(settings or Settings(), free), kv_bytes(of), of.context)
+    layout = POOLS if FAMILIES[of.kind].native is None else ARENA
+    room = Capacity(room_on_gpu(settings or Settings(), free), kv_bytes(of), of.context, layout)
     return room if free > 0 and room.model_len else None
 
 

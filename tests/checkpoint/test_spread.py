@@ -18,7 +18,7 @@ from worker.core.contract import Done
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import HfRunner, module_of
-from worker.models.kv_cache import Pool, StepGroup
+from worker.models.kv_pools import Pool, StepGroup
 from worker.models.loading import LoadedModel, load
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from worker.models.kv_cache import KVCache
+from worker.models.kv_pools import KVPools
 from worker.models.runner import PrefillChunk, Runner
 from worker.prompt.types import Prompt
 
@@ -36,11 +37,11 @@ class FakeRunner:
     def close(self) -> None:
         pass
 
-    def prefill_cache(self, num_tokens: int) -> EmptyCache:
-        return EmptyCache()
+    def tidy(self) -> bool:
+        return False
 
-    def kv_cache(self) -> KVCache:
-        return KVCache(0, self.bytes_per_token, torch.device("cpu"), torch.float32)
+    def kv_cache(self, max_bytes: int) -> KVPools:
+        return KVPools(0, self.bytes_per_token, torch.device("cpu"), torch.float32, lambda _: EmptyCache())
 
     def prefill(self, chunks: list[PrefillChunk]) -> torch.Tensor:
         return self._saying([self.first] * len(chunks))
@@ -198,8 +199,8 @@ class Spoilt(Watched):
                 logits[row] = torch.nan
         return logits
 
-    def kv_cache(self) -> KVCache:
-        cache = self.inner.kv_cache()
+    def kv_cache(self, max_bytes: int) -> KVCache:
+        cache = self.inner.kv_cache(max_bytes)
         join = cache.join
 
         def spoilt(prefilled: Any, length: int, most: int) -> int:

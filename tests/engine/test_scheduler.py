@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.engine.scheduler import MAX_OVERTAKEN, PrefillGroup, Scheduler
-from worker.models.kv_widths import rows_for, width_for
+from worker.models.kv_widths import POOLS, Wanted, most_answers, rows_for, width_for
 
 
 @dataclass(eq=False)
@@ -28,9 +28,15 @@ class Number:
     def num_prompt_tokens(self) -> int:
         return self.prompt
 
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt
+
 
 class FakeRows:
     """Rows of a byte a position."""
+
+    layout = POOLS
 
     def __init__(self) -> None:
         self.held: list[int] = []
@@ -39,8 +45,8 @@ class FakeRows:
     def num_live(self) -> int:
         return len(self.held)
 
-    def bytes_with(self, tokens: Sequence[int]) -> int:
-        return sum(self.held) + sum(tokens)
+    def bytes_with(self, wanted: Sequence[Wanted]) -> int:
+        return sum(self.held) + sum(most_answers(wanted)) + sum(each.now for each in wanted)
 
     def leave(self, row: int) -> int:
         last = len(self.held) - 1

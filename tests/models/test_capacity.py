@@ -20,8 +20,8 @@ from worker.engine.scheduler import Scheduler
 from worker.models import capacity as capacity_of_worker
 from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes, room_on_gpu
 from worker.models.families import FAMILIES
-from worker.models.kv_cache import KVCache
-from worker.models.kv_widths import SMALLEST_WIDTH, token_bytes
+from worker.models.kv_pools import KVPools
+from worker.models.kv_widths import POOLS, SMALLEST_WIDTH, token_bytes
 from worker.models.loading import load
 from worker.models.native.shapes import read
 
@@ -45,7 +45,7 @@ def test_an_8b_starts_on_24_gb_and_answers_several_at_once() -> None:
     """Its own limit of 262,144 tokens alone would be 36 GiB of keys and values."""
     room = capacity(model("Qwen3-VL-8B-Instruct"), L4)
     assert room is not None
-    assert (room.limit, room.model_len) == (262_144, 6_144)
+    assert (room.limit, room.model_len) == (262_144, 8_192)
     assert room.at_once(room.model_len) >= 2
     assert room.at_once(2_048) >= 8
 
@@ -67,13 +67,13 @@ def test_the_default_fits_every_card_that_the_weights_fit(of: published.Publishe
     (10**9, 100_000, 4_096), (2 * 256, 256, 1),
 ])  # fmt: skip
 def test_four_at_once_or_two_or_one(tokens: int, length: int, at_once: int) -> None:
-    room = Capacity(tokens * 1_000, 1_000, 100_000)
+    room = Capacity(tokens * 1_000, 1_000, 100_000, POOLS)
     assert room.model_len == length
     assert min(room.at_once(length), 4_096) == at_once
 
 
 def test_more_memory_is_never_a_shorter_default() -> None:
-    lengths = [Capacity(tokens * 1_000, 1_000, 200_000).model_len for tokens in range(512, 2_000_000, 997)]
+    lengths = [Capacity(tokens * 1_000, 1_000, 200_000, POOLS).model_len for tokens in range(512, 2_000_000, 997)]
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 15
 
@@ -93,8 +93,10 @@ def test_the_document_shows_the_tables() -> None:
 
 
 def test_the_scheduler_counts_the_same() -> None:
-    room = Capacity(100 * MIB, 3_000, 8_192)
-    scheduler: Scheduler = Scheduler(KVCache(2, 3_000, torch.device("cpu"), torch.float32), 16, 100 * MIB, 3_000)
+    room = Capacity(100 * MIB, 3_000, 8_192, POOLS)
+    scheduler: Scheduler = Scheduler(
+        KVPools(2, 3_000, torch.device("cpu"), torch.float32, lambda _: None), 16, 100 * MIB, 3_000
+    )
     for length in (256, 300, 5_000):
         for count in (1, 3, 4, 5):
             assert room.holds(length, count) == (scheduler.bytes_alone(length, length, count) <= scheduler.max_bytes)
@@ -102,7 +104,7 @@ def test_the_scheduler_counts_the_same() -> None:
 
 def test_the_log_says_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    room = Capacity(3_000 * MIB, 147_456, 262_144)
+    room = Capacity(3_000 * MIB, 147_456, 262_144, POOLS)
     assert fitting_len(Settings(), room) == 6_144
     assert (
         "context length 6,144 tokens (by memory, the model's limit is 262,144); the KV cache (3,000 MiB) holds "
@@ -114,7 +116,7 @@ def test_the_log_says_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(
         ModelError, match=r"30 MiB are left for the KV cache, enough for 213 tokens\. Use a smaller model"
     ):
-        fitting_len(Settings(), Capacity(30 * MIB, 147_456, 262_144))
+        fitting_len(Settings(), Capacity(30 * MIB, 147_456, 262_144, POOLS))
 
 
 def test_the_line_of_the_log_in_the_documents_is_the_one_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,7 +145,7 @@ def test_the_readmes_table_is_what_is_computed() -> None:
 def test_a_start_takes_what_memory_holds() -> None:
     whole, small = (load(Settings(device="cpu", kv_cache_mib=mib)) for mib in (None, 10))
     limit = whole.spec.max_model_len
-    expected = Capacity(10 * MIB, small.runner.bytes_per_token, limit).model_len
+    expected = Capacity(10 * MIB, small.runner.bytes_per_token, limit, POOLS).model_len
     assert small.spec.max_model_len == small.info().max_model_len == expected < limit
 
 

@@ -1,6 +1,7 @@
 """Every family, token for token what transformers' greedy `generate` says, in every way in which rows come and go."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +15,14 @@ from builder.tiny_model.evaluate import generate_ids
 from tests.conftest import EQUALITY
 from tests.engine.requests import Shown, ask, clip, picture, varied
 from tests.models import checkpoints
+from tests.models.by_lengths import Again, load_by_lengths
 from tests.models.checkpoints import NATIVE
 from worker.core.contract import Clip, Done
 from worker.core.sampling import Sampling
 from worker.core.settings import Settings
 from worker.engine.engine import Engine, continuous_engine
+from worker.models import capacity, kv_arena
+from worker.models.kv_widths import POOLS, UNIT
 from worker.models.loading import LoadedModel, load
 from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
@@ -29,7 +33,7 @@ LONG = "Tell me about the picture, and then about the other one. " * 12
 
 # Qwen2-VL's text model is Qwen2.5-VL's to the library, too.
 CODES = [(family, "transformers") for family in checkpoints.FAMILIES if family != "qwen2_vl"]
-CODES += [(family, "native") for family in NATIVE]
+CODES += [(family, code) for family in NATIVE for code in ("native", "by lengths")]
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def tested(request: pytest.FixtureRequest, libraries: Any) -> Served:
     library, tokens = libraries(family)
     if code == "transformers":
         return Served(library, library, tokens)
-    model = load(Settings(device="cpu", model_path=libraries.folder / family, model_code=code))
-    assert model.code == code
+    settings = Settings(device="cpu", model_path=libraries.folder / family, model_code="native")
+    model = load_by_lengths(settings, Again()) if code == "by lengths" else load(settings)
+    assert model.code == "native"
     return Served(model, library, tokens)
 
 
@@ -103,8 +108,12 @@ async def answer(engine: Engine, shown: Shown, leave_after: int | None = None) -
     return tuple(tokens)
 
 
+async def all_of(engine: Engine, shown: list[Shown]) -> list[Tokenizer]:
+    return list(await asyncio.gather(*(answer(engine, one) for one in shown)))
+
+
 async def burst(engine: Engine) -> list[Tokenizer]:
-    return list(await asyncio.gather(*(answer(engine, one) for one in requests())))
+    return await all_of(engine, requests())
 
 
 async def one_by_one(engine: Engine) -> list[Tokenizer]:
@@ -157,8 +166,37 @@ def test_every_family_in_every_way(model: LoadedModel, expected: list[Tokenizer]
     finally:
         engine.close()
     right = [a == b for a, b in zip(answers, expected, strict=True)]
-    EQUALITY[f"{model.spec.name} {model.code}", way] = f"{sum(right)}/{len(right)}"
+    how = model.code if model.runner.kv_layout is POOLS else "by lengths"
+    EQUALITY[f"{model.spec.name} {how}", way] = f"{sum(right)}/{len(right)}"
     assert answers == expected
+
+
+def test_out_of_room_answers_go_on_later_and_say_the_same(
+    tested: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All begin, with memory for two or three of them as long as they become: the youngest make room, and nobody
+    fails."""
+    model, runner = tested.model, tested.model.runner
+    if model.runner.kv_layout is POOLS:
+        pytest.skip("rows of pools have room for all that they may say")
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(kv_arena, "HEADROOM", 0)
+    shown = [ask(f"Tell me of {index}.", max_tokens=120, ignore_eos=True, logprobs=0) for index in range(7)]
+    length = max(len(PromptBuilder(model.spec, Settings()).build(one.request, ()).ids) for one in shown)
+
+    def said(num_tokens: int) -> list[Tokenizer]:
+        monkeypatch.setattr(capacity, "MIB", runner.bytes_per_token * num_tokens)
+        engine = continuous_engine(model, Settings(device="cpu", max_num_seqs=16, kv_cache_mib=1))
+        engine.start()
+        try:
+            return asyncio.run(all_of(engine, shown))
+        finally:
+            engine.close()
+
+    expected = said(7 * (length + 300))
+    assert "the youngest goes on later" not in caplog.text
+    assert said(2 * (length + 120) + UNIT) == expected
+    assert caplog.text.count("the youngest goes on later") >= 4
 
 
 def test_plain_attention_gives_the_tokens_of_generate_too(tmp_path: Path) -> None:
@@ -191,8 +229,8 @@ def test_a_wrong_position_delta_gives_other_numbers_for_media_and_there_is_none_
         steps = []
         for delta in (prompt.delta, 0):
             runner = model.runner
-            slots = runner.kv_cache()
-            filled, _ = prefilled(runner, prompt, dict(enumerate(runner.features(prompt.items))))
+            slots = runner.kv_cache(2**26)
+            filled, _ = prefilled(runner, prompt, slots, dict(enumerate(runner.features(prompt.items))))
             slots.join(filled, len(prompt.ids), len(prompt.ids) + 1)
             steps.append(runner.decode([5], [len(prompt.ids) + delta], slots))
             slots.end_step()

@@ -41,6 +41,7 @@ from worker.prompt.positions import positions
 
 ROOT = Path(__file__).parents[2]
 NEAR = 1e-4
+ROOM = 2**26  # bytes for keys and values
 ASKED = {
     "text": ask("Who are you, and what do you see?"),
     "image": ask("What is it?", picture(1, 400, 300)),
@@ -72,12 +73,12 @@ def steps(model: LoadedModel, shown: Shown, runner: Runner | None = None) -> lis
     prompt = PromptBuilder(model.spec, Settings()).build(shown.request, shown.media)
     features = runner.features(prompt.items) if prompt.items else []
     length = len(prompt.ids)
-    seen, cache = dict(enumerate(features)), runner.prefill_cache(length)
+    slots = runner.kv_cache(ROOM)
+    seen, cache = dict(enumerate(features)), slots.prefill_cache(length, length + 2)
     logits = [
         runner.prefill([PrefillChunk(prompt, (), part, seen, cache)])[0]
         for part in (slice(0, length // 2), slice(length // 2, length))
     ]
-    slots = runner.kv_cache()
     slots.join(cache, length, length + 2)
     for index, token in enumerate((5, 9)):
         logits.append(runner.decode([token], [length + prompt.delta + index], slots)[0])
@@ -124,14 +125,16 @@ def test_prompts_computed_together_are_as_apart(both: tuple[LoadedModel, LoadedM
     prompts = [build(shown.request, shown.media) for shown in asked]
     seen = [dict(enumerate(native.runner.features(prompt.items))) if prompt.items else {} for prompt in prompts]
     chunks, expected, caches = [], [], []
+    slots, others = native.runner.kv_cache(ROOM), library.runner.kv_cache(ROOM)
     for index, prompt in enumerate(prompts):
-        cache, length = native.runner.prefill_cache(len(prompt.ids)), len(prompt.ids)
+        length = len(prompt.ids)
+        cache = slots.prefill_cache(length, length)
         start = length // 2 if index % 2 else 0
         if start:
             native.runner.prefill([PrefillChunk(prompt, (), slice(0, start), seen[index], cache)])
         chunks.append(PrefillChunk(prompt, (), slice(start, length), seen[index], cache))
         theirs = dict(enumerate(library.runner.features(prompt.items))) if prompt.items else {}
-        alone, logits = prefilled(library.runner, prompt, theirs)
+        alone, logits = prefilled(library.runner, prompt, others, theirs)
         expected.append(logits)
         caches.append(alone)
     assert distance(list(native.runner.prefill(chunks)), expected) < NEAR
@@ -145,11 +148,12 @@ def test_the_library_pads_prompts_that_are_of_like_lengths(both: tuple[LoadedMod
     _, library = both
     build = PromptBuilder(library.spec, Settings()).build
     prompts = [build(ask(text).request, ()) for text in ("Hi", "Who are you? ", "One more, of middling length.")]
+    slots = library.runner.kv_cache(ROOM)
     chunks = [
-        PrefillChunk(prompt, (), slice(0, len(prompt.ids)), {}, library.runner.prefill_cache(len(prompt.ids)))
+        PrefillChunk(prompt, (), slice(0, len(prompt.ids)), {}, slots.prefill_cache(len(prompt.ids), 0))
         for prompt in prompts
     ]
-    expected = [prefilled(library.runner, prompt)[1] for prompt in prompts]
+    expected = [prefilled(library.runner, prompt, slots)[1] for prompt in prompts]
     assert distance(list(library.runner.prefill(chunks)), expected) < NEAR
 
 
@@ -159,11 +163,11 @@ def test_several_tokens_in_a_step_are_as_one_after_the_other(both: tuple[LoadedM
     build = PromptBuilder(native.spec, Settings()).build
     fed = [[5, 9, 11], [7], [3, 8]]
     prompts = [build(shown.request, shown.media) for shown in (ask("Hi"), ask("What is it?", picture(4)), ask("Who?"))]
-    together, apart = native.runner.kv_cache(), []
+    together, apart = native.runner.kv_cache(ROOM), []
     for prompt, tokens, most in zip(prompts, fed, (90, 900, 90), strict=True):
-        alone, length = native.runner.kv_cache(), len(prompt.ids)
+        alone, length = native.runner.kv_cache(ROOM), len(prompt.ids)
         seen = dict(enumerate(native.runner.features(prompt.items))) if prompt.items else {}
-        cache, _ = prefilled(native.runner, prompt, seen)
+        cache, _ = prefilled(native.runner, prompt, alone, seen)
         for slots in (together, alone):
             slots.join(cache, length, most)
         for index, token in enumerate((*tokens, 6)):

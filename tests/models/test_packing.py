@@ -63,7 +63,8 @@ def chosen(monkeypatch: pytest.MonkeyPatch, layout: Any, packed: Any = FASTER) -
 def logits(model: LoadedModel) -> torch.Tensor:
     shown = ask("What is it?", picture(3))
     prompt = PromptBuilder(model.spec, Settings()).build(shown.request, shown.media)
-    return prefilled(model.runner, prompt, dict(enumerate(model.runner.features(prompt.items))))[1]
+    slots = model.runner.kv_cache(2**26)
+    return prefilled(model.runner, prompt, slots, dict(enumerate(model.runner.features(prompt.items))))[1]
 
 
 LAYOUTS = [

@@ -1,6 +1,7 @@
 """Continuous batching: some tokens of prompts, then one step of all running answers. Answers join and leave at every
 turn."""
 
+import logging
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from worker.engine.sequence import Sequence
 from worker.models.runner import Runner
 from worker.prompt.types import BLOCK
 
+log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64
 # Tokens of several prompts in one forward on a CPU: with more, products are no faster, and who comes first would wait.
 PACKED_ON_CPU = 256
@@ -46,6 +48,9 @@ class ContinuousBatch:
         if not self._has_answered and any(sequence.is_finished for sequence in running):
             self._has_answered = True
             self._runner.begin_tuning()
+
+    def rest(self) -> bool:
+        return self._runner.tidy()
 
     def clear(self) -> None:
         self._caches.kv.clear()
@@ -103,7 +108,7 @@ class ContinuousBatch:
         prefill = self._prefills.get(group)
         if prefill is None:
             request, tokens = group.sequences[0].request, group.sequences[0].tokens
-            prefill = Prefill(request.prompt, tokens, self._runner, self._caches.prefixes)
+            prefill = Prefill(request.prompt, tokens, group.num_positions, self._caches)
             request.num_cached, group.num_left = prefill.reused, prefill.left
             request.has_begun = True
             self._prefills[group] = prefill
@@ -170,6 +175,7 @@ class ContinuousBatch:
         """One step for every running answer: a token, and those that follow from it."""
         running = self._scheduler.running
         rows: list[Row] = []
+        self._make_room()
         if not running:
             return
         at_most = self._tokens_at_once(len(running))
@@ -188,6 +194,23 @@ class ContinuousBatch:
             for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
                 if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
                     take(sequence, row, self._recovery, at_most)
+
+    def _make_room(self) -> None:
+        """Where the cache has no room for a step the youngest waits, with the tokens that it has: nobody fails."""
+        scheduler = self._scheduler
+        running = scheduler.running
+        while len(running) + len(scheduler.prefilling) > 1 and not self._caches.kv.make_room(
+            [sequence.num_fresh for sequence in running]
+        ):
+            log.info("no room for the next step of %d answers: the youngest goes on later", len(running))
+            prompt = max(scheduler.prefilling, key=lambda group: group.sequences[0].request.came_at, default=None)
+            answer = max(running, key=lambda sequence: sequence.request.came_at, default=None)
+            if answer is None or (prompt is not None and prompt.sequences[0].request.came_at >= answer.request.came_at):
+                assert prompt is not None
+                self._prefills.pop(prompt, None)
+                self._recovery.put_off(prompt)
+            else:
+                self._recovery.send_back(answer)
 
     def _tokens_at_once(self, num_rows: int) -> int:
         """Tokens of one answer that a step may be fed: where several are certain, the others wait for them, no longer

@@ -53,7 +53,7 @@ class KeepsKVCache(Protocol):
     @property
     def bytes_per_token(self) -> int: ...
 
-    def kv_cache(self) -> KVCache: ...
+    def kv_cache(self, max_bytes: int) -> KVCache: ...
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,10 @@ def parts_around(
     settings: Settings,
 ) -> EngineParts:
     """The parts of an engine whose turns `batch_of` makes."""
-    caches = caches_for(runner.kv_cache(), settings, model.device)
     max_bytes = model.kv_bytes if settings.kv_cache_mib is None else None
     if max_bytes is None:
         max_bytes = kv_cache_bytes(settings, model.device, model.num_devices)
+    caches = caches_for(runner.kv_cache(max_bytes), settings, model.device)
     scheduler: Scheduler[Sequence] = Scheduler(caches.kv, settings.max_num_seqs, max_bytes, runner.bytes_per_token)
     recovery = Recovery(scheduler, caches)
     return EngineParts(scheduler, caches, recovery, batch_of(scheduler, caches, recovery))

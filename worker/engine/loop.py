@@ -47,6 +47,11 @@ class Batch(Protocol):
         """Do some work for what the scheduler has. Raises only what ends the engine."""
         ...
 
+    def rest(self) -> bool:
+        """Do a piece of work that can wait while there is nothing else to do; whether there is more of it. Raises only
+        what ends the engine."""
+        ...
+
     def clear(self) -> None:
         """Let go of all memory: nothing goes on."""
         ...
@@ -196,6 +201,8 @@ class EngineLoop:
             if is_idle:
                 self._forget_over()
             moment = gather_until - time.monotonic() if self._num_preparing else 0.0
+            if is_idle and self._inbox.empty() and self._batch.rest():
+                continue
             try:
                 group = self._inbox.get(block=is_idle or moment > 0, timeout=rest_s if is_idle else max(0.0, moment))
             except queue.Empty:

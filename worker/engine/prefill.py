@@ -5,21 +5,22 @@ from collections.abc import Sequence
 
 import torch
 
-from worker.engine.prefix_cache import FeatureCache, PrefixCache
+from worker.engine.caches import EngineCaches
+from worker.engine.prefix_cache import FeatureCache
 from worker.models.runner import Features, PrefillCache, PrefillChunk, Runner
 from worker.prompt.types import MediaItem, Prompt
 
 
 class Prefill:
-    """One prompt, and the tokens of its answer that are known already. `cache` is whole when `left` is 0, and `logits`
-    are those behind the last token then."""
+    """One prompt, and the tokens of its answer that are known already. most: as long as both may become. `cache` is
+    whole when `left` is 0, and `logits` are those behind the last token then. Raises NoRoom."""
 
-    def __init__(self, prompt: Prompt, tokens: Sequence[int], runner: Runner, prefixes: PrefixCache | None) -> None:
-        self._prompt, self._tokens, self._prefixes = prompt, list(tokens), prefixes
+    def __init__(self, prompt: Prompt, tokens: Sequence[int], most: int, caches: EngineCaches) -> None:
+        self._prompt, self._tokens, self._prefixes = prompt, list(tokens), caches.prefixes
         self._seen: dict[int, Features] = {}
         self._length = len(prompt.ids) + len(tokens)
-        self.cache: PrefillCache = runner.prefill_cache(self._length)
-        self.reused = prefixes.fill(prompt, self.cache) if prefixes else 0
+        self.cache: PrefillCache = caches.kv.prefill_cache(self._length, most)
+        self.reused = self._prefixes.fill(prompt, self.cache) if self._prefixes else 0
         self._done = self.reused
         self.logits: torch.Tensor | None = None
 

@@ -16,6 +16,7 @@ from worker.core.errors import InternalError, OutOfMemory, WorkerError
 from worker.engine.caches import EngineCaches
 from worker.engine.scheduler import PrefillGroup, Scheduler
 from worker.engine.sequence import Request, Sequence
+from worker.models.kv_cache import NoRoom
 
 log = logging.getLogger(__name__)
 Group = PrefillGroup[Sequence]
@@ -30,6 +31,11 @@ class Failure:
     @property
     def is_memory(self) -> bool:
         return isinstance(self.error, torch.OutOfMemoryError)
+
+    @property
+    def is_room(self) -> bool:
+        """Whether the KV cache has no room now: that is nobody's fault, and passes."""
+        return isinstance(self.error, NoRoom)
 
     def for_caller(self) -> WorkerError:
         """The error as whoever asked may see it."""
@@ -74,6 +80,9 @@ class Recovery:
 
     def prefill_failed(self, group: Group, failure: Failure) -> None:
         """Without memory a prompt is tried once more, alone; all other failures are its own."""
+        if failure.is_room and (len(self._scheduler.prefilling) > 1 or self._scheduler.running):
+            self.put_off(group)
+            return
         self._scheduler.prefilling.remove(group)
         request = group.sequences[0].request
         if not failure.is_memory:
@@ -91,6 +100,21 @@ class Recovery:
         fresh = [sequence for sequence in left if not sequence.tokens]
         again = [PrefillGroup([sequence], must_be_alone=True) for sequence in left if sequence.tokens]
         self._scheduler.retry([*again, *([PrefillGroup(fresh, must_be_alone=True)] if fresh else [])])
+
+    def put_off(self, group: Group) -> None:
+        """Have a prompt begin again, before all others, once there is room; those of its answers that run go on."""
+        scheduler = self._scheduler
+        scheduler.prefilling.remove(group)
+        left = [each for each in group.sequences if not each.is_over and each not in scheduler.running]
+        fresh = [sequence for sequence in left if not sequence.tokens]
+        again = [PrefillGroup([sequence]) for sequence in left if sequence.tokens]
+        scheduler.retry([*([PrefillGroup(fresh, group.must_be_alone)] if fresh else []), *again])
+
+    def send_back(self, sequence: Sequence) -> None:
+        """Have an answer go on later, from the tokens that it has, to make room for others."""
+        self._scheduler.leave(self._scheduler.running.index(sequence))
+        if not sequence.is_over:
+            self._scheduler.retry([PrefillGroup([sequence])])
 
     def joint_prefill_failed(self, groups: Items[Group], failure: Failure) -> None:
         """Prompts that were computed together are tried apart."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from worker.models.kv_widths import bytes_alone, max_positions
+from worker.models.kv_widths import KVLayout, Wanted
 
 MAX_OVERTAKEN = 16
 MAX_LOOKED_AT = 64
@@ -26,6 +26,11 @@ class Answer(Protocol):
     def num_prompt_tokens(self) -> int: ...
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        ...
+
+    @property
     def num_positions(self) -> int:
         """Tokens of the prompt and of the answer as long as it may become."""
         ...
@@ -37,8 +42,11 @@ class Rows(Protocol):
     @property
     def num_live(self) -> int: ...
 
-    def bytes_with(self, tokens: Sequence[int]) -> int:
-        """Memory that the rows would hold if answers of up to so many positions joined."""
+    @property
+    def layout(self) -> KVLayout: ...
+
+    def bytes_with(self, wanted: Sequence[Wanted]) -> int:
+        """Memory that there must be if these requests began beside the rows that there are."""
         ...
 
     def leave(self, row: int) -> int:
@@ -68,6 +76,10 @@ class PrefillGroup(Generic[S]):
     @property
     def num_prompt_tokens(self) -> int:
         return self.sequences[0].num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return self.sequences[0].num_tokens
 
     @property
     def num_positions(self) -> int:
@@ -103,11 +115,13 @@ class Scheduler(Generic[S]):
 
     def bytes_alone(self, num_prompt_tokens: int, num_positions: int, num_answers: int) -> int:
         """Memory that a request needs when there is no other: its rows, and its prompt on the way there."""
-        return bytes_alone(num_prompt_tokens, num_positions, num_answers, self._bytes_per_token)
+        layout = self._rows.layout
+        return layout.alone(num_prompt_tokens, num_positions, num_answers) * self._bytes_per_token
 
     def max_positions(self, num_prompt_tokens: int, num_answers: int) -> int:
         """The longest that prompt and answer of a request may become when there is no other."""
-        return max_positions(num_prompt_tokens, num_answers, self.max_bytes, self._bytes_per_token)
+        num_tokens = self.max_bytes // self._bytes_per_token
+        return self._rows.layout.max_positions(num_prompt_tokens, num_answers, num_tokens)
 
     def add(self, group: PrefillGroup[S]) -> None:
         self.waiting.append(group)
@@ -140,11 +154,10 @@ class Scheduler(Generic[S]):
 
     def _fits(self, group: PrefillGroup[S]) -> bool:
         together = [*self.prefilling, group]
-        wanted = [member.num_positions for member in together for _ in member.sequences]
-        if self._rows.num_live + len(wanted) > self.max_rows:
+        wanted = [Wanted(each.num_tokens, each.num_positions, len(each.sequences)) for each in together]
+        if self._rows.num_live + sum(each.num_answers for each in wanted) > self.max_rows:
             return False
-        prompts = sum(member.num_prompt_tokens for member in together) * self._bytes_per_token
-        return self._rows.bytes_with(wanted) + prompts <= self.max_bytes
+        return self._rows.bytes_with(wanted) <= self.max_bytes
 
     def next_to_prefill(self) -> PrefillGroup[S]:
         """The one with the least left and the one that came first take turns: short ones pass, long ones go on."""

@@ -113,6 +113,11 @@ class Sequence:
         return len(self.request.prompt.ids)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return self.num_prompt_tokens + len(self.tokens)
+
+    @property
     def num_positions(self) -> int:
         """Tokens of the prompt and of the answer as long as it may become."""
         return self.request.num_positions

@@ -51,6 +51,9 @@ class StaticBatch:
         if batch:
             self._answer(batch, pulse)
 
+    def rest(self) -> bool:
+        return False
+
     def clear(self) -> None:
         self._caches.kv.clear()
 

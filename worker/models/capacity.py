@@ -8,7 +8,7 @@ import torch
 from worker.checkpoint.memory import free_bytes
 from worker.core.errors import ModelError
 from worker.core.settings import MIB, Settings
-from worker.models.kv_widths import SMALLEST_WIDTH, bytes_alone, rows_for, width_for
+from worker.models.kv_widths import SMALLEST_WIDTH, KVLayout, width_for
 
 log = logging.getLogger(__name__)
 # How many answers of full length must fit beside each other, and the length below which fewer will do.
@@ -17,11 +17,12 @@ AT_ONCE = ((4, 8_192), (2, 2_048), (1, 0))
 
 @dataclass(frozen=True)
 class Capacity:
-    """max_bytes: for keys and values. limit: the checkpoint's own context length."""
+    """max_bytes: for keys and values. limit: the checkpoint's own context length. layout: of the KV cache."""
 
     max_bytes: int
     bytes_per_token: int
     limit: int
+    layout: KVLayout
 
     @property
     def num_tokens(self) -> int:
@@ -30,14 +31,11 @@ class Capacity:
 
     def holds(self, length: int, num_answers: int) -> bool:
         """Whether requests of `length` tokens are answered beside each other, by the scheduler's own count."""
-        return bytes_alone(length, length, num_answers, self.bytes_per_token) <= self.max_bytes
+        return self.layout.alone(length, length, num_answers) <= self.num_tokens
 
     def at_once(self, length: int) -> int:
         """How many requests of `length` tokens are answered at once."""
-        rows = max(0, self.num_tokens - length) // width_for(length)
-        while rows > 0 and rows_for(rows) > rows:  # a pool has memory for certain numbers of rows only
-            rows -= 1
-        return rows
+        return self.layout.at_once(length, self.num_tokens)
 
     @property
     def model_len(self) -> int:

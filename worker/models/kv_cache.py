@@ -1,386 +1,76 @@
-"""What sequences being decoded keep between steps: keys and values in pools by length, recurrent states by row.
+"""What the engine asks of a KV cache. Two implement it: pools of rows by width (`kv_pools`), for the CPU and for the
+library's models, and one arena (`kv_arena`), for attention by lengths."""
 
-A sequence gets a row in the pool whose width holds its prompt and its longest possible answer, so that it never grows,
-its bytes are known when it is admitted, and a long one does not widen the attention of the short. The rows of a step
-lie pool behind pool, each pool's kept together: a sequence that leaves is replaced by the last one of its pool.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count, islice, takewhile
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
 
-from worker.models.kv_widths import rows_for, width_for
-
-
-class RecurrentStates(Protocol):
-    """A recurrent layer's states, one row for each row of the step."""
-
-    def make_room(self, rows: int, filled: Any) -> None:
-        """Have memory for so many rows of what a prefill left in this layer."""
-
-    def join(self, row: int, rows: int, filled: Any) -> None:
-        """Copy what a prefill left in this layer into a new row among `rows`; those from there on move up by one. Needs
-        no memory."""
-
-    def leave(self, row: int, gone: int, rows: int) -> None:
-        """Row `gone` of `rows` takes the place of `row`; those behind it move down by one. Needs no memory."""
-
-    def show(self, rows: int) -> None:
-        """Let a step of this many rows see and change them."""
-
-    def clear(self) -> None: ...
+from worker.models.kv_widths import KVLayout, Wanted
 
 
-_STAMPS = count()
-SHORT = 256  # keys; up to so many plain products are two to three times as fast as the CPU's kernel (docs/log.md)
+class NoRoom(torch.OutOfMemoryError):
+    """The memory of a cache holds no more tokens now."""
 
 
-@dataclass
-class Pool:
-    """Rows of one width. keys, values: of each layer, (rows, kv_heads, width, head_dim), with room for more than
-    `lengths`. stamp: another one whenever that memory is."""
-
-    width: int
-    keys: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    stamp: int = -1
+class KVCache(Protocol):
+    """Keys and values of the sequences being decoded: the rows of a step, in the cache's own order."""
 
     @property
-    def room(self) -> int:
-        return min((store.shape[0] for store in (*self.keys, *self.values)), default=0)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
-
-
-@dataclass(frozen=True, eq=False)
-class StepGroup:
-    """A pool's part in the step under way. span: its rows in the step; columns: where each of them writes. Layers
-    may lie on other devices than the step's: `on` has what they need there."""
-
-    pool: Pool
-    span: slice
-    rows: torch.Tensor
-    columns: torch.Tensor
-    width: int
-    mask: torch.Tensor
-    elsewhere: "dict[torch.device, StepGroup]" = field(default_factory=dict)
-
-    def on(self, device: torch.device) -> "StepGroup":
-        if device == self.mask.device:
-            return self
-        if device not in self.elsewhere:
-            rows, columns, mask = (tensor.to(device) for tensor in (self.rows, self.columns, self.mask))
-            self.elsewhere[device] = StepGroup(self.pool, self.span, rows, columns, self.width, mask)
-        return self.elsewhere[device]
-
-
-@dataclass(frozen=True, eq=False)
-class FedBefore:
-    """What a row of the step is fed before its newest token. place: of the row in its pool; columns: where it is
-    written; span: where it lies among what all rows are fed so; mask: (tokens, columns.stop), what each may read."""
-
-    pool: Pool
-    place: int
-    columns: slice
-    span: slice
-    mask: torch.Tensor
-
-    def write(self, at: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for store, fresh in ((self.pool.keys[at], keys), (self.pool.values[at], values)):
-            store[self.place, :, self.columns] = fresh[self.span].transpose(0, 1)
-
-    def attend(self, at: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """(tokens, heads, head_dim) of this row."""
-        keys, values = (s[at][self.place, :, : self.columns.stop] for s in (self.pool.keys, self.pool.values))
-        part = query[self.span].transpose(0, 1)
-        is_grouped = len(keys) != len(part)
-        mixed = functional.scaled_dot_product_attention(
-            part[None], keys[None], values[None], attn_mask=self.mask, scale=scale, enable_gqa=is_grouped
-        )
-        return mixed[0].transpose(0, 1)
-
-
-def _fed_before(pools: Sequence[Pool], counts: Sequence[int], device: torch.device) -> list[FedBefore]:
-    """counts: tokens before the newest one, of each row of the pools."""
-    before: list[FedBefore] = []
-    start, left = 0, iter(counts)
-    for pool in pools:
-        for place, (length, more) in enumerate(zip(pool.lengths, left, strict=False)):
-            if more:
-                end = length + more
-                mask = torch.ones(more, end, dtype=torch.bool, device=device).tril(length)
-                before.append(FedBefore(pool, place, slice(length, end), slice(start, start + more), mask))
-                start += more
-    return before
-
-
-class KVCache:
-    """Rows for the sequences being decoded. `states`: of those layers, by number, that do not attend. keeps_pools: the
-    memory of a pool that is empty stays until sequences of other widths are expected."""
-
-    def __init__(
-        self,
-        num_layers: int,
-        bytes_per_token: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        states: Mapping[int, RecurrentStates] | None = None,
-        *,
-        keeps_pools: bool = False,
-    ) -> None:
-        self._keeps_pools = keeps_pools
-        self._bytes_per_token = bytes_per_token
-        self._device, self._dtype = device, dtype
-        self.pools: dict[int, Pool] = {}
-        self._groups: list[StepGroup] = []
-        self._fed_before: list[FedBefore] = []
-        self._expected: dict[int, int] = {}
-        self._states = dict(states or {})
-        attending = [layer for layer in range(num_layers) if layer not in self._states]
-        self._attending = {layer: index for index, layer in enumerate(attending)}
-        self.model_view: Any = None  # this cache as the model's own code wants to see it
+    def layout(self) -> KVLayout: ...
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row of the step."""
-        return [length for pool in self.pools.values() for length in pool.lengths]
+        ...
 
     @property
-    def num_live(self) -> int:
-        return sum(len(pool.lengths) for pool in self.pools.values())
+    def num_live(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that rows hold."""
+        ...
 
     @property
     def has_states(self) -> bool:
         """Whether a step changes recurrent states, which cannot be cut back."""
-        return bool(self._states)
+        ...
 
-    @property
-    def longest(self) -> int:
-        return max(self.lengths, default=0)
+    def bytes_with(self, wanted: Sequence[Wanted]) -> int:
+        """Memory that there must be if these requests began beside the rows that there are."""
+        ...
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the pools hold."""
-        return sum(pool.num_bytes for pool in list(self.pools.values()))
+    def expect(self, most: Sequence[int]) -> None:
+        """Sequences of up to so many tokens are about to join."""
+        ...
 
-    @property
-    def _filled(self) -> list[Pool]:
-        """The pools with rows, as these follow each other in the step."""
-        return [pool for pool in self.pools.values() if pool.lengths]
-
-    @property
-    def layout(self) -> tuple[int, ...]:
-        """The same as long as the same pools have rows, in the same memory."""
-        return tuple(pool.stamp for pool in self._filled)
-
-    @property
-    def stamps(self) -> set[int]:
-        """Of all memory that there is, with rows or without."""
-        return {pool.stamp for pool in self.pools.values()}
-
-    def bytes_with(self, tokens: Sequence[int]) -> int:
-        """Memory that the pools would hold if sequences of up to so many tokens joined."""
-        counts = {width: len(pool.lengths) for width, pool in self.pools.items() if pool.lengths}
-        for wanted in tokens:
-            width = width_for(wanted)
-            counts[width] = counts.get(width, 0) + 1
-        held = {width: pool.num_bytes for width, pool in self.pools.items()}
-        return sum(
-            max(rows_for(count) * width * self._bytes_per_token, held.get(width, 0)) for width, count in counts.items()
-        )
-
-    def expect(self, tokens: Sequence[int]) -> None:
-        """Sequences of up to so many tokens are about to join: their pools grow at once instead of row by row."""
-        self._expected = {}
-        for wanted in tokens:
-            width = width_for(wanted)
-            self._expected[width] = self._expected.get(width, 0) + 1
-        if self._expected:
-            self.trim()
-
-    def trim(self) -> None:
-        """Give back the memory of pools that are empty and not expected to be filled."""
-        self._forget_step()
-        self.pools = {width: pool for width, pool in self.pools.items() if pool.lengths or self._expected.get(width, 0)}
+    def prefill_cache(self, num_tokens: int, most: int) -> Any:
+        """An empty `PrefillCache` for a prefill of so many tokens to fill, of a sequence that may become as long as
+        `most`. Raises NoRoom."""
+        ...
 
     def join(self, prefilled: Any, length: int, most: int) -> int:
-        """Copy what a prefill of `length` tokens left into a new row that may grow to `most` tokens. The row's number
-        in the step; those from there on move up by one."""
-        width = width_for(most)
-        pool = self.pools.get(width) or Pool(width)
-        row = len(pool.lengths)
-        for index, filled in enumerate(prefilled.layers):
-            if index in self._attending:
-                self._fill(pool, pool.keys, self._attending[index], filled.keys, length)
-                self._fill(pool, pool.values, self._attending[index], filled.values, length)
-        for layer, states in self._states.items():
-            states.make_room(self.num_live + 1, prefilled.layers[layer])
-        # From here on nothing fails: all layers have the row, or none has.
-        self._expected[width] = max(0, self._expected.get(width, 0) - 1)
-        self.pools[width] = pool
-        before = takewhile(lambda other: other is not pool, self.pools.values())
-        place = sum(len(other.lengths) for other in before) + row
-        for layer, states in self._states.items():
-            states.join(place, self.num_live, prefilled.layers[layer])
-        pool.lengths.append(length)
-        return place
-
-    def _fill(self, pool: Pool, stores: list[torch.Tensor], at: int, filled: torch.Tensor | None, length: int) -> None:
-        assert filled is not None
-        row = len(pool.lengths)
-        if at == len(stores) or stores[at].shape[0] <= row:
-            rows = rows_for(row + max(1, self._expected.get(pool.width, 0)))
-            grown = filled.new_empty(rows, filled.shape[1], pool.width, filled.shape[3])
-            pool.stamp = next(_STAMPS)
-            if at < len(stores):
-                grown[:row] = stores[at][:row]
-                stores[at] = grown
-            else:
-                stores.append(grown)
-        stores[at][row, :, :length] = filled[0, :, :length]
-        stores[at][row, :, length:] = 0  # a mask hides numbers, but not what is none
+        """A new row with what a prefill of `length` tokens left, that may grow to `most` tokens. The row's number in
+        the step; those from there on move up by one. Raises NoRoom."""
+        ...
 
     def leave(self, row: int) -> int:
-        """Drop a row of the step: the last one of its pool takes its place, and those behind that one move down by one.
-        The number that the last one had."""
-        rows, at = self.num_live, row
-        for pool in self._filled:
-            if at < len(pool.lengths):
-                break
-            at -= len(pool.lengths)
-        last = len(pool.lengths) - 1
-        gone = row - at + last
-        if at != last:
-            for store in (*pool.keys, *pool.values):
-                store[at] = store[last]
-            pool.lengths[at] = pool.lengths[last]
-        pool.lengths.pop()
-        for states in self._states.values():
-            states.leave(row, gone, rows)
-            if rows == 1:
-                states.clear()
-        self._forget_step()  # it would hold the memory of a pool that goes
-        if not self._keeps_pools:
-            self.pools = {width: each for width, each in self.pools.items() if each.lengths}
-        return gone
+        """Drop a row; the number that the row had which takes its place. Those behind that one move down by one."""
+        ...
+
+    def make_room(self, counts: Sequence[int]) -> bool:
+        """Have room for so many more tokens of each row; False where there is none."""
+        ...
+
+    def end_step(self) -> None:
+        """Each row has the tokens that it was fed."""
+        ...
+
+    def trim(self) -> None:
+        """Give back memory that no row needs."""
+        ...
 
     def clear(self) -> None:
         """Drop all rows and their memory."""
-        self._forget_step()
-        self.pools.clear()
-        for states in self._states.values():
-            states.clear()
-
-    def begin_step(self) -> None:
-        """Lay out the step: where each row writes, and what it may read."""
-        self.lay_out(torch.tensor(self.lengths, device=self._device))
-
-    def lay_out(self, columns: torch.Tensor, *, is_whole: bool = False) -> None:
-        """`begin_step` with the rows' lengths on the device. is_whole: all rows that the pools have room for take part,
-        over the whole width, and `columns` has a number for each, so that nothing depends on how many there are."""
-        widths = [pool.width if is_whole else max(pool.lengths) + 1 for pool in self._filled]
-        self._lay_out(columns, widths, is_whole=is_whole)
-
-    def lay_out_after(self, counts: Sequence[int]) -> None:
-        """`begin_step` where each row is fed so many tokens before its newest one. Not for recurrent states."""
-        ends = [length + more for length, more in zip(self.lengths, counts, strict=True)]
-        left = iter(ends)
-        widths = [max(islice(left, len(pool.lengths))) + 1 for pool in self._filled]
-        self._lay_out(torch.tensor(ends, device=self._device), widths)
-        self._fed_before = _fed_before(self._filled, counts, self._device)
-
-    def _lay_out(self, columns: torch.Tensor, widths: Sequence[int], *, is_whole: bool = False) -> None:
-        """widths: of each pool with rows, what its rows may read."""
-        self._forget_step()
-        start = 0
-        for pool, width in zip(self._filled, widths, strict=True):
-            end = start + (pool.room if is_whole else len(pool.lengths))
-            self._groups.append(self._group(pool, slice(start, end), columns[start:end], width))
-            start = end
-        for states in self._states.values():
-            states.show(self.num_live)
-
-    def _forget_step(self) -> None:
-        self._groups, self._fed_before = [], []
-
-    def spread(self, rows: Sequence[int]) -> list[int]:
-        """A number for each row that the pools have room for, from those of the step's rows; 0 where there is none."""
-        numbers: list[int] = []
-        left = iter(rows)
-        for pool in self._filled:
-            numbers += islice(left, len(pool.lengths))
-            numbers += [0] * (pool.room - len(pool.lengths))
-        return numbers
-
-    def gathered(self, spread: torch.Tensor) -> torch.Tensor:
-        """The step's rows of a tensor whose rows are all that the pools have room for."""
-        filled = self._filled
-        parts = torch.split(spread, [pool.room for pool in filled])
-        live_rows = [part[: len(pool.lengths)] for pool, part in zip(filled, parts, strict=True)]
-        return live_rows[0] if len(live_rows) == 1 else torch.cat(live_rows)
-
-    def _group(self, pool: Pool, span: slice, columns: torch.Tensor, width: int) -> StepGroup:
-        hidden = torch.arange(width, device=self._device)[None] > columns[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        mask.masked_fill_(hidden, torch.finfo(self._dtype).min)
-        rows = torch.arange(len(columns), device=self._device)
-        return StepGroup(pool, span, rows, columns, width, mask[:, None, None])
-
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the step's keys and values, (rows, kv_heads, 1, head_dim), where each row's next token belongs."""
-        at = self._attending[layer]
-        for group in (group.on(keys.device) for group in self._groups):
-            for store, fresh in ((group.pool.keys[at], keys), (group.pool.values[at], values)):
-                store[group.rows, :, group.columns] = fresh[group.span, :, 0]
-
-    def write_before(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values of what the rows are fed before their newest tokens, (tokens, kv_heads, head_dim), where
-        they belong."""
-        for fed in self._fed_before:
-            fed.write(self._attending[layer], keys, values)
-
-    def attend_before(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """(tokens, heads, head_dim) for the queries of these tokens, of the same shape."""
-        return torch.cat([fed.attend(self._attending[layer], query, scale) for fed in self._fed_before])
-
-    def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """(rows, 1, heads, head_dim) for the step's queries, (rows, heads, 1, head_dim)."""
-        at = self._attending[layer]
-        mixed = []
-        for group in (group.on(query.device) for group in self._groups):
-            rows = len(group.rows)
-            keys, values = (s[at][:rows, :, : group.width] for s in (group.pool.keys, group.pool.values))
-            mixed.append(grouped(query[group.span], keys, values, group.mask, scale))
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-
-    def end_step(self) -> None:
-        """Each row has one more token, and what it was fed before that."""
-        for fed in self._fed_before:
-            fed.pool.lengths[fed.place] = fed.columns.stop
-        self._forget_step()
-        for pool in self.pools.values():
-            pool.lengths = [length + 1 for length in pool.lengths]
-
-
-def grouped(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """(rows, 1, heads, dim) from query (rows, heads, 1, dim), keys and values (rows, kv_heads, width, dim).
-
-    mask: (rows, 1, 1, width), added to the scores.
-    """
-    rows, heads, _, dim = query.shape
-    block = query.reshape(rows, keys.shape[1], heads // keys.shape[1], dim)
-    if rows > 1 and keys.shape[2] <= SHORT and query.dtype == torch.float32 and query.device.type == "cpu":
-        # torch's kernel multiplies for each row and head by itself, which takes longer than the products.
-        scores = torch.matmul(block, keys.transpose(-1, -2)).mul_(scale).add_(mask)
-        return torch.matmul(scores.softmax(-1), values).reshape(rows, 1, heads, -1)
-    mixed = functional.scaled_dot_product_attention(block, keys, values, attn_mask=mask, scale=scale)
-    return mixed.reshape(rows, 1, heads, -1)
+        ...

@@ -28,6 +28,7 @@ from worker.models.native.graphs import CudaRecorder, Recorder
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import read, shallow, why_not
 from worker.models.runner import Runner
+from worker.models.varlen import TEXT_MODES, TOWER_MODES, Varlen, is_right, kernel_for, without_cudnn
 
 log = logging.getLogger(__name__)
 Code = Literal["native", "transformers", "generate"]
@@ -92,6 +93,7 @@ def load(
     """The model that the settings name, else the demonstration model. Raises ModelError."""
     timeline = timeline or Timeline()
     plan = plan or begin(settings)
+    without_cudnn(plan.device)
     kind = model_type(plan.found)
     family = families.get(kind or "")
     if family is None:
@@ -115,7 +117,7 @@ def load(
     timeline.end("build_model")
     _log_served(settings, plan, spec, name)
     room = kv_cache_bytes(settings, plan.device, plan.num_devices)
-    capacity = Capacity(room, runner.bytes_per_token, limit=spec.max_model_len)
+    capacity = Capacity(room, runner.bytes_per_token, spec.max_model_len, runner.kv_layout)
     spec = replace(spec, max_model_len=fitting_len(settings, capacity))
     return LoadedModel(
         spec=spec,
@@ -167,6 +169,7 @@ def _native(
 ) -> tuple[NativeRunner, NativeRunner | None]:
     assert plan.reader is not None
     config: JsonObject = read_json(plan.found.folder / "config.json")
+    kernel, tower_kernel = _kernels(config, code, plan.device, plan.dtype)
     tensors = plan.reader.tensors()
     timeline.end("wait_for_weights")
     try:
@@ -175,13 +178,40 @@ def _native(
             _convert_tied_head(config, code, tensors, plan)
             first_layers = NativeRunner(code, *shallow(config, code.layout, tensors), preprocessor, plan.device)
             give_back = plan.reader.give_back
-        record = recorder(settings, plan.device)
-        runner = NativeRunner(code, config, tensors, preprocessor, plan.device, record, give_back)
+        runner = NativeRunner(
+            code,
+            config,
+            tensors,
+            preprocessor,
+            plan.device,
+            kernel=kernel,
+            tower_kernel=tower_kernel,
+            record=recorder(settings, plan.device),
+            give_back=give_back,
+        )
     except ModelError as error:
         raise ModelError(f"{plan.found.folder} is not a {config['model_type']}: {error}") from None
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()  # the parts of what was joined; keys and values are given what is free
     return runner, first_layers
+
+
+def _kernels(
+    config: JsonObject, code: NativeCode, device: torch.device, dtype: torch.dtype
+) -> tuple[Varlen | None, Varlen | None]:
+    """Attention by lengths for the text model and for the vision tower, where the device has it and it is right."""
+    kernel = kernel_for(device, dtype)
+    if kernel is None:
+        if device.type == "cuda":
+            log.warning("no attention by lengths on this GPU in %s: steps are slower, and not recorded", dtype)
+        return None, None
+    shape, vision = read(config, code.layout)
+    of_text = shape.heads, shape.kv_heads, shape.head_dim
+    of_tower = vision.heads, vision.heads, vision.head_dim
+    return (
+        kernel if is_right(kernel, TEXT_MODES, *of_text, dtype, device) else None,
+        kernel if is_right(kernel, TOWER_MODES, *of_tower, dtype, device) else None,
+    )
 
 
 def _convert_tied_head(config: JsonObject, code: NativeCode, tensors: dict[str, torch.Tensor], plan: LoadPlan) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import KVLayout
 from worker.prompt.types import MediaItem, Prompt
 
 
@@ -103,11 +104,14 @@ class Runner(Protocol):
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all attention layers."""
 
-    def prefill_cache(self, num_tokens: int) -> Any:
-        """An empty `PrefillCache`, for a prefill of so many tokens to fill."""
+    def tidy(self) -> bool:
+        """Do a piece of what makes later steps faster while nobody waits; whether there is more to do."""
 
-    def kv_cache(self) -> KVCache:
-        """What decode reads and writes."""
+    @property
+    def kv_layout(self) -> KVLayout: ...
+
+    def kv_cache(self, max_bytes: int) -> KVCache:
+        """What prefill fills, and decode reads and writes; rows of at most so many bytes."""
 
     def features(self, items: Sequence[MediaItem]) -> list[Features]:
         """Pictures and videos through the vision tower."""
@@ -130,8 +134,10 @@ class Runner(Protocol):
         """
 
 
-def prefilled(runner: Runner, prompt: Prompt, seen: Mapping[int, Features] | None = None) -> tuple[Any, torch.Tensor]:
-    """The filled cache of a whole prompt, and the (vocabulary,) logits behind it."""
+def prefilled(
+    runner: Runner, prompt: Prompt, slots: KVCache, seen: Mapping[int, Features] | None = None
+) -> tuple[Any, torch.Tensor]:
+    """What a prefill of a whole prompt leaves, to join `slots`, and the (vocabulary,) logits behind it."""
     length = len(prompt.ids)
-    cache = runner.prefill_cache(length)
+    cache = slots.prefill_cache(length, length)
     return cache, runner.prefill([PrefillChunk(prompt, (), slice(0, length), seen or {}, cache)])[0]

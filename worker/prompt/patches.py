@@ -25,6 +25,18 @@ class Patches:
         t, h, w = self.grid
         return t * h * w // merge**2
 
+    @property
+    def patches_a_frame(self) -> int:
+        return self.grid[1] * self.grid[2]
+
+    def between(self, first: int, end: int) -> "Patches":
+        """Frames of a video, each of `copies` pictures, from the first to the one before `end`."""
+        t, h, w = self.grid
+        if end - first == t:
+            return self
+        size = self.patches_a_frame
+        return Patches(self.pixels[first * size : end * size], (end - first, h, w), self.copies)
+
 
 def grids(patches: Sequence[Patches]) -> torch.Tensor | None:
     """(items, 3) grids, or None where there are none, as transformers' models want them."""

@@ -28,9 +28,10 @@ from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
 from worker.models.hf.config import library_config
 from worker.models.hf.hf_prompt import HfPrompt, HfPromptBuilder, max_pixels
 from worker.models.hf.loading import module_for
-from worker.models.kv_cache import KVCache
-from worker.models.kv_widths import token_bytes
+from worker.models.kv_pools import KVPools
+from worker.models.kv_widths import POOLS, token_bytes
 from worker.models.loading import ServedModel
+from worker.models.varlen import without_cudnn
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,9 @@ class HfGenerateRunner:
         self._layers = [part for part in module.modules() if type(part).__name__ in whole]
         self.bytes_per_token = _bytes_per_token(module, dtype)
 
-    def kv_cache(self) -> KVCache:
+    def kv_cache(self, max_bytes: int) -> KVPools:  # noqa: ARG002  # it holds nothing
         """Without layers: `generate` has a cache of its own."""
-        return KVCache(0, self.bytes_per_token, self._device, self._dtype)
+        return KVPools(0, self.bytes_per_token, self._device, self._dtype, lambda _: None)
 
     @torch.inference_mode()
     def generate(
@@ -109,6 +110,7 @@ class GenerateModel(ServedModel):
 def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateModel:
     """A model of the library's that reads pictures. Raises ModelError where it is none, or a prompt cannot be made."""
     folder = plan.found.folder
+    without_cudnn(plan.device)
     config = _known_config(folder)
     processor, backend = _loaded_processor(folder)
     timeline.end("tokenizer")
@@ -117,7 +119,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     text = config.get_text_config()
     limit = model_len(settings, getattr(text, "max_position_embeddings", None))
     room = kv_cache_bytes(settings, plan.device, plan.num_devices)
-    max_model_len = fitting_len(settings, Capacity(room, _bytes_per_token(module, plan.dtype), limit))
+    max_model_len = fitting_len(settings, Capacity(room, _bytes_per_token(module, plan.dtype), limit, POOLS))
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     builder = HfPromptBuilder(processor, image_token, max_model_len, max_pixels(settings))
     generation = read_generation(folder)

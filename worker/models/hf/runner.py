@@ -9,7 +9,8 @@ from transformers.cache_utils import DynamicCache
 from worker.checkpoint.preprocessor import PreprocessorConfig
 from worker.models.hf.slots import slots_like
 from worker.models.kv_cache import KVCache
-from worker.models.kv_widths import token_bytes
+from worker.models.kv_pools import KVPools
+from worker.models.kv_widths import POOLS, token_bytes
 from worker.models.pixel_values import pixel_values
 from worker.models.runner import Features, PrefillChunk, Runner, placed
 from worker.prompt.types import MediaItem
@@ -30,6 +31,11 @@ class HfRunner:
     def close(self) -> None:
         """There is nothing to end."""
 
+    def tidy(self) -> bool:
+        return False
+
+    kv_layout = POOLS
+
     @property
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all attention layers."""
@@ -42,13 +48,13 @@ class HfRunner:
         head_dim = getattr(self._config, "head_dim", None)
         return int(head_dim or self._config.hidden_size // self._config.num_attention_heads)
 
-    def prefill_cache(self, num_tokens: int = 0) -> DynamicCache:  # noqa: ARG002  # it grows by what it is given
+    def _prefill_cache(self, num_tokens: int = 0) -> DynamicCache:  # noqa: ARG002  # it grows by what it is given
         """What a prefill fills."""
         return DynamicCache(config=self._config)
 
-    def kv_cache(self) -> KVCache:
+    def kv_cache(self, max_bytes: int) -> KVPools:  # noqa: ARG002  # pools are made as they are needed
         """What decode reads and writes."""
-        return slots_like(self.prefill_cache(), self.bytes_per_token, self._device, self._dtype)
+        return slots_like(self._prefill_cache, self.bytes_per_token, self._device, self._dtype)
 
     def features(self, items: Sequence[MediaItem]) -> list[Features]:
         """Pictures and videos through the vision tower, one after the other."""
@@ -101,7 +107,7 @@ class HfRunner:
         for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
             ids[row, :length] = torch.tensor(chunk.ids)
             positions[:, row, :length] = chunk.positions
-        filled = self.prefill_cache()
+        filled = self._prefill_cache()
         hidden = self._text(
             input_ids=ids.to(device), position_ids=positions.to(device), past_key_values=filled, use_cache=True
         ).last_hidden_state
@@ -142,6 +148,7 @@ class HfRunner:
         before: Sequence[Sequence[int]] = (),  # noqa: ARG002  # one token a step
     ) -> torch.Tensor:
         device = self._device
+        assert isinstance(slots, KVPools)
         slots.begin_step()
         hidden = self._text(
             input_ids=torch.tensor(tokens, device=device)[:, None],

@@ -1,23 +1,24 @@
 """The engine's slots as transformers' models want to see them: a cache of layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from worker.models.kv_cache import KVCache
+from worker.models.kv_pools import KVPools
 from worker.models.kv_widths import rows_for
 
 
 class SlotLayer(CacheLayerMixin):
-    """An attention layer's side of a step: it only writes; reading is `KVCache.attend`."""
+    """An attention layer's side of a step: it only writes; reading is `KVPools.attend`."""
 
-    def __init__(self, owner: "KVCache", index: int) -> None:
+    def __init__(self, owner: "KVPools", index: int) -> None:
         super().__init__()
         self._owner, self._index = owner, index
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise AssertionError("rows are made by KVCache.join")
+        raise AssertionError("rows are made by KVPools.join")
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -77,9 +78,12 @@ class SlotStates(LinearAttentionLayer):
         self.conv_states[0] = self.recurrent_states[0] = None
 
 
-def slots_like(like: Cache, bytes_per_token: int, device: torch.device, dtype: torch.dtype) -> KVCache:
-    """Slots for a model whose empty cache is `like`: it says which layers are of which kind."""
+def slots_like(
+    empty: Callable[[int], Cache], bytes_per_token: int, device: torch.device, dtype: torch.dtype
+) -> KVPools:
+    """Slots for a model whose empty caches these are: they say which layers are of which kind."""
+    like = empty(0)
     states = {index: SlotStates() for index, layer in enumerate(like.layers) if isinstance(layer, LinearAttentionLayer)}
-    slots = KVCache(len(like.layers), bytes_per_token, device, dtype, states)
+    slots = KVPools(len(like.layers), bytes_per_token, device, dtype, empty, states)
     slots.model_view = Cache(layers=[states.get(index) or SlotLayer(slots, index) for index in range(len(like.layers))])
     return slots

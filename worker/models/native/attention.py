@@ -1,26 +1,44 @@
 """Attention of many tokens: within segments, and behind those that a prompt's cache has already."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from worker.models.varlen import Varlen
+
 SPLITS_FROM = 64  # tokens of a chunk; one kernel with a mask is as fast for fewer
 
 
-def varlen_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(tokens, heads, dim) of attention in which a token sees its own segment, and all of it. Segments of one length
-    that follow each other are computed together."""
-    mixed, at = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        span = slice(at, at + count * length)
-        q, k, v = (x[span].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
-        mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        at += count * length
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+class Segments:
+    """Tokens behind each other that see their own segment, and all of it. lengths: of the segments; kernel: attention
+    by lengths, where the device has one."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, kernel: Varlen | None = None) -> None:
+        self._lengths, self._kernel = lengths, kernel
+        self._longest = max(lengths)
+        if kernel is not None:
+            self._ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(tokens, heads, dim), of three such."""
+        if self._kernel is None:
+            return self._by_runs(query, keys, values)
+        ends, longest, scale = self._ends, self._longest, query.shape[-1] ** -0.5
+        return self._kernel(query, keys, values, ends, ends, None, longest, longest, scale=scale, is_causal=False)
+
+    def _by_runs(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Segments of one length that follow each other are computed together."""
+        mixed, at = [], 0
+        for length, run in groupby(self._lengths):
+            count = len(list(run))
+            span = slice(at, at + count * length)
+            q, k, v = (x[span].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (query, keys, values))
+            mixed.append(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+            at += count * length
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def causal_mask(count: int, past: int, device: torch.device) -> Tensor | None:

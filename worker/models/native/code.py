@@ -10,14 +10,17 @@ from torch import Tensor
 from worker.models.native.grids import Grid
 from worker.models.native.layers import Tensors
 from worker.models.native.shapes import Layout, VisionShape
+from worker.models.varlen import Varlen
 
 
 class Tower(Protocol):
     """Patches to what the text model reads."""
 
-    def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, pixels: Tensor, grids: Sequence[Grid], kernel: Varlen | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other, and the same for each deep layer. pixels:
-        (patches, channels * temporal * patch * patch)."""
+        (patches, channels * temporal * patch * patch). kernel: attention by lengths, where the device has one."""
         ...
 
 

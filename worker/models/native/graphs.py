@@ -1,10 +1,13 @@
 """Decode steps recorded once and replayed: on a GPU a step of a small model is bound by the launches of its kernels.
 
-A step's shapes depend on nothing but the pools' memory: all rows that there is room for take part, over the whole
-width. So one graph serves as long as the same pools have rows, and steps are eager until that was so for a while.
+A recorded step has a number of rows and a longest row, and serves every step that has no more of either: where each row
+lies and how long it is are numbers that it reads. Rows that a step has not write where nobody reads. Steps are recorded
+while the engine has nothing else to do, one at a time; until one that serves is there, steps are eager.
 """
 
+import contextlib
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,12 +15,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.models.kv_cache import KVCache
+from worker.models.kv_arena import uploaded
 
 log = logging.getLogger(__name__)
-EAGER_STEPS = 8  # of a layout, before it is recorded: recording costs as much as some steps
-MAX_GRAPHS = 16
-Step = Callable[[Tensor, KVCache, bool], Tensor]  # tokens, positions and lengths, (3, rows); is_whole
+FED = 5  # numbers of a row: token, position, where its keys and values go, where it begins, how long it is with them
+LONGEST = (4_096, 32_768, 262_144, 2**21)  # tokens of the rows that a recorded step serves
+FIRST_ROWS = (1, 2, 4, 8)
+MORE_ROWS = 8  # beyond those
+Key = tuple[int, int]  # rows and tokens of the longest
+Step = Callable[[Tensor, int], Tensor]  # (FED, rows + 1) int64, tokens of the longest -> (rows, vocabulary)
 
 
 class Recorded(Protocol):
@@ -41,89 +47,127 @@ class CudaRecorder:
         self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Recorded, Tensor]:
-        aside = self._aside
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
-            work()  # libraries choose their kernels and take their memory before anything is recorded
-        torch.cuda.current_stream(self._device).wait_stream(aside)
-        # The products' workspace belongs to a stream, and would go with another graph: each graph takes its own from
-        # the graphs' memory, as torch's compiler has it.
-        torch._C._cuda_clearCublasWorkspaces()
+        current, aside = torch.cuda.current_stream(self._device), self._aside
+        aside.wait_stream(current)
+        try:
+            with torch.cuda.stream(aside):
+                work()  # libraries choose their kernels and take their memory before anything is recorded
+                # The products' workspace belongs to a stream, and would go with another graph: each graph takes its own
+                # from the graphs' memory, as torch's compiler has it.
+                torch._C._cuda_clearCublasWorkspaces()
+                torch.cuda.synchronize(self._device)
+                return self._captured(work)
+        finally:
+            torch.cuda.set_stream(current)
+            current.wait_stream(aside)
+            torch._C._cuda_clearCublasWorkspaces()
+
+    def _captured(self, work: Callable[[], Tensor]) -> tuple[Recorded, Tensor]:
+        """Not by `torch.cuda.graph`, which empties the cache of memory each time, and leaves the thread on its stream
+        where a capture fails."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._memory, stream=aside, capture_error_mode="thread_local"):
+        graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")  # others may use the device meanwhile
+        try:
             result = work()
-        torch._C._cuda_clearCublasWorkspaces()
+        except BaseException:
+            self._abandon(graph)
+            raise
+        try:
+            graph.capture_end()
+        except BaseException:
+            self._abandon(graph)
+            raise
         return graph, result
 
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """What a capture that failed leaves would take all later memory from the graphs' pool."""
+        with contextlib.suppress(RuntimeError):
+            graph.capture_end()
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._memory)
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True, eq=False)
 class _Graph:
-    """host: pinned where there is a GPU. fed: (3, rows) on the device, what the step reads; logits: what it gives."""
+    """fed: (FED, rows + 1) on the device, what the step reads; logits: what it gives."""
 
-    host: Tensor
     fed: Tensor
     recorded: Recorded
     logits: Tensor
 
 
 class StepGraphs:
-    """The graphs of one model's decode step."""
+    """The graphs of one model's decode step. max_rows: a step has no more."""
 
-    def __init__(self, step: Step, device: torch.device, record: Recorder, max_rows: int = 64) -> None:
+    def __init__(self, step: Step, device: torch.device, record: Recorder, max_rows: int = 256) -> None:
         self._step, self._device, self._record, self._max_rows = step, device, record, max_rows
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
-        self._seen: dict[tuple[int, ...], int] = {}
+        self._graphs: dict[Key, _Graph] = {}
+        self._wanted: list[Key] = [(rows, LONGEST[0]) for rows in FIRST_ROWS]
         self._is_off = False
 
     @property
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    def logits(self, tokens: Sequence[int], positions: Sequence[int], slots: KVCache) -> Tensor | None:
-        """(rows, vocabulary) by a replay, valid until the next one; None where the step is to be done eagerly."""
-        layout = slots.layout
-        if self._is_off:
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor | None:
+        """(rows, vocabulary) by a replay, valid until the next one, from the FED numbers of each; None where the step
+        is to be done eagerly, and will be recorded."""
+        count, longest = len(rows), max(row[-1] for row in rows)
+        key = self._key(count, longest)
+        if self._is_off or count > self._max_rows:
             return None
-        graph = self._graphs.pop(layout, None) or self._recorded(layout, slots)
-        if graph is None:
+        serving = key if key in self._graphs else self._larger(key)
+        if serving != key and key not in self._wanted:
+            self._wanted.insert(0, key)
+        if serving is None:
             return None
-        self._graphs[layout] = graph  # behind all others: the first is the one that was not used for longest
-        graph.host.copy_(torch.tensor([slots.spread(row) for row in (tokens, positions, slots.lengths)]))
-        graph.fed.copy_(graph.host, non_blocking=True)
+        graph = self._graphs[serving]
+        graph.fed.copy_(uploaded(fed_numbers(rows, serving[0]), self._device), non_blocking=True)
         graph.recorded.replay()
-        return slots.gathered(graph.logits)
+        return graph.logits[:count]
 
-    def _recorded(self, layout: tuple[int, ...], slots: KVCache) -> _Graph | None:
-        """A new graph, once the layout has been seen often enough. Those whose memory is no more go."""
-        if layout not in self._seen:
-            present = slots.stamps
-            self._graphs = {known: graph for known, graph in self._graphs.items() if present.issuperset(known)}
-            self._seen = {known: times for known, times in self._seen.items() if present.issuperset(known)}
-        self._seen[layout] = self._seen.get(layout, 0) + 1
-        if self._seen[layout] <= EAGER_STEPS:
-            return None
-        lengths = slots.spread(slots.lengths)
-        if len(lengths) > self._max_rows:
-            return None
-        if len(self._graphs) >= MAX_GRAPHS:
-            oldest = next(iter(self._graphs))
-            del self._graphs[oldest], self._seen[oldest]
-        host = torch.zeros(3, len(lengths), dtype=torch.long, pin_memory=self._device.type == "cuda")
-        fed = host.to(self._device)
-        fed[2] = torch.tensor(lengths, device=self._device)  # what is recorded is done once, too
+    def _key(self, rows: int, longest: int) -> Key:
+        if rows <= FIRST_ROWS[-1]:
+            most = FIRST_ROWS[bisect_left(FIRST_ROWS, rows)]
+        else:
+            most = -(-rows // MORE_ROWS) * MORE_ROWS
+        return most, LONGEST[bisect_left(LONGEST, longest)]
+
+    def _larger(self, key: Key) -> Key | None:
+        """A graph of more rows, up to twice as many, or of longer ones."""
+        serving = [known for known in self._graphs if key[0] <= known[0] <= 2 * key[0] and key[1] <= known[1]]
+        return min(serving, default=None)
+
+    def forget(self) -> None:
+        """Drop all graphs: what they read is no more."""
+        self._wanted = [*self._graphs, *(key for key in self._wanted if key not in self._graphs)]
+        self._graphs.clear()
+
+    def record_one(self) -> bool:
+        """Record the step that is wanted first; whether another one is wanted."""
+        if self._wanted and not self._is_off:
+            self._record_step(self._wanted.pop(0))
+        return bool(self._wanted) and not self._is_off
+
+    def _record_step(self, key: Key) -> None:
+        fed = fed_numbers([], key[0]).to(self._device)
         try:
-            recorded, logits = self._record(lambda: self._step(fed, slots, True))
+            recorded, logits = self._record(lambda: self._step(fed, key[1]))
         except torch.OutOfMemoryError:
-            log.warning("no memory to record a decode step: all %d graphs go", len(self._graphs))
-            self._graphs.clear()
-            self._seen.clear()
-            return None
+            log.warning("no memory to record a decode step of %d rows", key[0])
+            self._wanted.clear()
         except RuntimeError as error:
             # What may not be recorded and a device that is lost are one class of error: only the first can still add.
             torch.ones(1, device=self._device).add_(1).item()
-            log.warning("decode steps stay eager, recording one failed: %s", type(error).__name__)
+            log.warning("decode steps stay eager, recording one failed: %s: %s", type(error).__name__, error)
             self._is_off = True
             self._graphs.clear()
-            return None
-        return _Graph(host, fed, recorded, logits)
+        else:
+            self._graphs[key] = _Graph(fed, recorded, logits)
+
+
+def fed_numbers(rows: Sequence[Sequence[int]], num_rows: int) -> Tensor:
+    """(FED, num_rows + 1) int64 from the numbers of each row. Those that there are not write into the first token of
+    the cache, which is nobody's, and read it."""
+    nobody = [0] * (FED - 1) + [1]
+    return torch.tensor([*rows, *[nobody] * (num_rows + 1 - len(rows))]).T.contiguous()

@@ -82,7 +82,7 @@ def linear(tensors: Tensors, name: str, out: int, into: int, *, bias: bool = Tru
 class RMSNorm:
     """Over the last dimension, computed in float32. weight: (dim,), or (heads, dim) where each head has its own.
 
-    A GPU has one kernel for it. For the CPU torch makes eight operations of it; as x / hypot(|x|, sqrt(dim eps)) times
+    A GPU has a kernel for it. For the CPU torch makes eight operations of it; as x / hypot(|x|, sqrt(dim eps)) times
     sqrt(dim) weight it is four.
     """
 
@@ -94,13 +94,22 @@ class RMSNorm:
         self._least = torch.tensor((dim * eps) ** 0.5, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self._has_kernel:
-            wide = x.float()
-            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-            return (wide / torch.hypot(length, self._least)).mul_(self._scaled).to(x.dtype)
-        if self._weight.ndim == 1:
+        if self._has_kernel:
             return functional.rms_norm(x, x.shape[-1:], self._weight, self._eps)
-        return functional.rms_norm(x, x.shape[-1:], None, self._eps) * self._weight
+        return self._normed(x).mul_(self._scaled).to(x.dtype)
+
+    def in_place(self, x: Tensor) -> None:
+        """The same, where `x` lies; also where each head has its own weight."""
+        if self._has_kernel:
+            torch.mul(functional.rms_norm(x, x.shape[-1:], None, self._eps), self._weight, out=x)
+        else:
+            torch.mul(self._normed(x), self._scaled, out=x)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """In float32, without the weight."""
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return wide / torch.hypot(length, self._least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +131,12 @@ def layer_norm(tensors: Tensors, name: str, dim: int) -> LayerNorm:
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(tokens, heads, dim) turned by `cos` and `sin`, (tokens, 1, dim); `sin` has its sign already."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def turn_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """`apply_rotary`, where `x` lies."""
+    other = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(other, sin)
 
 
 def rotary(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

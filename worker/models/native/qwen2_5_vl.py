@@ -10,12 +10,14 @@ from torch.nn import functional
 from worker.checkpoint.family import one_span
 from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
+from worker.models.native.attention import Segments
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions, windows
 from worker.models.native.layers import JOINED, NORM_EPS, RMSNorm, Tensors, frequencies, linear, rotary
 from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import Attention, attention
+from worker.models.varlen import Varlen
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +44,22 @@ class Tower:
         self._merge_down = linear(tensors, f"{root}.merger.mlp.2", shape.out, width)
         self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
 
-    def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, pixels: Tensor, grids: Sequence[Grid], kernel: Varlen | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other; there are no deep layers. pixels:
-        (patches, channels * temporal * patch * patch)."""
+        (patches, channels * temporal * patch * patch). kernel: attention by lengths, where the device has one."""
         shape, device = self.shape, self._device
         merge = shape.merge
-        order, in_windows = windows(grids, merge, shape.window // merge // shape.patch)
-        in_frames = frames(grids)
+        order, lengths = windows(grids, merge, shape.window // merge // shape.patch)
+        in_windows, in_frames = (Segments(each, device, kernel) for each in (lengths, frames(grids)))
         patch_order = (order[:, None] * merge**2 + torch.arange(merge**2)).flatten().to(device)
         hidden = self._patches(pixels)[patch_order]
         angles = (patch_positions(grids, merge).to(device)[..., None].float() * self._frequencies).flatten(1)
         cos_sin = rotary(angles[patch_order], torch.float32)
         for layer, block in enumerate(self._blocks):
-            lengths = in_frames if layer in shape.full else in_windows
-            hidden = block.attention.onto(hidden, block.before_attention(hidden), cos_sin, lengths)
+            segments = in_frames if layer in shape.full else in_windows
+            hidden = block.attention.onto(hidden, block.before_attention(hidden), cos_sin, segments)
             gate, up = block.gate_up(block.before_mlp(hidden)).chunk(2, -1)
             hidden = block.down.onto(hidden, functional.silu(gate) * up)
         merged = self._before_merging(hidden).reshape(len(order), -1)

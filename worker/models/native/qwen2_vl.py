@@ -9,12 +9,14 @@ from torch.nn import functional
 from worker.checkpoint.family import one_span
 from worker.checkpoint.family_rules import QWEN2_TEMPLATE, QWEN2_VL_PIXELS
 from worker.models.family import ModelFamily
+from worker.models.native.attention import Segments
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, patch_positions
 from worker.models.native.layers import Tensors, frequencies, layer_norm, linear, rotary
 from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import block
+from worker.models.varlen import Varlen
 
 
 class Tower:
@@ -34,16 +36,18 @@ class Tower:
         self._merge_down = linear(tensors, f"{root}.merger.mlp.2", shape.out, width)
         self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
 
-    def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, pixels: Tensor, grids: Sequence[Grid], kernel: Varlen | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other; there are no deep layers. pixels:
-        (patches, channels * temporal * patch * patch)."""
+        (patches, channels * temporal * patch * patch). kernel: attention by lengths, where the device has one."""
         shape = self.shape
         hidden = self._patches(pixels)
         positions = patch_positions(grids, shape.merge).to(self._device)
         cos_sin = rotary((positions[..., None].float() * self._frequencies).flatten(1), torch.float32)
-        lengths = frames(grids)
+        segments = Segments(frames(grids), self._device, kernel)
         for layer in self._blocks:
-            hidden = layer(hidden, cos_sin, lengths, _quick_gelu)
+            hidden = layer(hidden, cos_sin, segments, _quick_gelu)
         merged = self._before_merging(hidden).reshape(-1, shape.hidden * shape.merge**2)
         return self._merge_down(functional.gelu(self._merge_up(merged))), []
 

@@ -11,12 +11,14 @@ from torch.nn import functional
 from worker.checkpoint.family import timed_spans
 from worker.checkpoint.family_rules import QWEN3_VL_PIXELS, QWEN3_VL_SAMPLING
 from worker.models.family import ModelFamily
+from worker.models.native.attention import Segments
 from worker.models.native.code import NativeCode
 from worker.models.native.grids import Grid, frames, interpolation, patch_positions
 from worker.models.native.layers import LayerNorm, Tensors, frequencies, layer_norm, linear, rotary
 from worker.models.native.linear import Linear
 from worker.models.native.shapes import Layout, VisionShape
 from worker.models.native.tower import block
+from worker.models.varlen import Varlen
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +57,20 @@ class Tower:
         }
         self._frequencies = frequencies(shape.theta, shape.head_dim // 2, device)
 
-    def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(
+        self, pixels: Tensor, grids: Sequence[Grid], kernel: Varlen | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """(tokens, out) of all pictures and videos behind each other, and the same for each deep layer. pixels:
-        (patches, channels * temporal * patch * patch)."""
+        (patches, channels * temporal * patch * patch). kernel: attention by lengths, where the device has one."""
         shape, device = self.shape, self._device
         index, share = (x.to(device) for x in interpolation(grids, shape.merge, int(shape.positions**0.5)))
         learned = (functional.embedding(index, self._positions) * share[..., None]).sum(1)
         hidden = self._patches(pixels) + learned.to(pixels.dtype)
         angles = (patch_positions(grids, shape.merge).to(device)[..., None].float() * self._frequencies).flatten(1)
-        cos_sin, lengths = rotary(angles, torch.float32), frames(grids)
+        cos_sin, segments = rotary(angles, torch.float32), Segments(frames(grids), device, kernel)
         deep = []
         for layer, one in enumerate(self._blocks):
-            hidden = one(hidden, cos_sin, lengths, _gelu)
+            hidden = one(hidden, cos_sin, segments, _gelu)
             if layer in self._deep:
                 deep.append(self._deep[layer](hidden))
         return self._merger(hidden), deep

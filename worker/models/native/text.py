@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.models.native.experts import Experts, experts
-from worker.models.native.layers import JOINED, RMSNorm, Tensors, apply_rotary, frequencies, linear, rotary
+from worker.models.native.layers import JOINED, RMSNorm, Tensors, frequencies, linear, rotary, turn_in_place
 from worker.models.native.linear import Linear
 from worker.models.native.shapes import TextShape
 
-# (layer, queries (tokens, heads, dim), keys and values (tokens, kv_heads, dim)) -> (tokens, heads * dim)
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# (layer, queries (tokens, heads, dim), keys and values (tokens, 2, kv_heads, dim)) -> (tokens, heads * dim)
+Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +84,13 @@ class TextModel:
         heads, kv_heads, dim = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.before_attention(hidden)).view(len(hidden), -1, dim)
-            turning, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+            turning = qkv[:, : heads + kv_heads]
             if layer.qk_norm is not None:
-                turning = layer.qk_norm(turning)
-            turning = apply_rotary(turning, *cos_sin)
-            hidden = layer.out.onto(hidden, attend(index, turning[:, :heads], turning[:, heads:], values))
+                layer.qk_norm.in_place(turning)
+            turn_in_place(turning, *cos_sin)
+            # Keys and values stay beside each other: a cache can take them in one operation.
+            keys_values = qkv[:, heads:].view(len(hidden), 2, kv_heads, dim)
+            hidden = layer.out.onto(hidden, attend(index, qkv[:, :heads], keys_values))
             hidden = layer.mlp.onto(hidden, layer.before_mlp(hidden))
             if index < len(deep) and spots is not None:
                 hidden.index_add_(0, spots, deep[index])

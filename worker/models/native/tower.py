@@ -1,11 +1,11 @@
 """What the vision towers share: attention within frames or windows, and the block of those with LayerNorm."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from worker.models.native.attention import varlen_attention
+from worker.models.native.attention import Segments
 from worker.models.native.layers import (
     LayerNorm,
     Tensors,
@@ -27,11 +27,11 @@ class Attention:
     out: Linear
     heads: int
 
-    def onto(self, residual: Tensor, x: Tensor, cos_sin: CosSin, lengths: Sequence[int]) -> Tensor:
-        """`residual` plus attention of `x`, (patches, hidden), within segments of these lengths; turned in float32."""
+    def onto(self, residual: Tensor, x: Tensor, cos_sin: CosSin, segments: Segments) -> Tensor:
+        """`residual` plus attention of `x`, (patches, hidden), within segments; turned in float32."""
         qkv = self.qkv(x).view(len(x), 3, self.heads, -1)
         query, keys = (apply_rotary(qkv[:, part].float(), *cos_sin).to(qkv.dtype) for part in (0, 1))
-        return self.out.onto(residual, varlen_attention(query, keys, qkv[:, 2], lengths).flatten(1))
+        return self.out.onto(residual, segments.attend(query, keys, qkv[:, 2]).flatten(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +45,10 @@ class Block:
     down: Linear
 
     def __call__(
-        self, hidden: Tensor, cos_sin: CosSin, lengths: Sequence[int], activate: Callable[[Tensor], Tensor]
+        self, hidden: Tensor, cos_sin: CosSin, segments: Segments, activate: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """(patches, hidden)."""
-        hidden = self.attention.onto(hidden, self.before_attention(hidden), cos_sin, lengths)
+        hidden = self.attention.onto(hidden, self.before_attention(hidden), cos_sin, segments)
         return self.down.onto(hidden, activate(self.up(self.before_mlp(hidden))))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from worker.models.kv_cache import KVCache, grouped
-from worker.models.kv_widths import rows_for, width_for
+from worker.models.kv_pools import KVPools, grouped
+from worker.models.kv_widths import Wanted, rows_for, width_for
 from worker.models.native.layers import NativePrefillCache
 
 CPU = torch.device("cpu")
@@ -25,11 +25,11 @@ def filled(length: int, value: float) -> NativePrefillCache:
     return cache
 
 
-def empty() -> KVCache:
-    return KVCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32)
+def empty() -> KVPools:
+    return KVPools(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32, lambda count: NativePrefillCache(LAYERS, count))
 
 
-def step(cache: KVCache, values: list[float]) -> list[float]:
+def step(cache: KVPools, values: list[float]) -> list[float]:
     """One decode step in which each row writes its value; the mean of all values that each row sees."""
     cache.begin_step()
     fresh = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, KV_HEADS, 1, DIM)
@@ -107,9 +107,9 @@ def test_memory_is_known_before_a_row_joins_and_goes_when_the_last_leaves() -> N
     rng = random.Random(0)
     for _ in range(30):
         most = rng.choice((100, 300, 700, 5000))
-        expected = cache.bytes_with([most])
+        expected = cache.bytes_with([Wanted(2, most)])
         cache.join(filled(2, 1.0), 2, most)
-        assert cache.num_bytes == expected == cache.bytes_with([])
+        assert cache.num_bytes == expected - 2 * BYTES_PER_TOKEN == cache.bytes_with([])
     while cache.num_live:
         cache.leave(rng.randrange(cache.num_live))
     assert cache.num_bytes == 0
@@ -156,9 +156,8 @@ def test_what_is_no_number_does_not_stay_in_a_row_that_another_moves_to() -> Non
     assert step(cache, [4.0, 11.0]) == [3.0, 2.0]
 
 
-@pytest.mark.parametrize("keeps_pools", [False, True])
-def test_the_memory_of_a_pool_that_went_is_held_by_nobody(keeps_pools: bool) -> None:
-    cache = KVCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32, keeps_pools=keeps_pools)
+def test_the_memory_of_a_pool_that_went_is_held_by_nobody() -> None:
+    cache = empty()
     cache.join(filled(3, 1.0), 3, 100)
     step(cache, [2.0])
     store = weakref.ref(cache.pools[256].keys[0])
@@ -167,16 +166,6 @@ def test_the_memory_of_a_pool_that_went_is_held_by_nobody(keeps_pools: bool) -> 
     cache.expect([2000])
     gc.collect()
     assert store() is None
-    assert cache.num_bytes == 0
-
-
-def test_a_kept_pool_is_given_back_when_told() -> None:
-    cache = KVCache(LAYERS, BYTES_PER_TOKEN, CPU, torch.float32, keeps_pools=True)
-    cache.join(filled(3, 1.0), 3, 100)
-    cache.leave(0)
-    assert cache.num_bytes > 0
-    assert cache.bytes_with([]) == 0
-    cache.trim()
     assert cache.num_bytes == 0
 
 
@@ -215,7 +204,7 @@ class Prefilled:
 
 def test_without_memory_in_one_layer_no_layer_has_the_row() -> None:
     first, second = Numbers(), Numbers()
-    cache = KVCache(2, BYTES_PER_TOKEN, CPU, torch.float32, {0: first, 1: second})
+    cache = KVPools(2, BYTES_PER_TOKEN, CPU, torch.float32, lambda _: None, {0: first, 1: second})
     for value, most in ((1.0, 100), (2.0, 2000)):
         cache.join(Prefilled(value), 3, most)
     second.fails = True
