@@ -90,8 +90,9 @@ class RMSNorm:
         self._weight, self._eps = weight, eps
         self._has_kernel = weight.device.type == "cuda"
         dim = weight.shape[-1]
-        self._scaled = weight.float() * dim**0.5
-        self._least = torch.tensor((dim * eps) ** 0.5, device=weight.device)
+        if not self._has_kernel:
+            self._scaled = weight.float() * dim**0.5
+            self._least = torch.tensor((dim * eps) ** 0.5, device=weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._has_kernel:
