@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -24,6 +26,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from builder.published import config, model
 from worker.checkpoint.family_rules import QWEN2_VL_PIXELS, QWEN3_VL_PIXELS
 from worker.core.safe_json import JsonObject
+from worker.engine import logits_step
+from worker.engine.logits_step import LogitsStep
+from worker.engine.sampling import ResolvedSampling, Sampler
 from worker.models import pixel_values as pixels_module
 from worker.models.families import FAMILIES
 from worker.models.kv_arena import KVArena
@@ -75,7 +80,7 @@ def put(tensor: torch.Tensor, index: Any, value: Any) -> None:
     if isinstance(index, torch.Tensor):
         tensor.index_put_((index,), value)
     else:
-        indexed(tensor, index).copy_(value)
+        torch.ops.aten.copy_(indexed(tensor, index), value)
 
 
 def spots_of(
@@ -100,6 +105,8 @@ class WithoutDevice(TorchFunctionMode):
             return indexed(*arguments)
         if function is torch.Tensor.__setitem__ and arguments[0].device == CUDA:
             return put(*arguments)
+        if function is torch.Tensor.copy_ and arguments[0].device == CUDA:
+            return torch.ops.aten.copy_(*arguments)
         return function(*arguments, **(options or {}))
 
 
@@ -283,3 +290,43 @@ def test_pictures_and_windows_are_one_attention_a_layer_and_a_clip_goes_in_passe
             (feature,) = runner.features([item(runner, *long)])
     assert len(feature.embeds) == 40 * 48 * 48 // 4
     assert seen.names.count(ATTENTION) == depth * -(-40 // (PATCHES_A_PASS // 48**2))
+
+
+SAMPLING = {
+    "greedy": ResolvedSampling(0.0),
+    "the card's": ResolvedSampling(0.7, top_p=0.8, top_k=20, presence_penalty=1.5),
+    "the checkpoint's": ResolvedSampling(0.1, top_k=1, repetition_penalty=1.05),
+    "all tokens": ResolvedSampling(1.0, top_p=0.95, min_p=0.01),
+    "everything": ResolvedSampling(1.0, 0.9, 40, 1, 0.02, 1.1, 0.5, 0.2, ((7, 1.0), (9, -1.0)), 3),
+}
+
+
+@pytest.mark.parametrize("rules", SAMPLING)
+@pytest.mark.parametrize("rows", [1, 64])
+def test_sampling_is_the_same_few_operations_for_any_number_of_rows_and_one_copy(
+    fake_mode: OnFakeDevice, monkeypatch: pytest.MonkeyPatch, rules: str, rows: int
+) -> None:
+    """Log-probabilities of half of the rows among it."""
+    vocabulary, reads = 151_936, []
+
+    def read(numbers: torch.Tensor) -> npt.NDArray[np.float64]:
+        reads.append(numbers.shape)
+        return np.ones(numbers.shape)
+
+    monkeypatch.setattr(logits_step, "_downloaded", read)
+    samplers = [
+        Sampler(SAMPLING[rules], torch.arange(40), (5,), num_logprobs=3 if index % 2 else None) for index in range(rows)
+    ]
+    step = LogitsStep()
+    with fake_mode:
+        logits = torch.empty(rows, vocabulary, dtype=torch.bfloat16, device=CUDA)
+        for _ in range(3):
+            reads.clear()
+            with Operations() as seen:
+                found = step(logits, samplers)
+            for sampler in samplers:
+                sampler.accept(7)
+    assert len(found) == rows
+    assert len(reads) == 1
+    assert seen.num_read == 0
+    assert len(seen.names) <= 75, " ".join(seen.names)

@@ -27,10 +27,11 @@ from worker.core.errors import (
     WorkerError,
 )
 from worker.core.settings import Settings
-from worker.engine import continuous_batch, loop
+from worker.engine import loop
 from worker.engine.detokenizer import TextStream
 from worker.engine.engine import Engine
-from worker.engine.sampling import Row, Sampler, logits_step
+from worker.engine.logits_step import LogitsStep
+from worker.engine.sampling import Row, Sampler
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.loading import LoadedModel
@@ -304,7 +305,7 @@ class Faults:
         class Failing(Sampler):
             def choose(self, row: Row) -> int:
                 if self.resolved.seed == MARK:
-                    faults.fail("sample", self.said.total() + 1)
+                    faults.fail("sample", self.num_said + 1)
                 return super().choose(row)
 
         return Failing
@@ -714,14 +715,16 @@ def test_a_step_without_memory_after_the_forward_counts_for_nobody(
     alone = [text_and_end(engine, one)[0] for one in shown]
     calls = [0]
 
-    def failing(logits: torch.Tensor, samplers: Any) -> list[Row]:
+    step = LogitsStep.__call__
+
+    def failing(self: LogitsStep, logits: torch.Tensor, samplers: Any) -> list[Row]:
         calls[0] += len(samplers) == 3
         if calls[0] == 4:
             calls[0] += 1
             raise torch.OutOfMemoryError("no memory for the logits")
-        return logits_step(logits, samplers)
+        return step(self, logits, samplers)
 
-    monkeypatch.setattr(continuous_batch, "logits_step", failing)
+    monkeypatch.setattr(LogitsStep, "__call__", failing)
 
     async def run() -> list[Any]:
         return await asyncio.gather(*(events(engine, one) for one in shown))

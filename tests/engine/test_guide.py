@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from worker.engine.guide import Guide, ThinkingTokens
-from worker.engine.sampling import ResolvedSampling, Sampler, logits_step
+from worker.engine.logits_step import LogitsStep
+from worker.engine.sampling import ResolvedSampling, Sampler
 
 BEGIN, END, GAP, WORD, EOS = 1, 2, 3, 4, 5
 TOKENS = ThinkingTokens(BEGIN, END, (GAP,))
@@ -144,9 +145,9 @@ def test_rows_with_a_form_keep_what_it_allows_and_others_everything(
         for tokens in allowed
     ]
     logits = torch.randn(len(allowed), vocabulary, generator=torch.Generator().manual_seed(0))
-    rows = logits_step(logits.clone(), samplers)
+    rows = LogitsStep()(logits.clone(), samplers)
     for row, tokens, before in zip(rows, allowed, logits, strict=True):
         is_kept = [tokens is None or token in tokens for token in range(vocabulary)]
         assert row.adjusted.equal(before.masked_fill(~torch.tensor(is_kept), -torch.inf))
-        assert row.greedy == int(row.adjusted.argmax())
+        assert row.token == int(row.adjusted.argmax())
         assert row.logits.equal(before)

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -16,16 +17,17 @@ from transformers import (
 )
 
 from worker.core.sampling import Sampling
+from worker.engine import logits_step
+from worker.engine.logits_step import LogitsStep
 from worker.engine.sampling import (
     ResolvedSampling,
     Row,
     Sampler,
-    adjust,
     chances,
     draw,
     likeliest,
-    logits_step,
     resolve,
+    uniforms,
 )
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, 1.2])
@@ -37,13 +39,19 @@ CRITICAL = {1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}
 def sampler(resolved: ResolvedSampling, said: tuple[int, ...] = ()) -> Sampler:
     """One that has said these tokens already."""
     made = Sampler(resolved, torch.empty(0, dtype=torch.long), ())
-    made.said.update(said)
+    for token in said:
+        made.accept(token)
     return made
 
 
 def only_row(logits: torch.Tensor, sampler: Sampler) -> Row:
-    (row,) = logits_step(logits[None], [sampler])
+    (row,) = LogitsStep()(logits[None], [sampler])
     return row
+
+
+def adjusted(logits: torch.Tensor, samplers: list[Sampler]) -> torch.Tensor:
+    """(rows, vocabulary) after penalties, bias and bans."""
+    return torch.stack([row.adjusted for row in LogitsStep()(logits, samplers)])
 
 
 def probabilities(logits: torch.Tensor, choice: ResolvedSampling) -> torch.Tensor:
@@ -79,7 +87,7 @@ def test_the_repetition_penalty_is_transformers(penalty: float) -> None:
     assert said_next(biased) == 2
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + said]), LOGITS[None])[0]
     expected[2] += 100
-    torch.testing.assert_close(adjust(LOGITS[None], [biased])[0], expected)
+    torch.testing.assert_close(adjusted(LOGITS[None], [biased])[0], expected)
 
 
 def said_next(chooses: Sampler) -> int:
@@ -88,12 +96,13 @@ def said_next(chooses: Sampler) -> int:
     return token
 
 
-def counted(resolved: ResolvedSampling, said: tuple[int, ...] = ()) -> list[int]:
-    """How often each token is drawn from the row after `said`."""
-    drawing = sampler(replace(resolved, seed=5), said)
-    row = only_row(LOGITS, drawing)
-    counts = Counter(drawing.choose(row) for _ in range(DRAWS))
-    return [counts[token] for token in range(len(LOGITS))]
+def counted(resolved: ResolvedSampling, said: tuple[int, ...] = (), logits: torch.Tensor = LOGITS) -> list[int]:
+    """How often each token is drawn from the row after `said`: all draws are rows of one step, each of its own seed."""
+    drawing = [sampler(replace(resolved, seed=seed), said) for seed in range(DRAWS)]
+    rows = LogitsStep()(logits.expand(DRAWS, -1), drawing)
+    assert all(row.token is not None for row in rows)
+    counts = Counter(chooses.choose(row) for chooses, row in zip(drawing, rows, strict=True))
+    return [counts[token] for token in range(len(logits))]
 
 
 def assert_follows(counts: list[int], expected: torch.Tensor) -> None:
@@ -138,7 +147,7 @@ def test_rows_are_chosen_each_by_its_own_rules() -> None:
         sampler(ResolvedSampling(0, logit_bias=((3, 50.0),))),
         sampler(ResolvedSampling(0, presence_penalty=2.0), said=(0,)),
     ]
-    rows = logits_step(torch.stack([LOGITS, -LOGITS, LOGITS, LOGITS, LOGITS]), samplers)
+    rows = LogitsStep()(torch.stack([LOGITS, -LOGITS, LOGITS, LOGITS, LOGITS]), samplers)
     assert [chooses.choose(row) for chooses, row in zip(samplers, rows, strict=True)] == [0, 4, 0, 3, 5]
 
 
@@ -153,10 +162,11 @@ def test_what_is_done_for_all_rows_at_once_is_what_is_done_for_each_alone() -> N
     ]
     samplers = [Sampler(one, torch.arange(index, 40), (7, 9)) for index, one in enumerate(resolved)]
     for index, one in enumerate(samplers):
-        one.said.update([index, 50, 50])
-    together = adjust(logits, samplers)
+        for token in (index, 50, 50)[: 3 if one.resolved.min_tokens != 1 else 0]:
+            one.accept(token)
+    together = adjusted(logits, samplers)
     for index, one in enumerate(samplers):
-        assert torch.equal(together[index], adjust(logits[index : index + 1], [one])[0])
+        assert torch.equal(together[index], adjusted(logits[index : index + 1], [one])[0])
     assert torch.equal(together[0], logits[0])
 
 
@@ -170,8 +180,11 @@ def test_a_row_is_chosen_alike_whatever_else_is_in_the_step(choice: ResolvedSamp
     before, behind = ResolvedSampling(2.0, top_k=3), ResolvedSampling(0.5, repetition_penalty=2.0)
     for row in logits:
         samplers = [sampler(ResolvedSampling(0)), sampler(before), crowded, sampler(behind)]
-        step = logits_step(torch.stack([-row, row * 2, row, row]), samplers)
-        assert crowded.choose(step[2]) == alone.choose(only_row(row, alone))
+        step = LogitsStep()(torch.stack([-row, row * 2, row, row]), samplers)
+        chosen = crowded.choose(step[2])
+        assert chosen == alone.choose(only_row(row, alone))
+        crowded.accept(chosen)
+        alone.accept(chosen)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -179,7 +192,7 @@ def test_a_row_without_numbers_is_seen_and_the_others_are_not_touched(bad: float
     logits = torch.stack([LOGITS, LOGITS])
     logits[0, 3] = bad
     greedy = [sampler(ResolvedSampling(0)), sampler(ResolvedSampling(0))]
-    assert [row.is_finite for row in logits_step(logits, greedy)] == [False, True]
+    assert [row.is_finite for row in LogitsStep()(logits, greedy)] == [False, True]
 
 
 def test_log_probabilities_are_the_model_s_own() -> None:
@@ -206,12 +219,105 @@ def test_no_seed_is_a_fresh_one_from_the_operating_system(monkeypatch: pytest.Mo
     assert len(first | {resolve(Sampling(), {}).seed for _ in range(10)}) == 20
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("top_k", [0, 3, 20, 200])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+@pytest.mark.parametrize("min_p", [0.0, 0.2])
+@pytest.mark.parametrize("looked_at", [8, 1024])
+def test_tokens_are_drawn_from_what_transformers_warpers_leave(
+    temperature: float, top_k: int, top_p: float, min_p: float, looked_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rules at once, for 4,000 rows of a step, and where a step looks at the eight likeliest tokens only: those
+    that fall elsewhere are drawn from the whole row."""
+    monkeypatch.setattr(logits_step, "SHORTLIST", min(64, looked_at))
+    monkeypatch.setattr(logits_step, "LONGLIST", looked_at)
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(5)) * 1.5
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    expected = torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), logits[None]), -1)[0].double()
+    rules = ResolvedSampling(temperature, top_p, top_k, 0, min_p)
+    drawing = [sampler(replace(rules, seed=seed)) for seed in range(4_000)]
+    rows = LogitsStep()(logits.expand(len(drawing), -1), drawing)
+    found = torch.tensor([chooses.choose(row) for chooses, row in zip(drawing, rows, strict=True)])
+    counts = found.bincount(minlength=300).double()
+    assert counts[expected == 0].sum() == 0
+    # Where each uniform number falls among the shares, which both know: the same token for all but ties of rounding.
+    order = logits.argsort(descending=True)
+    keys, zeros = np.array([one.key for one in drawing], np.uint64), np.zeros(len(drawing), np.uint64)
+    heaps = expected[order].cumsum(0)
+    wanted = order[torch.searchsorted(heaps, torch.from_numpy(uniforms(keys, zeros)) * heaps[-1], right=True)]
+    assert (wanted == found).float().mean() > 0.999
+    has_more = int((expected > 0).sum()) > 8 or top_k > 8
+    assert any(row.token is None for row in rows) == (looked_at == 8 and has_more)
+
+
+def test_random_numbers_are_even_and_none_is_like_its_neighbours() -> None:
+    """By Kolmogorov and Smirnov's bound at one in a thousand, along the positions of one answer and over the seeds of
+    many, and by the correlation of each with the next."""
+    count = 50_000
+    keys = np.array([sampler(ResolvedSampling(1.0, seed=seed)).key for seed in range(count)], np.uint64)
+    for numbers in (uniforms(keys[:1], np.arange(count, dtype=np.uint64)), uniforms(keys, np.zeros(count, np.uint64))):
+        assert numbers.min() >= 0 and numbers.max() < 1
+        steps = np.arange(1, count + 1) / count
+        assert np.abs(np.sort(numbers) - steps).max() < 1.95 / count**0.5
+        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 3.3 / count**0.5
+
+
+def test_what_answers_have_said_is_counted_while_rows_come_and_go() -> None:
+    """Against transformers' own processor and by hand, for a hundred steps in which rows join, leave and change
+    places."""
+    rng, step = random.Random(2), LogitsStep()
+    rules = [
+        ResolvedSampling(0, repetition_penalty=1.3),
+        ResolvedSampling(0, presence_penalty=0.5, frequency_penalty=0.25),
+        ResolvedSampling(0),
+        ResolvedSampling(0, repetition_penalty=0.8, presence_penalty=-0.5),
+    ]
+    rows: list[tuple[Sampler, list[int], list[int]]] = []
+    for turn in range(100):
+        if rows and rng.random() < 0.2:
+            rows.pop(rng.randrange(len(rows)))
+        if rng.random() < 0.3 or not rows:
+            prompt = [rng.randrange(90) for _ in range(rng.randrange(6))]
+            made = Sampler(rng.choice(rules), torch.tensor(sorted(set(prompt)), dtype=torch.long), ())
+            rows.insert(rng.randrange(len(rows) + 1), (made, prompt, []))
+        logits = torch.randn(len(rows), 80, generator=torch.Generator().manual_seed(turn))
+        found = step(logits, [made for made, *_ in rows])
+        for (made, prompt, said), own, row in zip(rows, logits, found, strict=True):
+            rule, ids = made.resolved, [token for token in prompt + said if token < 80]
+            expected = own[None]
+            if ids:
+                expected = RepetitionPenaltyLogitsProcessor(rule.repetition_penalty)(torch.tensor([ids]), expected)
+            counts = torch.tensor(said, dtype=torch.long).bincount(minlength=80)
+            expected = expected[0] - (counts > 0) * rule.presence_penalty - counts * rule.frequency_penalty
+            torch.testing.assert_close(row.adjusted, expected)
+            assert row.token == int(row.adjusted.argmax())
+            said.append(rng.randrange(80))
+            made.accept(said[-1])
+
+
+def test_log_probabilities_of_rows_that_want_them_come_with_the_tokens() -> None:
+    rows = [LOGITS, LOGITS * 2, LOGITS.flip(0)]
+    wants = (3, None, 1)
+    samplers = [
+        Sampler(ResolvedSampling(0), torch.empty(0, dtype=torch.long), (), num_logprobs=count) for count in wants
+    ]
+    found = LogitsStep()(torch.stack(rows), samplers)
+    assert [row.top is not None for row in found] == [True, False, True]
+    for row, count in zip(found, (3, 2, 1), strict=True):
+        assert row.token is not None
+        for token in (row.token, 4):
+            logprob, top = likeliest(row, token, count)
+            own = torch.log_softmax(row.logits, -1)
+            assert logprob == pytest.approx(float(own[token]))
+            assert top == [(int(other), pytest.approx(float(own[other]))) for other in own.topk(count).indices]
+
+
 def test_the_answers_of_one_seed_differ_and_the_first_is_the_one_of_n_1() -> None:
     choice = ResolvedSampling(1.0, seed=4)
-    row = only_row(torch.zeros(100), sampler(choice))
-    said = [
-        tuple(Sampler(choice, torch.empty(0, dtype=torch.long), (), index).choose(row) for _ in range(1))
-        for index in (0, 1, 2, 0)
-    ]
+    answers = [Sampler(choice, torch.empty(0, dtype=torch.long), (), index) for index in (0, 1, 2, 0)]
+    said = [only_row(torch.zeros(100), each).token for each in answers]
     assert said[0] == said[3]
     assert len(set(said)) > 1

@@ -7,12 +7,13 @@ from weakref import WeakKeyDictionary
 
 from worker.engine.caches import EngineCaches
 from worker.engine.event_bridge import woken_together
+from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse
 from worker.engine.masks import MaskWorker
 from worker.engine.prefill import Prefill, advance
 from worker.engine.prefix_cache import SHORTEST_PREFIX
 from worker.engine.recovery import Failure, Group, Recovery, contained
-from worker.engine.sampling import Row, logits_step
+from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.runner import Runner
@@ -38,6 +39,7 @@ class ContinuousBatch:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._prefill_chunk = prefill_chunk
         self._masks = MaskWorker()
+        self._logits_step = LogitsStep()
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
         self._has_answered = False
 
@@ -159,7 +161,7 @@ class ContinuousBatch:
         """First tokens from a whole prefill, and rows for the answers that go on."""
         assert prefill.logits is not None
         length = group.num_prompt_tokens + len(group.sequences[0].tokens)
-        (row,) = logits_step(prefill.logits[None], [group.sequences[0].sampler])
+        (row,) = LogitsStep()(prefill.logits[None], [group.sequences[0].sampler])
         if row.is_finite:
             prefill.keep()
         else:  # what it was computed from may be kept already
@@ -188,7 +190,7 @@ class ContinuousBatch:
                     self._caches.kv,
                     [sequence.tokens[-sequence.num_fresh : -1] for sequence in running],
                 )
-            rows = logits_step(logits, samplers)
+            rows = self._logits_step(logits, samplers)
             self._caches.kv.end_step()
         with woken_together():
             for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed

@@ -182,7 +182,14 @@ class Engine:
             Sequence(
                 request=request,
                 index=index,
-                sampler=Sampler(resolved, known, ending | ends_grammar, index, self._guide(prompt, sampling, grammar)),
+                sampler=Sampler(
+                    resolved,
+                    known,
+                    ending | ends_grammar,
+                    index,
+                    self._guide(prompt, sampling, grammar),
+                    sampling.logprobs,
+                ),
                 stream=TextStream(self._spec.tokenizer, sampling.stop, keeps_stop=sampling.keeps_stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,

@@ -1,24 +1,26 @@
-"""From logits to tokens, the same for a row whatever else is in the batch.
+"""How one answer's tokens are chosen: its rules, its own chance, and what it has said. `logits_step` applies them to
+all rows of a step at once.
 
-The order is transformers': penalties and bias, then temperature, top-k, top-p, min-p. A row's numbers depend on the
-row alone; what is done for all rows at once (penalties, the likeliest tokens, their way to the CPU) changes no value.
+The order is transformers': penalties and bias, then temperature, top-k, top-p, min-p. What a row gives depends on the
+row alone: its number for a token comes from the request's seed and from how many tokens the answer has.
 """
 
-import random
+import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.core.sampling import Sampling
 from worker.engine.guide import Guide
 
 GREEDY_BELOW = 1e-5
-MAX_SHORTLIST = 64
+_STEP, _MIX, _MIX_AGAIN = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,8 @@ class ResolvedSampling:
         return self.temperature < GREEDY_BELOW
 
     @property
-    def changes_logits(self) -> bool:
-        """Whether a row's logits are not the model's own."""
-        return (
-            self.repetition_penalty != 1
-            or self.presence_penalty != 0
-            or self.frequency_penalty != 0
-            or bool(self.logit_bias)
-            or self.min_tokens > 0
-        )
+    def has_penalties(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def resolve(sampling: Sampling, defaults: Mapping[str, Any]) -> ResolvedSampling:
@@ -77,52 +72,48 @@ def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """Some of a row's tokens, the likeliest first: logits (k,) float32 and ids (k,), both on the CPU."""
+class StepLogits(Protocol):
+    """Of all rows of a step. logits: (rows, vocabulary) float32, the model's own. adjusted: after penalties, bias and
+    bans, the same tensor where nothing changes them."""
 
-    logits: torch.Tensor
-    ids: torch.Tensor
+    @property
+    def logits(self) -> torch.Tensor: ...
+
+    @property
+    def adjusted(self) -> torch.Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Row:
-    """One row of a step. logits: (vocabulary,) float32, the model's own. adjusted: after penalties, bias and bans, the
-    same tensor where nothing changes them. greedy: the likeliest token after these. is_finite: whether the likeliest
-    token's own logit is a number. shortlist: the MAX_SHORTLIST likeliest tokens, where some row of the step wants
-    them."""
+    """One row of a step, its number being `index`. token: what its sampler's rules and chance choose; None where that
+    takes more of the row than the step looked at. is_finite: whether the likeliest token's own logit is a number. top:
+    the natural log-probability of `token` in the model's own distribution and the likeliest tokens with theirs, where
+    they were asked for."""
 
-    logits: torch.Tensor
-    adjusted: torch.Tensor
-    greedy: int
+    step: StepLogits
+    index: int
+    token: int | None
     is_finite: bool
-    shortlist: Ranked | None
+    top: tuple[float, list[tuple[int, float]]] | None = None
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """(vocabulary,) float32, the model's own."""
+        return self.step.logits[self.index]
 
-def logits_step(logits: torch.Tensor, samplers: Sequence["Sampler"]) -> list[Row]:
-    """The rows of a step, logits (rows, vocabulary): what changes logits is done for all rows at once, with one copy to
-    the CPU. Drawing a token from a row is its sampler's."""
-    logits = logits.float()
-    adjusted = adjust(logits, samplers)
-    best, greedy = logits.max(-1)
-    if adjusted is not logits:
-        greedy = adjusted.argmax(-1)
-    heads = torch.stack([greedy.double(), best.isfinite().double()]).cpu()
-    shortlists: list[Ranked | None] = [None] * len(samplers)
-    if any(sampler.fits_shortlist for sampler in samplers):
-        top = adjusted.topk(min(MAX_SHORTLIST, adjusted.shape[-1]), dim=-1)
-        shortlists = [Ranked(*pair) for pair in zip(top.values.cpu(), top.indices.cpu(), strict=True)]
-    return [
-        Row(logits[index], adjusted[index], int(heads[0, index]), bool(heads[1, index]), shortlists[index])
-        for index in range(len(samplers))
-    ]
+    @property
+    def adjusted(self) -> torch.Tensor:
+        """(vocabulary,) after penalties, bias and bans."""
+        return self.step.adjusted[self.index]
 
 
 class Sampler:
     """Chooses one answer's tokens: its rules, its own source of chance, and what it has said so far.
 
     prompt: (tokens,) its ids, each once. ending: the tokens that would end the answer; `min_tokens` keeps them away.
-    guide: what its tokens are held to.
+    guide: what its tokens are held to. num_logprobs: how many likeliest tokens are named with each, None for none.
+    key: its chance is a function of this and of how many tokens there are. fresh: tokens said since `logits_step` has
+    counted them.
     """
 
     def __init__(
@@ -132,170 +123,61 @@ class Sampler:
         ending: Iterable[int],
         index: int = 0,
         guide: Guide | None = None,
+        num_logprobs: int | None = None,
     ) -> None:
         self.resolved = resolved
         self.guide = guide or Guide()
         self.ending = sorted(ending)
+        self.prompt = prompt.numpy()
+        self.num_logprobs = num_logprobs
         self.said: Counter[int] = Counter()
-        self._prompt = prompt
-        self._known_ids: torch.Tensor | None = None
-        self._source = random.Random(f"{resolved.seed}/{index}" if index else resolved.seed)
+        self.num_said = 0
+        self.fresh: list[int] = []
+        digest = hashlib.blake2b(f"{resolved.seed}/{index}".encode(), digest_size=8).digest()
+        self.key = int.from_bytes(digest, "little")
 
     @property
-    def fits_shortlist(self) -> bool:
-        """Whether the step's likeliest tokens are all that it chooses among."""
-        return not self.resolved.is_greedy and 0 < self.resolved.top_k <= MAX_SHORTLIST
+    def may_be_kept_going(self) -> bool:
+        """Whether there can be a time when the answer may not end."""
+        return bool(self.ending) and (self.resolved.min_tokens > 0 or self.guide.has_grammar)
 
     @property
     def must_go_on(self) -> bool:
         """Whether the answer may not end yet."""
-        has_enough = self.resolved.min_tokens == 0 or self.said.total() >= self.resolved.min_tokens
+        has_enough = self.num_said >= self.resolved.min_tokens
         return not self.guide.may_end(self.ending, has_enough=has_enough)
-
-    @property
-    def changes_logits(self) -> bool:
-        """Whether the row's logits are not the model's own."""
-        return self.resolved.changes_logits or self.guide.has_grammar
 
     def choose(self, row: Row) -> int:
         """The next token."""
-        token = self.guide.forced
-        if token is None:
-            token = row.greedy if self.resolved.is_greedy else self._drawn(row)
-        return token
-
-    def follow(self, token: int) -> None:
-        """Take one of the guide's `following`. Those after it are drawn as if it had been drawn itself, so that a seed
-        means the same wherever tokens are taken one by one. Raises GrammarTooComplex."""
-        if self.guide.forced is None and not self.resolved.is_greedy:
-            self._source.random()
-        self.accept(token)
+        if self.guide.forced is not None:
+            return self.guide.forced
+        return self._drawn(row) if row.token is None else row.token
 
     def accept(self, token: int) -> None:
         """Take it as the next token. Raises GrammarTooComplex."""
         self.guide.accept(token)
-        if self._known_ids is not None and token not in self.said:
-            self._known_ids = torch.cat([self._known_ids, self._known_ids.new_tensor([token])])
-        self.said[token] += 1
-
-    def known_ids(self, vocabulary: int, device: torch.device) -> torch.Tensor:
-        """(tokens,) ids of prompt and answer on the device, made once and then longer by what is new. Some models'
-        picture tokens are beyond the vocabulary of their logits, and never said."""
-        if self._known_ids is None:
-            ids = torch.cat([self._prompt, torch.tensor(list(self.said), dtype=torch.long)])
-            self._known_ids = ids[ids < vocabulary].to(device)
-        return self._known_ids
+        self.num_said += 1
+        if self.resolved.has_penalties:
+            self.said[token] += 1
+            self.fresh.append(token)
 
     def _drawn(self, row: Row) -> int:
-        is_short = row.shortlist is not None and self.fits_shortlist
-        ranked = row.shortlist if is_short and row.shortlist is not None else _ranked(row.adjusted, self.resolved.top_k)
-        return int(ranked.ids[draw(chances(ranked.logits, self.resolved), self._source.random())])
+        """From the whole row."""
+        top = row.adjusted.topk(min(self.resolved.top_k or len(row.adjusted), len(row.adjusted)))
+        (uniform,) = uniforms(np.array([self.key], np.uint64), np.array([self.num_said], np.uint64))
+        return int(top.indices[draw(chances(top.values.cpu(), self.resolved), float(uniform))])
 
 
-Place = tuple[int, Sequence[int]]  # a row, and tokens in it
-
-
-def adjust(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
-    """(rows, vocabulary) logits after each row's penalties, bias and bans; the same tensor where there are none."""
-    if not any(sampler.changes_logits for sampler in samplers):
-        return logits
-    adjusted = logits.clone()
-    for processor in LOGITS_PROCESSORS:
-        processor(adjusted, samplers)
-    return adjusted
-
-
-def _penalise_repetition(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    found = [(row, sampler) for row, sampler in enumerate(samplers) if sampler.resolved.repetition_penalty != 1]
-    if not found:
-        return
-    device = logits.device
-    known = [sampler.known_ids(logits.shape[-1], device) for _, sampler in found]
-    counts = torch.tensor([len(ids) for ids in known], device=device)
-    rows = torch.tensor([row for row, _ in found], device=device).repeat_interleave(counts)
-    values = torch.tensor([sampler.resolved.repetition_penalty for _, sampler in found], dtype=logits.dtype)
-    penalties = values.to(device).repeat_interleave(counts)
-    at = rows, torch.cat(known)
-    old = logits[at]
-    logits[at] = torch.where(old < 0, old * penalties, old / penalties)
-
-
-def _penalise_said(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    """Presence once, frequency for each time."""
-    found = [
-        (row, sampler)
-        for row, sampler in enumerate(samplers)
-        if sampler.resolved.presence_penalty or sampler.resolved.frequency_penalty
-    ]
-    places: list[Place] = [(row, list(sampler.said)) for row, sampler in found]
-    if (at := _indices(places, logits.device)) is None:
-        return
-    presence = _spread([sampler.resolved.presence_penalty for _, sampler in found], places, logits)
-    frequency = _spread([sampler.resolved.frequency_penalty for _, sampler in found], places, logits)
-    times = torch.tensor([count for _, sampler in found for count in sampler.said.values()], dtype=logits.dtype)
-    logits[at] -= presence + frequency * times.to(logits.device)
-
-
-def _bias(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    places: list[Place] = [
-        (row, [token for token, _ in sampler.resolved.logit_bias]) for row, sampler in enumerate(samplers)
-    ]
-    if (at := _indices(places, logits.device)) is None:
-        return
-    biases = [bias for sampler in samplers for _, bias in sampler.resolved.logit_bias]
-    logits[at] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
-
-
-def _ban_ending(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    places: list[Place] = [(row, sampler.ending) for row, sampler in enumerate(samplers) if sampler.must_go_on]
-    if (at := _indices(places, logits.device)) is not None:
-        logits[at] = -torch.inf
-
-
-def _mask_by_grammar(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
-    """Tokens that an answer's grammar does not allow are taken out of its row."""
-    held = [(row, grammar) for row, sampler in enumerate(samplers) if (grammar := sampler.guide.grammar) is not None]
-    if not held:
-        return
-    masks = torch.from_numpy(np.stack([grammar.mask for _, grammar in held]).view(np.uint8))
-    if logits.is_cuda:
-        masks = masks.pin_memory().to(logits.device, non_blocking=True)
-    bits = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    is_allowed = ((masks[..., None] >> bits) & 1).bool().flatten(1)[:, : logits.shape[-1]]
-    if len(held) == len(samplers):
-        logits.masked_fill_(~is_allowed, -torch.inf)
-        return
-    rows = torch.tensor([row for row, _ in held], device=logits.device)
-    logits[rows] = logits[rows].masked_fill(~is_allowed, -torch.inf)
-
-
-LogitsProcessor = Callable[[torch.Tensor, Sequence[Sampler]], None]
-# Each changes (rows, vocabulary) logits in place, for all rows at once; in transformers' order.
-LOGITS_PROCESSORS: tuple[LogitsProcessor, ...] = (
-    *(_penalise_repetition, _penalise_said, _bias, _ban_ending),
-    _mask_by_grammar,
-)
-
-
-def _indices(places: Sequence[Place], device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Rows and tokens as an index of logits; None for no token."""
-    rows = [row for row, tokens in places for _ in tokens]
-    if not rows:
-        return None
-    both = torch.tensor([rows, [token for _, tokens in places for token in tokens]], device=device)
-    return both[0], both[1]
-
-
-def _spread(values: Sequence[float], places: Sequence[Place], logits: torch.Tensor) -> torch.Tensor:
-    """Each row's value for each of its tokens."""
-    spread = [value for value, (_, tokens) in zip(values, places, strict=True) for _ in tokens]
-    return torch.tensor(spread, dtype=logits.dtype, device=logits.device)
-
-
-def _ranked(logits: torch.Tensor, top_k: int) -> Ranked:
-    """All tokens in order, or the `top_k` likeliest."""
-    top = logits.topk(min(top_k or len(logits), len(logits)))
-    return Ranked(top.values.cpu(), top.indices.cpu())
+def uniforms(keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    """A number from [0, 1) for each answer and position in it, whatever was drawn before: SplitMix64 (Steele, Lea and
+    Flood, 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = keys + (positions + np.uint64(1)) * _STEP
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_AGAIN
+        mixed ^= mixed >> np.uint64(31)
+    numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def chances(logits: torch.Tensor, resolved: ResolvedSampling) -> torch.Tensor:
@@ -326,6 +208,8 @@ def draw(chances: torch.Tensor, uniform: float) -> int:
 
 def likeliest(row: Row, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
     """The natural log-probability of `token` in the model's own distribution, and the `count` likeliest tokens'."""
+    if row.top is not None and token == row.token:
+        return row.top[0], row.top[1][:count]
     logprobs = torch.log_softmax(row.logits, dim=-1)
     top = logprobs.topk(min(count, len(logprobs)))
     return float(logprobs[token]), list(zip(top.indices.tolist(), top.values.tolist(), strict=True))

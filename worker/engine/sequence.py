@@ -140,19 +140,19 @@ class Sequence:
             self._logprobs.append(self._logprob(row, token, self.num_alternatives))
             at_most = 1
         self.num_fresh = 0
-        self._take(token, self.sampler.accept)
+        self._take(token)
         while not self.is_over and self.num_fresh < at_most:
             following = self.sampler.guide.following()
             if not following:
                 break
             for token in following[: at_most - self.num_fresh]:
                 if not self.is_over:
-                    self._take(token, self.sampler.follow)
+                    self._take(token)
 
-    def _take(self, token: int, accept: Callable[[int], None]) -> None:
+    def _take(self, token: int) -> None:
         guide = self.sampler.guide
         num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
-        accept(token)
+        self.sampler.accept(token)
         self.request.num_reasoning += guide.num_reasoning - num_reasoning
         self.tokens.append(token)
         self.num_fresh += 1

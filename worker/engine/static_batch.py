@@ -14,9 +14,10 @@ from worker.core.settings import Settings
 from worker.engine.caches import EngineCaches
 from worker.engine.continuous_batch import take
 from worker.engine.engine import Engine, parts_around
+from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse
 from worker.engine.recovery import Group, Recovery, contained
-from worker.engine.sampling import Row, logits_step
+from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.hf.hf_generate import GenerateModel, HfGenerateRunner
@@ -78,6 +79,8 @@ class StaticBatch:
         samplers = [sequence.sampler for sequence in sequences]
         for sequence in sequences:
             sequence.request.has_begun = True
+
+        logits_step = LogitsStep()
 
         def choose(logits: torch.Tensor) -> list[int | None]:
             rows = logits_step(logits, samplers)
