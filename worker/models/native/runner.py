@@ -35,7 +35,7 @@ class NativeRunner:
         self,
         code: NativeCode,
         config: JsonObject,
-        tensors: dict[str, Tensor],
+        tensors: dict[str, Tensor] | Tensors,
         preprocessor: PreprocessorConfig,
         device: torch.device,
         *,
@@ -45,8 +45,9 @@ class NativeRunner:
         give_back: Callable[[Tensor], None] | None = None,
     ) -> None:
         shape, vision = read(config, code.layout)
-        left = Tensors(tensors)
-        tensors.clear()
+        left = tensors if isinstance(tensors, Tensors) else Tensors(tensors)
+        if isinstance(tensors, dict):
+            tensors.clear()
         self._shape, self._preprocessor, self._device = shape, preprocessor, device
         with torch.inference_mode():
             self.text = TextModel(left, shape, device)
