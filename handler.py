@@ -39,6 +39,7 @@ import runpod
 from runpod.serverless.modules.rp_logger import RunPodLogger
 
 from worker.core import settings as worker_settings
+from worker.core.engine_protocol import EngineInfo
 from worker.core.errors import StartError, WorkerError
 from worker.core.safe_json import Json, JsonObject
 from worker.core.settings import Settings
@@ -122,7 +123,7 @@ def main() -> None:
     except StartError as error:
         sys.exit(f"worker-qwen-vl cannot start: {error}")
     handler = Handler(model, settings)
-    options = start_options(handler, settings, sys.argv)
+    options = start_options(handler, settings, sys.argv, serving)
     boot.settle()
     try:
         if settings.is_on_platform:
@@ -182,8 +183,13 @@ def fitness_check(service: Service) -> Callable[[], Coroutine[Any, Any, None]]:
     return a_picture_is_answered
 
 
-def start_options(handler: Handler, settings: Settings, command_line: list[str]) -> JsonObject:
-    """What the SDK is told. The concurrency never changes: a change would stop new jobs until all have ended."""
+def start_options(
+    handler: Handler, settings: Settings, command_line: list[str], serving: Serving | None = None
+) -> JsonObject:
+    """What the SDK is told. The concurrency never changes: a change would stop new jobs until all have ended. serving:
+    None where the model is loaded later."""
+    known = EngineInfo if serving is None else serving.engine.info
+    concurrency = settings.concurrency or known.concurrency
     if settings.is_on_platform:
         shape: Any = handler.on_platform
     else:
@@ -191,7 +197,7 @@ def start_options(handler: Handler, settings: Settings, command_line: list[str])
     return {
         "handler": shape,
         "return_aggregate_stream": True,
-        "concurrency_modifier": lambda _: settings.concurrency,
+        "concurrency_modifier": lambda _: concurrency,
     }
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from benchmarks.gpu import Bench, table
+from benchmarks.gpu_bench import Bench, table
 from benchmarks.gpu_model import config, loaded, prompt
 from worker.core.contract import Done, Event, Piece
 from worker.core.errors import WorkerError
@@ -129,8 +131,6 @@ def engine(bench: Bench) -> JsonObject:
 def start(bench: Bench) -> JsonObject:
     """A process from its first moment to the first token of a first answer, the weights in the page cache: loading and
     the engine alone, without the platform's SDK."""
-    from safetensors.torch import save_file
-
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -157,8 +157,6 @@ def start(bench: Bench) -> JsonObject:
 
 def generate(bench: Bench) -> JsonObject:
     """The library's `generate`, for one prompt of 512 tokens after the other: 128 tokens each."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     bench.forget_model()
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import MIB, Bench, table
+from benchmarks.gpu_bench import MIB, Bench, table
 from benchmarks.gpu_engine import engine, generate, start, tiny_tokens
 from benchmarks.gpu_model import VOCABULARY, Drawn, drawn, prompt, shown
 from worker.core.safe_json import JsonObject

@@ -19,9 +19,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from builder.published import MODELS, PublishedModel, config
 from worker.checkpoint.spec import parts
 from worker.core.settings import MIB, Settings
-from worker.models.capacity import Capacity, room_on_gpu
+from worker.models.capacity import Capacity
 from worker.models.families import FAMILIES
 from worker.models.kv_widths import ARENA, POOLS, token_bytes
+from worker.models.sizes import sizes_on_gpu
 
 GIB = 1024 * MIB
 BFLOAT16 = 2
@@ -68,12 +69,14 @@ def kv_bytes(of: PublishedModel) -> int:
     return token_bytes(layers, text["num_key_value_heads"], head_dim, BFLOAT16)
 
 
-def capacity(of: PublishedModel, card: Card, settings: Settings | None = None) -> Capacity | None:
-    """What is left for keys and values on an empty card with the model in bfloat16; None where it does not fit."""
+def capacity(of: PublishedModel, card: Card, settings: Settings | None = None) -> tuple[Capacity, int] | None:
+    """What is left for keys and values on an empty card with the model in bfloat16, and MAX_NUM_SEQS; None where it
+    does not fit."""
     free = (card.total_mib - CONTEXT_MIB) * MIB - num_parameters(of) * BFLOAT16
     layout = POOLS if FAMILIES[of.kind].native is None else ARENA
-    room = Capacity(room_on_gpu(settings or Settings(), free), kv_bytes(of), of.context, layout)
-    return room if free > 0 and room.model_len else None
+    sizes = sizes_on_gpu(settings or Settings(), free, kv_bytes(of), layout)
+    room = Capacity(sizes.room, kv_bytes(of), of.context, layout)
+    return (room, sizes.max_num_seqs) if free > 0 and room.model_len else None
 
 
 def checkpoints() -> str:
@@ -98,7 +101,6 @@ def checkpoints() -> str:
 def cards() -> str:
     """A Markdown table of default contexts: tokens of prompt and answer, how many such requests at once, and how many
     of SHORT tokens, no more than MAX_NUM_SEQS."""
-    most = Settings().max_num_seqs
     rows = [f"| | {' | '.join(card.name for card in CARDS)} |", f"|---|{'---|' * len(CARDS)}"]
     shown = set()
     for of in MODELS:
@@ -109,14 +111,15 @@ def cards() -> str:
         sisters = [
             other.name for other in MODELS if (other.kind, other.text, other.tower, other.vocabulary_size) == shape
         ]
-        cells = [_cell(capacity(of, card), most) for card in CARDS]
+        cells = [_cell(capacity(of, card)) for card in CARDS]
         rows.append(f"| {', '.join(sisters)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _cell(room: Capacity | None, most: int) -> str:
-    if room is None:
+def _cell(found: tuple[Capacity, int] | None) -> str:
+    if found is None:
         return "-"
+    room, most = found
     length = room.model_len
     return f"{length:,} × {min(most, room.at_once(length))}; {min(most, room.at_once(min(SHORT, length)))}"
 

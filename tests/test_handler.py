@@ -150,7 +150,9 @@ def test_the_options_are_what_the_platform_needs() -> None:
         served = handler.start_options(ours, settings, arguments)
         assert not asyncio.iscoroutinefunction(served["handler"])
         assert served["return_aggregate_stream"] is True
-        assert {served["concurrency_modifier"](count) for count in (0, 1, 99)} == {settings.concurrency}
+        assert {served["concurrency_modifier"](count) for count in (0, 1, 99)} == {48}
+    chosen = handler.start_options(ours, load({"CONCURRENCY": "7"}), [])
+    assert chosen["concurrency_modifier"](0) == 7
 
 
 def test_every_chunk_is_safe_json() -> None:

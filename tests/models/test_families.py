@@ -21,7 +21,7 @@ from worker.core.contract import Clip, Done
 from worker.core.sampling import Sampling
 from worker.core.settings import Settings
 from worker.engine.engine import Engine, continuous_engine
-from worker.models import capacity, kv_arena
+from worker.models import kv_arena, sizes
 from worker.models.kv_widths import POOLS, UNIT
 from worker.models.loading import LoadedModel, load
 from worker.models.runner import prefilled
@@ -171,21 +171,20 @@ def test_every_family_in_every_way(model: LoadedModel, expected: list[Tokenizer]
     assert answers == expected
 
 
+@pytest.mark.parametrize("tested", [(family, "by lengths") for family in NATIVE], indirect=True, ids="-".join)
 def test_out_of_room_answers_go_on_later_and_say_the_same(
     tested: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All begin, with memory for two or three of them as long as they become: the youngest make room, and nobody
     fails."""
     model, runner = tested.model, tested.model.runner
-    if model.runner.kv_layout is POOLS:
-        pytest.skip("rows of pools have room for all that they may say")
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(kv_arena, "HEADROOM", 0)
     shown = [ask(f"Tell me of {index}.", max_tokens=120, ignore_eos=True, logprobs=0) for index in range(7)]
     length = max(len(PromptBuilder(model.spec, Settings()).build(one.request, ()).ids) for one in shown)
 
     def said(num_tokens: int) -> list[Tokenizer]:
-        monkeypatch.setattr(capacity, "MIB", runner.bytes_per_token * num_tokens)
+        monkeypatch.setattr(sizes, "MIB", runner.bytes_per_token * num_tokens)
         engine = continuous_engine(model, Settings(device="cpu", max_num_seqs=16, kv_cache_mib=1))
         engine.start()
         try:

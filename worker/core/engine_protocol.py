@@ -17,7 +17,8 @@ OnUsage = Callable[[Usage], None]
 class EngineInfo:
     """What never changes while an engine runs. model: the name that answers carry. code: whose model code runs it.
     max_model_len: the context length, of a prompt and its answer. gpu_memory: as `24.0GB`. fingerprint: of
-    the worker's version, the model's name, its code and dtype, torch and the processor."""
+    the worker's version, the model's name, its code and dtype, torch and the processor. concurrency: requests that it
+    is best given at once, where no setting says otherwise."""
 
     model: str
     code: str
@@ -27,6 +28,7 @@ class EngineInfo:
     cuda_available: bool = False
     gpu_memory: str = "N/A"
     fingerprint: str = ""
+    concurrency: int = 48
 
 
 @dataclass(frozen=True)

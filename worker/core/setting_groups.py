@@ -108,7 +108,11 @@ class EngineSettings(Group):
 
     heading = "Engine"
 
-    max_num_seqs: Positive = Field(16, description="Max concurrent sequences, decoded in one batch")
+    max_num_seqs: Positive | None = Field(
+        None,
+        description="Max concurrent sequences, decoded in one batch. Unset: 16; on a GPU up to 64, as many as find "
+        "room for 2,048 tokens each",
+    )
     max_queue: Positive = Field(
         256,
         description="Max requests that wait for the engine, in addition to `MAX_NUM_SEQS` running ones; more are "
@@ -125,13 +129,15 @@ class EngineSettings(Group):
     prefill_chunk: Positive = Field(
         1024, description="Max prompt tokens computed between two decode steps (chunked prefill)"
     )
-    feature_cache_mib: Count = Field(
-        256, description="Vision-encoder output cache: images seen before are not encoded again; 0 turns it off"
+    feature_cache_mib: Count | None = Field(
+        None,
+        description="Vision-encoder output cache: images seen before are not encoded again; 0 turns it off. Unset: "
+        "256; on a GPU 2 % of the free memory, up to 2,048",
     )
-    prefix_cache_mib: Count = Field(
-        512,
+    prefix_cache_mib: Count | None = Field(
+        None,
         description="Prefix cache: the KV cache of earlier prompts, so that a shared prefix is not computed twice; 0 "
-        "turns it off",
+        "turns it off. Unset: 512; on a GPU 8 % of the free memory, up to 8,192",
     )
     prefix_sharing: Literal["all", "caller", "off"] = Field(
         "caller",
@@ -162,10 +168,10 @@ class JobSettings(Group):
 
     heading = "Jobs and answers"
 
-    concurrency: Positive = Field(
-        48,
+    concurrency: Positive | None = Field(
+        None,
         description="Max jobs taken from RunPod at once; above `MAX_NUM_SEQS`, so that media of waiting jobs is "
-        "fetched while the GPU works",
+        "fetched while the GPU works. Unset: three times `MAX_NUM_SEQS`; 48 with `LAZY_LOAD`",
     )
     stream_interval_ms: Count = Field(
         100,

@@ -8,6 +8,7 @@ from worker.core.engine_protocol import CacheStats
 from worker.core.settings import MIB, Settings
 from worker.engine.prefix_cache import FeatureCache, PrefixCache
 from worker.models.kv_cache import KVCache
+from worker.models.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class EngineCaches:
         return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else 0
 
 
-def caches_for(kv: KVCache, settings: Settings, device: torch.device) -> EngineCaches:
-    """Caches of the sizes that the settings name. Recurrent states cannot be cut back to where two prompts part."""
+def caches_for(kv: KVCache, settings: Settings, sizes: Sizes, device: torch.device) -> EngineCaches:
+    """Caches of these sizes. Recurrent states cannot be cut back to where two prompts part."""
     is_shared = settings.prefix_sharing != "off"
-    has_prefixes = is_shared and settings.prefix_cache_mib and not kv.has_states
-    prefixes = PrefixCache(settings.prefix_cache_mib * MIB) if has_prefixes else None
-    features = FeatureCache(settings.feature_cache_mib * MIB if is_shared else 0)
+    has_prefixes = is_shared and sizes.prefix_cache_mib and not kv.has_states
+    prefixes = PrefixCache(sizes.prefix_cache_mib * MIB) if has_prefixes else None
+    features = FeatureCache(sizes.feature_cache_mib * MIB if is_shared else 0)
     return EngineCaches(kv, features, prefixes, device)

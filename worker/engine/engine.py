@@ -6,7 +6,7 @@ Prompts are built in a pool of threads, answers on the engine's own thread; the 
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -32,9 +32,11 @@ from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
 from worker.engine.scheduler import PrefillGroup, Scheduler
 from worker.engine.sequence import Emit, Request, Sequence
-from worker.models.capacity import kv_cache_bytes
+from worker.models.capacity import sizes_for
 from worker.models.kv_cache import KVCache
+from worker.models.kv_widths import KVLayout
 from worker.models.loading import LoadedModel, ServedModel
+from worker.models.sizes import Sizes
 from worker.prompt.builder import PromptBuilder
 from worker.prompt.types import Prompt
 
@@ -53,6 +55,9 @@ class KeepsKVCache(Protocol):
     @property
     def bytes_per_token(self) -> int: ...
 
+    @property
+    def kv_layout(self) -> KVLayout: ...
+
     def kv_cache(self, max_bytes: int) -> KVCache: ...
 
 
@@ -64,20 +69,21 @@ class EngineParts:
     caches: EngineCaches
     recovery: Recovery
     batch: Batch
+    sizes: Sizes
 
 
 class Engine:
     """Serves one model. `start` it, send it work from any thread or event loop, `close` it: the thread is joined."""
 
     def __init__(self, model: ServedModel, builder: Builder, settings: Settings, parts: EngineParts) -> None:
-        self.info: EngineInfo = model.info()
+        self.info: EngineInfo = replace(model.info(), concurrency=parts.sizes.concurrency)
         self.builder = builder
         self.parts = parts
         self._spec = model.spec
         self.constraints, self._thinking = Constraints(model.spec), thinking_tokens(model.spec.tokenizer)
         self._settings = settings
         self._scheduler, self._caches = parts.scheduler, parts.caches
-        limit, stuck_s = settings.max_num_seqs + settings.max_queue, settings.engine_stuck_s
+        limit, stuck_s = parts.sizes.max_num_seqs + settings.max_queue, settings.engine_stuck_s
         self._loop = EngineLoop(parts.scheduler, parts.batch, parts.recovery, limit=limit, stuck_s=stuck_s)
         self._pool = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
 
@@ -238,8 +244,8 @@ class Engine:
 
     def _check(self, request: Request, sampling: Sampling) -> None:
         """Raises InputInvalid, PromptTooLong."""
-        if sampling.n > self._settings.max_num_seqs:
-            raise InputInvalid(where="n", detail=f"must be at most {self._settings.max_num_seqs} (MAX_NUM_SEQS)")
+        if sampling.n > (most := self._scheduler.max_rows):
+            raise InputInvalid(where="n", detail=f"must be at most {most} (MAX_NUM_SEQS)")
         size = self._spec.vocabulary_size
         biased = tuple(token for token, _ in sampling.logit_bias)
         for where, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
@@ -272,13 +278,14 @@ def parts_around(
     settings: Settings,
 ) -> EngineParts:
     """The parts of an engine whose turns `batch_of` makes."""
-    max_bytes = model.kv_bytes if settings.kv_cache_mib is None else None
-    if max_bytes is None:
-        max_bytes = kv_cache_bytes(settings, model.device, model.num_devices)
-    caches = caches_for(runner.kv_cache(max_bytes), settings, model.device)
-    scheduler: Scheduler[Sequence] = Scheduler(caches.kv, settings.max_num_seqs, max_bytes, runner.bytes_per_token)
+    sizes = model.sizes or sizes_for(
+        settings, model.device, model.num_devices, runner.bytes_per_token, runner.kv_layout
+    )
+    sizes = sizes.under(settings)
+    caches = caches_for(runner.kv_cache(sizes.room), settings, sizes, model.device)
+    scheduler: Scheduler[Sequence] = Scheduler(caches.kv, sizes.max_num_seqs, sizes.room, runner.bytes_per_token)
     recovery = Recovery(scheduler, caches)
-    return EngineParts(scheduler, caches, recovery, batch_of(scheduler, caches, recovery))
+    return EngineParts(scheduler, caches, recovery, batch_of(scheduler, caches, recovery), sizes)
 
 
 def _joined(events: Items[Event | WorkerError]) -> list[Event]:

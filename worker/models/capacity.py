@@ -1,7 +1,7 @@
 """What memory holds: room for keys and values, and how long a prompt and its answer may be in it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,7 @@ from worker.checkpoint.memory import free_bytes
 from worker.core.errors import ModelError
 from worker.core.settings import MIB, Settings
 from worker.models.kv_widths import SMALLEST_WIDTH, KVLayout, width_for
+from worker.models.sizes import Sizes, sizes_on_cpu, sizes_on_gpu
 
 log = logging.getLogger(__name__)
 # How many answers of full length must fit beside each other, and the length below which fewer will do.
@@ -59,28 +60,23 @@ class Capacity:
         return longest
 
 
-def kv_cache_bytes(settings: Settings, device: torch.device, num_devices: int) -> int:
-    """The memory for keys and values: as set, or from what is free now that the weights are loaded. Each of several
-    devices has those of its layers: the fullest one is the limit."""
-    if settings.kv_cache_mib is not None:
-        return settings.kv_cache_mib * MIB
-    if device.type == "cuda":
-        devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
-        free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
-        return room_on_gpu(settings, free) * num_devices
-    return free_bytes(device) // 4
-
-
-def room_on_gpu(settings: Settings, free: int) -> int:
-    """Bytes for keys and values of those that are free on a GPU with the weights on it."""
-    reserve = settings.vision_reserve_mib + settings.feature_cache_mib + settings.prefix_cache_mib
-    return max(0, free - reserve * MIB)
+def sizes_for(
+    settings: Settings, device: torch.device, num_devices: int, bytes_per_token: int, layout: KVLayout
+) -> Sizes:
+    """What an engine is made for: as set, or by what is free now that the weights are loaded. Each of several devices
+    has the keys and values of its layers: the fullest one is the limit."""
+    if device.type != "cuda":
+        return sizes_on_cpu(settings, free_bytes(device) // 4)
+    devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
+    free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
+    sizes = sizes_on_gpu(settings, free, bytes_per_token // num_devices, layout)
+    return replace(sizes, room=sizes.room * num_devices).under(settings)
 
 
 _MORE_MEMORY = "Use a smaller model, QUANTIZATION or a larger GPU, or lower VISION_RESERVE_MIB or the caches"
 
 
-def fitting_len(settings: Settings, capacity: Capacity) -> int:
+def fitting_len(settings: Settings, capacity: Capacity, max_num_seqs: int) -> int:
     """MAX_MODEL_LEN as it counts: as set, else what fits. Raises ModelError where nothing does."""
     if not capacity.holds(SMALLEST_WIDTH, 1):
         raise ModelError(
@@ -101,7 +97,7 @@ def fitting_len(settings: Settings, capacity: Capacity) -> int:
         "context length %s tokens (%s); the KV cache (%s MiB) holds %s tokens: %s concurrent requests of that length, "
         "or %s of 2,048 tokens; MAX_NUM_SEQS allows %d",
         *(f"{length:,}", reason, f"{capacity.max_bytes / MIB:,.0f}", f"{capacity.num_tokens:,}"),
-        *(f"{capacity.at_once(length):,}", f"{capacity.at_once(min(2_048, length)):,}", settings.max_num_seqs),
+        *(f"{capacity.at_once(length):,}", f"{capacity.at_once(min(2_048, length)):,}", max_num_seqs),
     )
     if not capacity.holds(length, 1):
         log.warning(

@@ -20,7 +20,7 @@ from worker.core.errors import ModelError
 from worker.core.safe_json import JsonObject
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
-from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
+from worker.models.capacity import Capacity, fitting_len, sizes_for
 from worker.models.families import FAMILIES
 from worker.models.family import ModelFamily
 from worker.models.native.code import NativeCode
@@ -28,6 +28,7 @@ from worker.models.native.graphs import CudaRecorder, Recorder
 from worker.models.native.runner import NativeRunner
 from worker.models.native.shapes import read, shallow, why_not
 from worker.models.runner import Runner
+from worker.models.sizes import Sizes, log_sizes
 from worker.models.varlen import TEXT_MODES, TOWER_MODES, Varlen, is_right, kernel_for, without_cudnn
 
 log = logging.getLogger(__name__)
@@ -38,15 +39,15 @@ Families = Mapping[str, ModelFamily]
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model on its device. code: whose model code runs it, `generate` where it is the library's whole loop.
-    num_devices: over how many its layers are spread, `device` being the first. kv_bytes: room for keys and values when
-    `max_model_len` was chosen; None: what there is when an engine is made."""
+    num_devices: over how many its layers are spread, `device` being the first. sizes: what an engine of it is
+    made for, chosen with `max_model_len`; None: by what there is when one is made."""
 
     spec: ModelSpec
     code: Code
     device: torch.device
     dtype: torch.dtype
     num_devices: int = 1
-    kv_bytes: int | None = None
+    sizes: Sizes | None = None
 
     def info(self) -> EngineInfo:
         """What an engine says of itself."""
@@ -116,9 +117,10 @@ def load(
         runner, first_layers = _native(settings, plan, code, spec.preprocessor, timeline)
     timeline.end("build_model")
     _log_served(settings, plan, spec, name)
-    room = kv_cache_bytes(settings, plan.device, plan.num_devices)
-    capacity = Capacity(room, runner.bytes_per_token, spec.max_model_len, runner.kv_layout)
-    spec = replace(spec, max_model_len=fitting_len(settings, capacity))
+    sizes = sizes_for(settings, plan.device, plan.num_devices, runner.bytes_per_token, runner.kv_layout)
+    log_sizes(settings, sizes)
+    capacity = Capacity(sizes.room, runner.bytes_per_token, spec.max_model_len, runner.kv_layout)
+    spec = replace(spec, max_model_len=fitting_len(settings, capacity, sizes.max_num_seqs))
     return LoadedModel(
         spec=spec,
         code=name,
@@ -127,7 +129,7 @@ def load(
         device=plan.device,
         dtype=plan.dtype,
         num_devices=plan.num_devices,
-        kv_bytes=room,
+        sizes=sizes,
     )
 
 

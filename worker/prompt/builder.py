@@ -79,7 +79,7 @@ class PromptBuilder:
             opens_thought=not request.is_raw and opens_thought(rendered),
             is_raw=request.is_raw,
         )
-        if self._settings.prefix_cache_mib:
+        if self._settings.prefix_cache_mib != 0:
             _ = prompt.block_hashes  # computed here, on a thread that nobody's answer waits for
         return prompt
 

@@ -24,13 +24,14 @@ from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.errors import ModelError
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
-from worker.models.capacity import Capacity, fitting_len, kv_cache_bytes
+from worker.models.capacity import Capacity, fitting_len, sizes_for
 from worker.models.hf.config import library_config
 from worker.models.hf.hf_prompt import HfPrompt, HfPromptBuilder, max_pixels
 from worker.models.hf.loading import module_for
 from worker.models.kv_pools import KVPools
 from worker.models.kv_widths import POOLS, token_bytes
 from worker.models.loading import ServedModel
+from worker.models.sizes import log_sizes
 from worker.models.varlen import without_cudnn
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class HfGenerateRunner:
     def kv_cache(self, max_bytes: int) -> KVPools:  # noqa: ARG002  # it holds nothing
         """Without layers: `generate` has a cache of its own."""
         return KVPools(0, self.bytes_per_token, self._device, self._dtype, lambda _: None)
+
+    kv_layout = POOLS
 
     @torch.inference_mode()
     def generate(
@@ -118,8 +121,10 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
     timeline.end("build_model")
     text = config.get_text_config()
     limit = model_len(settings, getattr(text, "max_position_embeddings", None))
-    room = kv_cache_bytes(settings, plan.device, plan.num_devices)
-    max_model_len = fitting_len(settings, Capacity(room, _bytes_per_token(module, plan.dtype), limit, POOLS))
+    per_token = _bytes_per_token(module, plan.dtype)
+    sizes = sizes_for(settings, plan.device, plan.num_devices, per_token, POOLS)
+    log_sizes(settings, sizes)
+    max_model_len = fitting_len(settings, Capacity(sizes.room, per_token, limit, POOLS), sizes.max_num_seqs)
     image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
     builder = HfPromptBuilder(processor, image_token, max_model_len, max_pixels(settings))
     generation = read_generation(folder)
@@ -149,7 +154,7 @@ def load(settings: Settings, plan: LoadPlan, timeline: Timeline) -> GenerateMode
         device=plan.device,
         dtype=plan.dtype,
         num_devices=plan.num_devices,
-        kv_bytes=room,
+        sizes=sizes,
     )
 
 

@@ -67,16 +67,11 @@ class CudaRecorder:
         where a capture fails."""
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")  # others may use the device meanwhile
-        try:
+        with contextlib.ExitStack() as where_it_fails:
+            where_it_fails.callback(self._abandon, graph)
             result = work()
-        except BaseException:
-            self._abandon(graph)
-            raise
-        try:
             graph.capture_end()
-        except BaseException:
-            self._abandon(graph)
-            raise
+            where_it_fails.pop_all()
         return graph, result
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
