@@ -12,6 +12,8 @@ whatever is there, a CPU too, for its code: the figures mean nothing.
 import argparse
 import json
 import platform
+import queue
+import subprocess
 import sys
 import time
 import traceback
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.gpu_bench import GIB, Bench
 from benchmarks.gpu_parts import PARTS
+from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.models.varlen import kernel_for, plain, without_cudnn
 
@@ -60,7 +63,7 @@ def run_parts(bench: Bench, names: list[str], out: Path, limit_s: float) -> None
         part_began = time.perf_counter()
         try:
             found = bandwidth(bench) if name == "bandwidth" else PARTS[name](bench)
-        except Exception as error:  # the other parts are as good without it
+        except FAILURES as error:  # the other parts are as good without it
             traceback.print_exc()
             found = {"failed": f"{type(error).__name__}: {error}", "shown": f"failed: {type(error).__name__}: {error}"}
             bench.forget_model()
@@ -79,6 +82,11 @@ def write(facts: dict[str, Any], out: Path) -> None:
     out.with_suffix(".md").write_text("\n\n".join([about, *parts]) + "\n", encoding="utf-8")
 
 
+# What may end a part: of torch, of the library, of files and processes, of the engine.
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ImportError, OSError),
+    *(subprocess.SubprocessError, queue.Empty, WorkerError),
+)
 ALL = (
     "bandwidth",
     "choices",

@@ -90,12 +90,14 @@ class _Drawn(Tensors):
         super().__init__({})
         self._like = like
         self._device, self._dtype = device, dtype
-        self._random = torch.Generator(device).manual_seed(seed)
+        self._random = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
         self.drawn: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
-        if name in self._like:
+        if self._random is None:
+            pass  # shapes alone
+        elif name in self._like:
             tensor.copy_(self._like[name])
         elif "norm" in name and name.endswith("weight"):
             tensor.fill_(1.0)

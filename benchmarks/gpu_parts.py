@@ -213,7 +213,7 @@ def _device_ms(bench: Bench, work: Callable[[], object]) -> float:
         for _ in range(5):
             work()
         torch.cuda.synchronize()
-    return sum(event.device_time_total for event in seen.key_averages()) / 5e3
+    return float(sum(event.device_time_total for event in seen.key_averages())) / 5e3
 
 
 def prefill(bench: Bench) -> JsonObject:

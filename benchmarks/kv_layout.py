@@ -1,10 +1,12 @@
-"""Keys and values in slots against pages: milliseconds of a step's attention, and memory held.
+"""Keys and values in slots, in an arena and in pages: milliseconds of a step's attention, and memory held.
 
 python -m benchmarks.kv_layout [--threads 2] [--save]
 
 The attention of one layer, 16 query heads and 8 of keys, 128 numbers each, float32. Slots are the worker's: pools by
-length, a step's attention reads slices. Pages hold 16 tokens each, wherever; without a kernel that follows a table, a
-step gathers them first. Memory is for answers as long as they may become in slots, and as long as they are in pages.
+length, a step's attention reads slices. The arena is what it has on a GPU, where one kernel is told where each row
+lies; without that kernel, as here, each row is attended to by itself. Pages hold 16 tokens each, wherever; without a
+kernel that follows a table, a step gathers them first. Memory is for answers as long as they may become in slots, with
+some tokens to come in the arena, and as long as they are in pages.
 """
 
 import argparse
@@ -14,8 +16,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from benchmarks.report import environment, save
+from worker.models.kv_arena import ArenaShape, KVArena, packed
 from worker.models.kv_pools import KVPools, grouped
 from worker.models.native.layers import NativePrefillCache
 
@@ -40,7 +44,7 @@ def milliseconds(work: Callable[[], object], times: int = 30) -> float:
 
 def slots(lengths: list[int], more: int) -> tuple[float, int]:
     """Milliseconds of a step, bytes held."""
-    cache = KVPools(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32)
+    cache = KVPools(1, 2 * KV_HEADS * DIM * 4, CPU, torch.float32, lambda count: NativePrefillCache(1, count))
     for length in lengths:
         filled = NativePrefillCache(1, length)
         filled.update(torch.randn(1, KV_HEADS, length, DIM), torch.randn(1, KV_HEADS, length, DIM), 0)
@@ -51,6 +55,30 @@ def slots(lengths: list[int], more: int) -> tuple[float, int]:
         cache.begin_step()
         cache.write(0, fresh, fresh)
         cache.attend(0, query, DIM**-0.5)
+
+    return milliseconds(step), cache.num_bytes
+
+
+def arena(lengths: list[int], more: int) -> tuple[float, int]:
+    """The same in an arena, row by row."""
+    shape = ArenaShape(1, KV_HEADS, DIM, torch.float32)
+    cache = KVArena(shape, (sum(lengths) + len(lengths) * 2 * more + 4096) * shape.bytes_per_token, CPU)
+    for length in lengths:
+        cache.join(cache.prefill_cache(length, length + more), length, length + more)
+    cache.store.normal_()
+    query = torch.randn(len(lengths), HEADS, DIM)
+    fresh = torch.randn(len(lengths), 2, KV_HEADS, DIM)
+
+    def step() -> None:
+        layout = packed(cache.parts([1] * len(lengths)), CPU)
+        cache.write(0, layout.columns, fresh)
+        keys, values = cache.keys(0), cache.values(0)
+        mixed = []
+        for row, (start, used) in enumerate(zip(layout.starts.tolist(), layout.used.tolist(), strict=False)):
+            block = query[row].view(1, KV_HEADS, HEADS // KV_HEADS, DIM)
+            known, said = (part[start : start + used].transpose(0, 1)[None] for part in (keys, values))
+            mixed.append(functional.scaled_dot_product_attention(block, known, said))
+        torch.cat(mixed)
 
     return milliseconds(step), cache.num_bytes
 
@@ -87,15 +115,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = ["| rows and tokens | slots, ms | pages, ms | slots, MiB | pages, MiB |", "|---|---|---|---|---|"]
+    heads = ("rows and tokens", *(f"{way}, {of}" for of in ("ms", "MiB") for way in ("slots", "arena", "pages")))
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = {}
     with torch.inference_mode():
         for name, (rows, (least, most), more) in WORKS.items():
             lengths = [random.Random(f"{name}{row}").randint(least, most) for row in range(rows)]
-            (slot_ms, slot_bytes), (page_ms, page_bytes) = slots(lengths, more), pages(lengths)
-            found[name] = {"slots_ms": slot_ms, "pages_ms": page_ms, "slots_b": slot_bytes, "pages_b": page_bytes}
-            cells = f"{slot_ms:.2f} | {page_ms:.2f} | {slot_bytes / 2**20:.1f} | {page_bytes / 2**20:.1f}"
-            lines.append(f"| {name} | {cells} |")
+            ways = {"slots": slots(lengths, more), "arena": arena(lengths, more), "pages": pages(lengths)}
+            found[name] = {way: {"ms": took, "bytes": held} for way, (took, held) in ways.items()}
+            cells = [f"{took:.2f}" for took, _ in ways.values()] + [f"{held / 2**20:.1f}" for _, held in ways.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     shown = "\n".join(lines)
     print(shown)
     if options.save:

@@ -38,7 +38,7 @@ from worker.core.sampling import Sampling
 from worker.core.settings import load as settings
 from worker.engine.engine import continuous_engine
 from worker.models.hf.runner import module_of
-from worker.models.kv_pools import KVPools
+from worker.models.kv_cache import KVCache
 from worker.models.loading import LoadedModel, load
 from worker.models.runner import prefilled
 from worker.prompt.builder import PromptBuilder
@@ -155,7 +155,7 @@ VIEWS = {  # what only says how memory is seen
 }
 
 
-def decoding(model: LoadedModel, rows: int, steps: int) -> KVPools:
+def decoding(model: LoadedModel, rows: int, steps: int) -> KVCache:
     """So many rows of decode-heavy work behind their prompts, with room for so many steps."""
     builder, slots = PromptBuilder(model.spec, settings({})), model.runner.kv_cache(2**30)
     for job in jobs("decode-heavy", rows):
