@@ -98,10 +98,10 @@ class Feeding(Watched):
         self.counts: list[int] = []
         self.totals: list[int] = []
 
-    def decode(self, tokens: list[int], positions: list[int], slots: KVCache, before: Any) -> torch.Tensor:
+    def decode(self, tokens: list[int], positions: list[int], slots: KVCache, before: Any, *more: Any) -> torch.Tensor:
         self.counts.append(1 + max(map(len, before)))
         self.totals.append(len(tokens) + sum(map(len, before)))
-        return self.inner.decode(tokens, positions, slots, before)
+        return self.inner.decode(tokens, positions, slots, before, *more)
 
 
 class FailingTogether(Watched):

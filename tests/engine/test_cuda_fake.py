@@ -7,7 +7,7 @@ torch dispatches them: what only says how memory is seen is none; a kernel of to
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ from worker.models.kv_arena import KVArena
 from worker.models.native.layers import Tensors
 from worker.models.native.runner import PATCHES_A_PASS, NativeRunner
 from worker.models.native.shapes import read
-from worker.models.runner import Features, PrefillChunk
+from worker.models.runner import Features, Newest, PrefillChunk
 from worker.models.varlen import flash
 from worker.prompt.patches import Patches
 from worker.prompt.types import MediaItem, Prompt
@@ -236,6 +236,18 @@ def test_a_step_waits_for_nothing_and_a_layer_is_few_operations(fake: Fake, fake
     assert outside <= 2 * most + 10
 
 
+def test_a_step_takes_its_tokens_from_the_device(fake: Fake, fake_mode: OnFakeDevice) -> None:
+    """Three rows whose tokens nobody has read, one that has just joined, and one that has all it may have."""
+    with fake_mode:
+        arena = running(fake, [10, 20, 30, 40, 50])
+        newest = Newest(torch.empty(4, dtype=torch.long, device=CUDA), [2, 0, 3, 0, 1])
+        with Operations() as seen:
+            logits = fake.runner.decode([-1, -1, -1, 7, -1], [10, 20, 30, 40, 50], arena, (), newest, [4])
+    assert (logits.device, logits.shape[0], seen.num_read) == (CUDA, 5, 0)
+    arena.end_step()
+    assert arena.lengths == [11, 21, 31, 41, 50]
+
+
 def test_prompts_chunks_and_rows_that_are_fed_several_tokens_wait_for_nothing(
     fake: Fake, fake_mode: OnFakeDevice
 ) -> None:
@@ -309,11 +321,11 @@ def test_sampling_is_the_same_few_operations_for_any_number_of_rows_and_one_copy
     """Log-probabilities of half of the rows among it."""
     vocabulary, reads = 151_936, []
 
-    def read(numbers: torch.Tensor) -> npt.NDArray[np.float64]:
+    def downloading(numbers: torch.Tensor) -> Callable[[], npt.NDArray[np.float64]]:
         reads.append(numbers.shape)
-        return np.ones(numbers.shape)
+        return lambda: np.ones(reads[-1])
 
-    monkeypatch.setattr(logits_step, "_downloaded", read)
+    monkeypatch.setattr(logits_step, "_downloading", downloading)
     samplers = [
         Sampler(SAMPLING[rules], torch.arange(40), (5,), num_logprobs=3 if index % 2 else None) for index in range(rows)
     ]

@@ -30,7 +30,7 @@ from worker.core.settings import Settings
 from worker.engine import loop
 from worker.engine.detokenizer import TextStream
 from worker.engine.engine import Engine
-from worker.engine.logits_step import LogitsStep
+from worker.engine.logits_step import Launched, LogitsStep
 from worker.engine.sampling import Row, Sampler
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
@@ -715,16 +715,16 @@ def test_a_step_without_memory_after_the_forward_counts_for_nobody(
     alone = [text_and_end(engine, one)[0] for one in shown]
     calls = [0]
 
-    step = LogitsStep.__call__
+    launch = LogitsStep.launch
 
-    def failing(self: LogitsStep, logits: torch.Tensor, samplers: Any) -> list[Row]:
+    def failing(self: LogitsStep, logits: torch.Tensor, samplers: Any, late: Any = ()) -> Launched:
         calls[0] += len(samplers) == 3
         if calls[0] == 4:
             calls[0] += 1
             raise torch.OutOfMemoryError("no memory for the logits")
-        return step(self, logits, samplers)
+        return launch(self, logits, samplers, late)
 
-    monkeypatch.setattr(LogitsStep, "__call__", failing)
+    monkeypatch.setattr(LogitsStep, "launch", failing)
 
     async def run() -> list[Any]:
         return await asyncio.gather(*(events(engine, one) for one in shown))

@@ -46,8 +46,8 @@ def expected(eager: LoadedModel) -> list[str]:
 
 
 async def answers(model: LoadedModel) -> list[str]:
-    """Requests one by one, in a burst, and joining while others leave."""
-    engine = continuous_engine(model, SETTINGS)
+    """Requests one by one, in a burst, and joining while others leave; steps run ahead of what is read."""
+    engine = continuous_engine(model, SETTINGS, runs_ahead=True)
     engine.start()
     try:
         alone = [await answer(engine, shown) for shown in varied()[:3]]

@@ -1,32 +1,30 @@
 """Continuous batching: some tokens of prompts, then one step of all running answers. Answers join and leave at every
 turn."""
 
-import logging
 from functools import partial
 from weakref import WeakKeyDictionary
 
 from worker.engine.caches import EngineCaches
+from worker.engine.decode_steps import DecodeSteps
 from worker.engine.event_bridge import woken_together
 from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse
-from worker.engine.masks import MaskWorker
 from worker.engine.prefill import Prefill, advance
 from worker.engine.prefix_cache import SHORTEST_PREFIX
 from worker.engine.recovery import Failure, Group, Recovery, contained
-from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.runner import Runner
 from worker.prompt.types import BLOCK
 
-log = logging.getLogger(__name__)
 SMALLEST_CHUNK = 64
 # Tokens of several prompts in one forward on a CPU: with more, products are no faster, and who comes first would wait.
 PACKED_ON_CPU = 256
 
 
 class ContinuousBatch:
-    """See `loop.Batch`. prefill_chunk: tokens of prompts computed between two tokens of running answers."""
+    """See `loop.Batch`. prefill_chunk: tokens of prompts computed between two tokens of running answers; runs_ahead:
+    see `DecodeSteps`."""
 
     def __init__(
         self,
@@ -35,18 +33,18 @@ class ContinuousBatch:
         caches: EngineCaches,
         recovery: Recovery,
         prefill_chunk: int,
+        runs_ahead: bool | None = None,
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._prefill_chunk = prefill_chunk
-        self._masks = MaskWorker()
-        self._logits_step = LogitsStep()
+        self.steps = DecodeSteps(runner, scheduler, caches, recovery, self._forget, runs_ahead=runs_ahead)
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
         self._has_answered = False
 
     def turn(self, pulse: Pulse) -> None:  # noqa: ARG002  # a turn is short
         running = list(self._scheduler.running)
         self._prefill_some()
-        self._decode_all()
+        self.steps.step(self._tokens_at_once(len(self._scheduler.running)))
         if not self._has_answered and any(sequence.is_finished for sequence in running):
             self._has_answered = True
             self._runner.begin_tuning()
@@ -56,7 +54,7 @@ class ContinuousBatch:
 
     def clear(self) -> None:
         self._caches.kv.clear()
-        self._masks.close()
+        self.steps.close()
         self._runner.close()
 
     def _prefill_some(self) -> None:
@@ -137,6 +135,9 @@ class ContinuousBatch:
                 room -= left
         return joining
 
+    def _forget(self, group: Group) -> None:
+        self._prefills.pop(group, None)
+
     def _may_join_others(self, group: Group) -> bool:
         return not (group.is_apart or group.must_be_alone or group.is_over)
 
@@ -173,57 +174,10 @@ class ContinuousBatch:
                 self._scheduler.begin(sequence, self._caches.kv.join(prefill.cache, length, group.num_positions))
         self._scheduler.prefilling.remove(group)
 
-    def _decode_all(self) -> None:
-        """One step for every running answer: a token, and those that follow from it."""
-        running = self._scheduler.running
-        rows: list[Row] = []
-        self._make_room()
-        if not running:
-            return
-        at_most = self._tokens_at_once(len(running))
-        with contained(self._recovery.step_failed):
-            samplers = [sequence.sampler for sequence in running]
-            with self._masks.preparing(samplers):
-                logits = self._runner.decode(
-                    [sequence.tokens[-1] for sequence in running],
-                    [sequence.next_position for sequence in running],
-                    self._caches.kv,
-                    [sequence.tokens[-sequence.num_fresh : -1] for sequence in running],
-                )
-            rows = self._logits_step(logits, samplers)
-            self._caches.kv.end_step()
-        with woken_together():
-            for sequence, row in zip(running, rows, strict=False):  # no rows where the step failed
-                if not sequence.is_over:  # cancelled, or another answer to the same prompt has just failed
-                    take(sequence, row, self._recovery, at_most)
-
-    def _make_room(self) -> None:
-        """Where the cache has no room for a step the youngest waits, with the tokens that it has: nobody fails."""
-        scheduler = self._scheduler
-        running = scheduler.running
-        while len(running) + len(scheduler.prefilling) > 1 and not self._caches.kv.make_room(
-            [sequence.num_fresh for sequence in running]
-        ):
-            log.info("no room for the next step of %d answers: the youngest goes on later", len(running))
-            prompt = max(scheduler.prefilling, key=lambda group: group.sequences[0].request.came_at, default=None)
-            answer = max(running, key=lambda sequence: sequence.request.came_at, default=None)
-            if answer is None or (prompt is not None and prompt.sequences[0].request.came_at >= answer.request.came_at):
-                assert prompt is not None
-                self._prefills.pop(prompt, None)
-                self._recovery.put_off(prompt)
-            else:
-                self._recovery.send_back(answer)
-
     def _tokens_at_once(self, num_rows: int) -> int:
         """Tokens of one answer that a step may be fed: where several are certain, the others wait for them, no longer
         than for a chunk of a prompt."""
-        return max(1, self._prefill_chunk // num_rows) if self._runner.takes_several else 1
-
-
-def take(sequence: Sequence, row: Row, recovery: Recovery, at_most: int = 1) -> None:
-    """Choose an answer's next token, and those that follow from it; what fails in that is its request's own."""
-    with contained(partial(recovery.token_failed, sequence.request)):
-        sequence.take(row, at_most)
+        return max(1, self._prefill_chunk // max(1, num_rows)) if self._runner.takes_several else 1
 
 
 def _leave_for_later(_: Failure) -> None:

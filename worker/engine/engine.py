@@ -260,14 +260,15 @@ class Engine:
             raise PromptTooLong(detail=detail)
 
 
-def continuous_engine(model: LoadedModel, settings: Settings) -> Engine:
-    """An engine that batches continuously, for a model of a known family."""
-    return Engine(model, PromptBuilder(model.spec, settings), settings, continuous_parts(model, settings))
+def continuous_engine(model: LoadedModel, settings: Settings, *, runs_ahead: bool | None = None) -> Engine:
+    """An engine that batches continuously, for a model of a known family. runs_ahead: see `DecodeSteps`."""
+    parts = continuous_parts(model, settings, runs_ahead=runs_ahead)
+    return Engine(model, PromptBuilder(model.spec, settings), settings, parts)
 
 
-def continuous_parts(model: LoadedModel, settings: Settings) -> EngineParts:
+def continuous_parts(model: LoadedModel, settings: Settings, *, runs_ahead: bool | None = None) -> EngineParts:
     """The parts of an engine that batches continuously."""
-    batch_of = partial(ContinuousBatch, model.runner, prefill_chunk=settings.prefill_chunk)
+    batch_of = partial(ContinuousBatch, model.runner, prefill_chunk=settings.prefill_chunk, runs_ahead=runs_ahead)
     return parts_around(batch_of, model, model.runner, settings)
 
 

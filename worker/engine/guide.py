@@ -75,6 +75,11 @@ class Guide:
         return self._forced[0] if self._forced else None
 
     @property
+    def is_free(self) -> bool:
+        """Whether it never holds a token to anything."""
+        return self._state is None and self._budget is None
+
+    @property
     def has_grammar(self) -> bool:
         """Whether the answer has one, which may begin later."""
         return self._state is not None

@@ -4,7 +4,7 @@ A token is drawn from the likeliest ones alone: their share of the whole is know
 them is the draw from all, and one that does not is repeated on the whole row (`Sampler.choose`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from worker.engine.logits_processors import LOGITS_PROCESSORS, LogitsProcessor
-from worker.engine.sampling import Row, Sampler, uniforms
+from worker.engine.sampling import SHORTLIST, Row, Sampler, uniforms
 from worker.models.kv_arena import uploaded
 
-SHORTLIST = 64  # tokens that are looked at where every row wants one of its `top_k` likeliest, no more than so many
-LONGLIST = 1024
+LONGLIST = 1024  # tokens that are looked at where some row may want any
 TINY = 5e-324  # as top_p: the likeliest token alone
 
 
@@ -30,10 +29,15 @@ class LogitsStep:
 
     def __call__(self, logits: Tensor, samplers: Sequence[Sampler]) -> list[Row]:
         """The rows of a step, logits (rows, vocabulary)."""
+        return self.launch(logits, samplers).rows()
+
+    def launch(self, logits: Tensor, samplers: Sequence[Sampler], late: Sequence[int] = ()) -> "Launched":
+        """A step whose tokens are read later. late: of each row, how many tokens it has that its sampler was not told
+        of."""
         logits = logits.float()
         if self._rows is None or not self._rows.are(samplers, logits):
             self._rows = _Rows(samplers, logits, () if self._rows is None else self._rows.processors)
-        return self._rows.step(logits)
+        return self._rows.launch(logits, late or [0] * len(samplers))
 
 
 class _Rows:
@@ -61,7 +65,7 @@ class _Rows:
             and all(one is other for one, other in zip(samplers, self._samplers, strict=True))
         )
 
-    def step(self, logits: Tensor) -> list[Row]:
+    def launch(self, logits: Tensor, late: Sequence[int]) -> "Launched":
         adjusted = logits
         if self.processors:
             adjusted = logits.clone()
@@ -72,15 +76,16 @@ class _Rows:
             tokens = adjusted.argmax(-1)
         is_known = None
         if self._draw is not None:
-            tokens, is_known = self._draw(adjusted, tokens)
+            tokens, is_known = self._draw(adjusted, tokens, late)
         parts = [tokens, best] if is_known is None else [tokens, best, is_known]
         if self._named_rows is not None:
             logprobs = torch.log_softmax(logits[self._named_rows], -1)
             top = logprobs.topk(self._num_named)
             chosen = logprobs.gather(1, tokens[self._named_rows, None])
             parts += [chosen.flatten(), top.values.flatten(), top.indices.flatten()]
-        numbers = _downloaded(torch.cat([part.double() for part in parts]))
-        return self._read(_Step(logits, adjusted), numbers, has_unknown=is_known is not None)
+        read = _downloading(torch.cat([part.double() for part in parts]))
+        step = _Step(logits, adjusted)
+        return Launched(tokens, lambda: self._read(step, read(), has_unknown=is_known is not None))
 
     def _read(self, step: "_Step", numbers: npt.NDArray[np.float64], *, has_unknown: bool) -> list[Row]:
         """Rows of what was computed, which has come to the CPU in one piece."""
@@ -101,6 +106,14 @@ class _Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Launched:
+    """A step on its way. tokens: (rows,) int64 on the device; rows: waits for them."""
+
+    tokens: Tensor
+    rows: Callable[[], list[Row]]
+
+
+@dataclass(frozen=True, eq=False)
 class _Step:
     """See `sampling.StepLogits`."""
 
@@ -112,7 +125,7 @@ class _Draw:
     """Temperature, top-k, top-p and min-p of the rows that are not greedy, and a token of each."""
 
     def __init__(self, samplers: Sequence[Sampler], drawing: Sequence[int], logits: Tensor) -> None:
-        self._samplers = [samplers[row] for row in drawing]
+        self._drawing, self._samplers = list(drawing), [samplers[row] for row in drawing]
         self._keys = np.array([sampler.key for sampler in self._samplers], np.uint64)
         self._places = uploaded(torch.tensor(drawing), logits.device)
         self._are_all = len(drawing) == len(samplers)
@@ -134,9 +147,10 @@ class _Draw:
         self._is_plain = (self._top_p >= 1) & (self._min_p <= 0)
         self._is_all_there = all(fits)
 
-    def __call__(self, adjusted: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, adjusted: Tensor, greedy: Tensor, late: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """(rows,) tokens, from those of greedy rows; and which are known, None for all."""
-        positions = np.array([sampler.num_said for sampler in self._samplers], np.uint64)
+        said = [sampler.num_said + late[row] for row, sampler in zip(self._drawing, self._samplers, strict=True)]
+        positions = np.array(said, np.uint64)
         uniform = uploaded(torch.from_numpy(uniforms(self._keys, positions)), adjusted.device)[:, None]
         part = adjusted if self._are_all else adjusted[self._places]
         top = part.topk(self._count, dim=-1)
@@ -176,11 +190,17 @@ class _Draw:
         return is_out
 
 
-def _downloaded(numbers: Tensor) -> npt.NDArray[np.float64]:
-    """(numbers,) on the CPU, once the device has computed them; from a GPU into pinned memory."""
+def _downloading(numbers: Tensor) -> Callable[[], npt.NDArray[np.float64]]:
+    """(numbers,) on the CPU, once the device has computed them; from a GPU into pinned memory, from now on."""
     if numbers.device.type != "cuda":
-        return numbers.cpu().numpy()
+        return numbers.numpy
     host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
     host.copy_(numbers, non_blocking=True)
-    torch.cuda.current_stream(numbers.device).synchronize()
-    return host.numpy()
+    is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    is_there.record(torch.cuda.current_stream(numbers.device))
+
+    def read() -> npt.NDArray[np.float64]:
+        is_there.synchronize()
+        return host.numpy()
+
+    return read

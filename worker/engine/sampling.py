@@ -20,6 +20,7 @@ from worker.core.sampling import Sampling
 from worker.engine.guide import Guide
 
 GREEDY_BELOW = 1e-5
+SHORTLIST = 64  # tokens that a step looks at where every row wants one of its `top_k` likeliest, of no more than these
 _STEP, _MIX, _MIX_AGAIN = (np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -135,6 +136,13 @@ class Sampler:
         self.fresh: list[int] = []
         digest = hashlib.blake2b(f"{resolved.seed}/{index}".encode(), digest_size=8).digest()
         self.key = int.from_bytes(digest, "little")
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a token can be drawn before the last one is known, but for the logits: by its number alone, from the
+        tokens that a step looks at."""
+        is_drawn = self.resolved.is_greedy or 0 < self.resolved.top_k <= SHORTLIST
+        return is_drawn and self.guide.is_free and not self.resolved.has_penalties and not self.may_be_kept_going
 
     @property
     def may_be_kept_going(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from worker.core.errors import InternalError
 from worker.core.settings import Settings
 from worker.engine.caches import EngineCaches
-from worker.engine.continuous_batch import take
+from worker.engine.decode_steps import take
 from worker.engine.engine import Engine, parts_around
 from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse

@@ -113,7 +113,9 @@ class KVArena:
     def __init__(self, shape: ArenaShape, max_bytes: int, device: torch.device) -> None:
         self._bytes_per_token = shape.bytes_per_token
         self._places = Places(max(2 * UNIT, max_bytes // self._bytes_per_token))
-        self._places.take(UNIT)  # where rows write that a graph has and a step has not
+        nobodys = self._places.take(UNIT)  # where rows write that a graph has and a step has not
+        assert nobodys is not None
+        self._nobodys = nobodys
         size = (shape.layers, self._places.num_tokens, 2, shape.kv_heads, shape.head_dim)
         self.store = torch.empty(size, dtype=shape.dtype, device=device)
         self.dropped: deque[Place] = deque()
@@ -222,11 +224,16 @@ class KVArena:
             self.store[:, move.target + begin : move.target + begin + count] = piece.clone() if overlaps else piece
 
     def parts(self, counts: Sequence[int]) -> list[Part]:
-        """The rows' part in a step that feeds each so many tokens. Raises NoRoom."""
+        """The rows' part in a step that feeds each so many tokens; one that is fed none is fed one elsewhere. Raises
+        NoRoom."""
         if not self.make_room(counts):
             raise NoRoom("the KV cache has no room for a step")
         self._fed = list(counts)
-        return [Part(row.place, row.length, count) for row, count in zip(self._rows, counts, strict=True)]
+        nothing = Part(self._nobodys, 0, 1)
+        return [
+            Part(row.place, row.length, count) if count else nothing
+            for row, count in zip(self._rows, counts, strict=True)
+        ]
 
     def write(self, layer: int, columns: Tensor, fresh: Tensor) -> None:
         """fresh: (tokens, 2, kv_heads, head_dim)."""

@@ -90,6 +90,15 @@ def placed(
     return torch.cat(places).to(device), embeds, deep
 
 
+@dataclass(frozen=True, eq=False)
+class Newest:
+    """Tokens that only the device has. tokens: (rows of the step before,) int64; rows: of each row of the next step,
+    its number in that one."""
+
+    tokens: torch.Tensor
+    rows: Sequence[int]
+
+
 class Runner(Protocol):
     """Runs one model on its device. No sampling; nothing depends on an earlier call."""
 
@@ -125,12 +134,20 @@ class Runner(Protocol):
         """Whether a row can be fed several tokens in a step."""
 
     def decode(
-        self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]] = ()
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: KVCache,
+        before: Sequence[Sequence[int]] = (),
+        newest: Newest | None = None,
+        idle: Sequence[int] = (),
     ) -> torch.Tensor:
         """(rows, vocabulary) logits after feeding each row of `slots` its newest token at its position. The step counts
         once `slots.end_step()` is called: until then it can be done again.
 
-        before: what each row is fed before that, where the runner `takes_several`.
+        before: what each row is fed before that, where the runner `takes_several`. newest: the tokens of those rows
+        whose token here is negative; idle: rows that are not fed. Neither goes with `before`, and both are for a cache
+        in an arena alone.
         """
 
 

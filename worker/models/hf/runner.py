@@ -12,7 +12,7 @@ from worker.models.kv_cache import KVCache
 from worker.models.kv_pools import KVPools
 from worker.models.kv_widths import POOLS, token_bytes
 from worker.models.pixel_values import pixel_values
-from worker.models.runner import Features, PrefillChunk, Runner, placed
+from worker.models.runner import Features, Newest, PrefillChunk, Runner, placed
 from worker.prompt.types import MediaItem
 
 
@@ -146,6 +146,8 @@ class HfRunner:
         positions: list[int],
         slots: KVCache,
         before: Sequence[Sequence[int]] = (),  # noqa: ARG002  # one token a step
+        newest: Newest | None = None,  # noqa: ARG002  # none runs ahead of what is read
+        idle: Sequence[int] = (),  # noqa: ARG002
     ) -> torch.Tensor:
         device = self._device
         assert isinstance(slots, KVPools)

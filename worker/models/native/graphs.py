@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worker.models.kv_arena import uploaded
+from worker.models.runner import Newest
 
 log = logging.getLogger(__name__)
 FED = 5  # numbers of a row: token, position, where its keys and values go, where it begins, how long it is with them
@@ -104,9 +105,9 @@ class StepGraphs:
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor | None:
-        """(rows, vocabulary) by a replay, valid until the next one, from the FED numbers of each; None where the step
-        is to be done eagerly, and will be recorded."""
+    def logits(self, rows: Sequence[Sequence[int]], newest: Newest | None = None) -> Tensor | None:
+        """(rows, vocabulary) by a replay, valid until the next one, from the FED numbers of each and the tokens that
+        only the device has; None where the step is to be done eagerly, and will be recorded."""
         count, longest = len(rows), max(row[-1] for row in rows)
         key = self._key(count, longest)
         if self._is_off or count > self._max_rows:
@@ -118,6 +119,8 @@ class StepGraphs:
             return None
         graph = self._graphs[serving]
         graph.fed.copy_(uploaded(fed_numbers(rows, serving[0]), self._device), non_blocking=True)
+        if newest is not None:
+            feed_newest(graph.fed, newest)
         graph.recorded.replay()
         return graph.logits[:count]
 
@@ -166,3 +169,10 @@ def fed_numbers(rows: Sequence[Sequence[int]], num_rows: int) -> Tensor:
     the cache, which is nobody's, and read it."""
     nobody = [0] * (FED - 1) + [1]
     return torch.tensor([*rows, *[nobody] * (num_rows + 1 - len(rows))]).T.contiguous()
+
+
+def feed_newest(fed: Tensor, newest: Newest) -> None:
+    """Where a row's token is negative, put the one that the device has."""
+    tokens = fed[0, : len(newest.rows)]
+    rows = uploaded(torch.tensor(newest.rows), fed.device)
+    torch.where(tokens < 0, newest.tokens[rows], tokens, out=tokens)

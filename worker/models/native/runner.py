@@ -17,7 +17,7 @@ from worker.models.native.shapes import read
 from worker.models.native.stepping import ArenaSteps, PooledSteps, Stepping
 from worker.models.native.text import TextModel
 from worker.models.pixel_values import pixel_values
-from worker.models.runner import Features, PrefillChunk
+from worker.models.runner import Features, Newest, PrefillChunk
 from worker.models.varlen import Varlen
 from worker.prompt.patches import Patches
 from worker.prompt.types import MediaItem
@@ -111,11 +111,17 @@ class NativeRunner:
 
     @torch.inference_mode()
     def decode(
-        self, tokens: list[int], positions: list[int], slots: KVCache, before: Sequence[Sequence[int]] = ()
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: KVCache,
+        before: Sequence[Sequence[int]] = (),
+        newest: Newest | None = None,
+        idle: Sequence[int] = (),
     ) -> Tensor:
         if self.packing is not None:
             self.packing.saw(len(tokens))
-        return self.steps.decode(tokens, positions, slots, before)
+        return self.steps.decode(tokens, positions, slots, before, newest, idle)
 
 
 def in_passes(patches: Sequence[Patches], most: int) -> Iterator[list[Patches]]:

@@ -14,10 +14,10 @@ from worker.models.kv_cache import KVCache
 from worker.models.kv_pools import KVPools
 from worker.models.kv_widths import ARENA, POOLS, KVLayout
 from worker.models.native.attention import causal_attention, causal_mask
-from worker.models.native.graphs import Recorder, StepGraphs
+from worker.models.native.graphs import Recorder, StepGraphs, fed_numbers, feed_newest
 from worker.models.native.layers import NativePrefillCache
 from worker.models.native.text import Attend, TextModel
-from worker.models.runner import PrefillChunk, placed
+from worker.models.runner import Newest, PrefillChunk, placed
 from worker.models.varlen import Varlen
 
 
@@ -35,7 +35,13 @@ class Stepping(Protocol):
     def prefill(self, chunks: Sequence[PrefillChunk]) -> Tensor: ...
 
     def decode(
-        self, tokens: list[int], positions: list[int], cache: KVCache, before: Sequence[Sequence[int]]
+        self,
+        tokens: list[int],
+        positions: list[int],
+        cache: KVCache,
+        before: Sequence[Sequence[int]],
+        newest: Newest | None,
+        idle: Sequence[int],
     ) -> Tensor: ...
 
 
@@ -110,11 +116,17 @@ class PooledSteps:
         return attend
 
     def decode(
-        self, tokens: list[int], positions: list[int], cache: KVCache, before: Sequence[Sequence[int]]
+        self,
+        tokens: list[int],
+        positions: list[int],
+        cache: KVCache,
+        before: Sequence[Sequence[int]],
+        newest: Newest | None,
+        idle: Sequence[int],
     ) -> Tensor:
         """The newest token of each row, and behind all of these what the rows are fed before them, row by row: no
         padding, and the head sees the newest only."""
-        assert isinstance(cache, KVPools)
+        assert isinstance(cache, KVPools) and newest is None and not idle
         if any(before):
             cache.lay_out_after([len(part) for part in before])
             earlier = [
@@ -173,19 +185,33 @@ class ArenaSteps:
         return logits
 
     def decode(
-        self, tokens: list[int], positions: list[int], cache: KVCache, before: Sequence[Sequence[int]]
+        self,
+        tokens: list[int],
+        positions: list[int],
+        cache: KVCache,
+        before: Sequence[Sequence[int]],
+        newest: Newest | None,
+        idle: Sequence[int],
     ) -> Tensor:
         assert isinstance(cache, KVArena)
-        parts = cache.parts([1 + len(part) for part in before] if any(before) else [1] * len(tokens))
+        counts = [1 + len(part) for part in before] if any(before) else [1] * len(tokens)
+        for row in idle:
+            counts[row] = 0
+        parts = cache.parts(counts)
         if any(before):
+            assert newest is None and not idle
             return self._step_of_several(tokens, positions, parts, before, cache)
         numbers = [
             (token, position, part.place.start + part.length, part.place.start, part.length + 1)
             for token, position, part in zip(tokens, positions, parts, strict=True)
         ]
-        if self.graphs is not None and cache is self._arena and (said := self.graphs.logits(numbers)) is not None:
-            return said
-        fed = uploaded(torch.tensor([*numbers, (0,) * len(numbers[0])]).T.contiguous(), self._device)
+        if self.graphs is not None and cache is self._arena:
+            said = self.graphs.logits(numbers, newest)
+            if said is not None:
+                return said
+        fed = uploaded(fed_numbers(numbers, len(numbers)), self._device)
+        if newest is not None:
+            feed_newest(fed, newest)
         return self._step(fed, max(number[-1] for number in numbers), cache)
 
     def _step(self, fed: Tensor, longest: int, arena: KVArena | None = None) -> Tensor:

@@ -1,0 +1,171 @@
+"""Decode steps of the running answers, one ahead of what has been read where the device works by itself.
+
+The next step takes its tokens from the device, and is launched before the last one's have come back: the host chooses,
+detokenises and sends while the device computes. An answer that has ended took part in one step too many, which is
+dropped. Where a next token depends on the last one's text or count (a grammar, penalties, a budget of thinking), the
+steps of all are read one by one.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from worker.engine.caches import EngineCaches
+from worker.engine.event_bridge import woken_together
+from worker.engine.logits_step import Launched, LogitsStep
+from worker.engine.masks import MaskWorker
+from worker.engine.recovery import Failure, Group, Recovery, contained
+from worker.engine.sampling import Row
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Sequence as Answer
+from worker.models.runner import Newest, Runner
+
+log = logging.getLogger(__name__)
+ON_DEVICE = -1  # a token that only the device has
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Under way. places: the number of each answer that took part, by identity; at_most: tokens that each may take."""
+
+    answers: list[Answer]
+    places: dict[int, int]
+    launched: Launched
+    at_most: int
+
+
+class DecodeSteps:
+    """Of one engine. forget: told of a prompt that makes room for others. runs_ahead: whether the device works while
+    the host reads; None: as the device is."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler[Answer],
+        caches: EngineCaches,
+        recovery: Recovery,
+        forget: Callable[[Group], None],
+        *,
+        runs_ahead: bool | None = None,
+    ) -> None:
+        self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
+        self._forget = forget
+        self._runs_ahead = caches.device.type == "cuda" if runs_ahead is None else runs_ahead
+        self._masks = MaskWorker()
+        self._logits_step = LogitsStep()
+        self._ahead: _Step | None = None
+        self.num_ahead = 0  # steps launched before the last one was read
+
+    def close(self) -> None:
+        self._ahead = None
+        self._masks.close()
+
+    def step(self, at_most: int) -> None:
+        """Launch a step of all running answers, and read the one before; where none runs ahead, that very one. at_most:
+        tokens that a row may be fed with the next one."""
+        running = self._scheduler.running
+        if not self._can_run_ahead:
+            self._catch_up()
+        self._make_room()
+        unread, self._ahead = [self._ahead] if self._ahead else [], None
+        counts = self._counts(running, unread)
+        if any(counts):
+            with contained(partial(self._step_failed, unread)):
+                self._ahead = self._launched(counts, unread[0] if unread else None, at_most)
+        self._read_all(unread)
+        if self._ahead is not None and all(answer.is_over for answer in self._ahead.answers):
+            self._ahead = None
+        if self._ahead is not None and not self._can_run_ahead:
+            unread, self._ahead = [self._ahead], None
+            self._read_all(unread)
+
+    @property
+    def _can_run_ahead(self) -> bool:
+        return self._runs_ahead and all(answer.sampler.is_free for answer in self._scheduler.running)
+
+    def _catch_up(self) -> None:
+        """Read what has been launched, and free the rows of what ends with it."""
+        if self._ahead is not None:
+            unread, self._ahead = [self._ahead], None
+            self._read_all(unread)
+            self._scheduler.drop_over()
+
+    def _counts(self, running: Sequence[Answer], unread: Sequence[_Step]) -> list[int]:
+        """Tokens that each row is fed: none where the one that is not read yet is the last that it may have."""
+        late = unread[0].places if unread else {}
+        return [
+            answer.num_fresh if id(answer) not in late else int(len(answer.tokens) + 1 < answer.request.max_tokens)
+            for answer in running
+        ]
+
+    def _launched(self, counts: list[int], before: _Step | None, at_most: int) -> _Step:
+        answers = list(self._scheduler.running)
+        places = before.places if before is not None else {}
+        late = [int(id(answer) in places) for answer in answers]
+        newest = None
+        if before is not None and any(late):
+            newest = Newest(before.launched.tokens, [places.get(id(answer), 0) for answer in answers])
+            self.num_ahead += 1
+        samplers = [answer.sampler for answer in answers]
+        with self._masks.preparing(samplers):
+            logits = self._runner.decode(
+                [ON_DEVICE if is_late else answer.tokens[-1] for answer, is_late in zip(answers, late, strict=True)],
+                [answer.next_position + is_late for answer, is_late in zip(answers, late, strict=True)],
+                self._caches.kv,
+                [answer.tokens[-answer.num_fresh : -1] for answer in answers] if newest is None else (),
+                newest,
+                [row for row, count in enumerate(counts) if not count],
+            )
+        launched = self._logits_step.launch(logits, samplers, late)
+        self._caches.kv.end_step()
+        took_part = {id(answer): row for row, answer in enumerate(answers) if counts[row]}
+        return _Step(answers, took_part, launched, at_most)
+
+    def _step_failed(self, unread: list[_Step], failure: Failure) -> None:
+        """What the step before said is not lost: it is read first."""
+        self._read_all(unread)
+        self._recovery.step_failed(failure)
+
+    def _read_all(self, unread: list[_Step]) -> None:
+        while unread:
+            self._read(unread.pop())
+
+    def _read(self, step: _Step) -> None:
+        rows: list[Row] = []
+        with contained(self._recovery.step_failed):
+            rows = step.launched.rows()
+        with woken_together():
+            for answer, row in zip(step.answers, rows, strict=False):  # no rows where the step failed
+                # Cancelled, or ended, or another answer to the same prompt has just failed.
+                if id(answer) in step.places and not answer.is_over:
+                    take(answer, row, self._recovery, step.at_most)
+
+    def _make_room(self) -> None:
+        """Where the cache has no room for a step the youngest waits, with the tokens that it has: nobody fails."""
+        scheduler = self._scheduler
+        running = scheduler.running
+        while len(running) + len(scheduler.prefilling) > 1:
+            if self._caches.kv.make_room(self._counts(running, [self._ahead] if self._ahead else [])):
+                return
+            if self._ahead is not None:
+                self._catch_up()
+                continue
+            log.info("no room for the next step of %d answers: the youngest goes on later", len(running))
+            prompt = max(scheduler.prefilling, key=_came_at, default=None)
+            answer = max(running, key=lambda answer: answer.request.came_at, default=None)
+            if prompt is not None and (answer is None or _came_at(prompt) >= answer.request.came_at):
+                self._forget(prompt)
+                self._recovery.put_off(prompt)
+            elif answer is not None:
+                self._recovery.send_back(answer)
+
+
+def _came_at(group: Group) -> float:
+    return group.sequences[0].request.came_at
+
+
+def take(answer: Answer, row: Row, recovery: Recovery, at_most: int = 1) -> None:
+    """Choose an answer's next token, and those that follow from it; what fails in that is its request's own."""
+    with contained(partial(recovery.token_failed, answer.request)):
+        answer.take(row, at_most)
