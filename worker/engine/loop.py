@@ -14,6 +14,7 @@ from typing import Protocol
 
 from worker.core.engine_protocol import EngineState
 from worker.core.errors import EngineStopped, QueueFull
+from worker.core.interpreter import wait_little_for_the_lock
 from worker.core.memory import trim
 from worker.engine.recovery import Group, Recovery, contained, last_border
 from worker.engine.scheduler import Scheduler
@@ -148,6 +149,7 @@ class EngineLoop:
         self._end_overdue()
 
     def _run(self) -> None:
+        wait_little_for_the_lock()
         try:
             with last_border(self._die):
                 while not self._is_closing:
