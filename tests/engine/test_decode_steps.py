@@ -16,8 +16,14 @@ from worker.core.contract import Done, Piece
 from worker.core.errors import WorkerError
 from worker.core.sampling import Constraint
 from worker.core.settings import Settings
+from worker.engine.caches import EngineCaches
 from worker.engine.continuous_batch import ContinuousBatch
+from worker.engine.decode_steps import DecodeSteps
 from worker.engine.engine import Engine, continuous_engine
+from worker.engine.prefix_cache import FeatureCache
+from worker.engine.recovery import Recovery
+from worker.engine.scheduler import Scheduler
+from worker.models.kv_pools import KVPools
 from worker.models.loading import LoadedModel
 
 SETTINGS = Settings(device="cpu", model_code="native", max_num_seqs=12)
@@ -92,6 +98,20 @@ def test_tokens_are_the_same_and_most_steps_run_ahead(engines: tuple[Engine, Eng
     assert together(ahead, FREE) == together(by_one, FREE)
     assert num_ahead(ahead) > 30
     assert num_ahead(by_one) == 0
+
+
+@pytest.mark.parametrize(("device", "is_arena", "expected"), [
+    ("cuda", True, True), ("cuda", False, False), ("cpu", True, False), ("cpu", False, False),
+])  # fmt: skip
+def test_steps_run_ahead_on_a_gpu_with_an_arena_alone(
+    model: LoadedModel, device: str, is_arena: bool, expected: bool
+) -> None:
+    """Transformers' forward takes its tokens from the host, on a GPU as well."""
+    kv = model.runner.kv_cache(2**20) if is_arena else KVPools(0, 1, torch.device("cpu"), torch.float32, lambda _: None)
+    caches = EngineCaches(kv, FeatureCache(0), None, torch.device(device))
+    scheduler: Any = Scheduler(kv, 4, 2**20, 1)
+    steps = DecodeSteps(model.runner, scheduler, caches, Recovery(scheduler, caches), lambda _: None)
+    assert steps._can_run_ahead is expected
 
 
 def test_beside_rows_that_wait_for_their_last_token_all_do(engines: tuple[Engine, Engine]) -> None:

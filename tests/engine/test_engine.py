@@ -407,6 +407,15 @@ def test_several_answers_share_one_prefill_and_differ(serve: Serve) -> None:
     assert texts[0] == text_and_end(engine, ask("What is in the picture?", picture(3), **sampling))[0]
 
 
+def test_the_first_tokens_of_several_answers_are_drawn_each_by_its_own_chance(serve: Serve) -> None:
+    engine, _ = counting(serve)
+    shown = ask("What is in the picture?", picture(3), n=8, temperature=3.0, seed=7, max_tokens=1, logprobs=0)
+    *pieces, _ = asyncio.run(events(engine, shown))
+    first = {p.index: p.logprobs[0].chosen.bytes for p in pieces if isinstance(p, Piece)}
+    assert len(first) == 8
+    assert len(set(first.values())) > 3
+
+
 def test_a_picture_and_a_beginning_seen_before_are_not_computed_again(serve: Serve) -> None:
     engine, runner = counting(serve)
     for question in ("What is in the picture?", "How many objects are there?"):

@@ -162,13 +162,14 @@ class ContinuousBatch:
         """First tokens from a whole prefill, and rows for the answers that go on."""
         assert prefill.logits is not None
         length = group.num_prompt_tokens + len(group.sequences[0].tokens)
-        (row,) = LogitsStep()(prefill.logits[None], [group.sequences[0].sampler])
-        if row.is_finite:
+        samplers = [sequence.sampler for sequence in group.sequences]
+        rows = LogitsStep()(prefill.logits.expand(len(samplers), -1), samplers)
+        if rows[0].is_finite:
             prefill.keep()
         else:  # what it was computed from may be kept already
             self._caches.release()
         at_most = self._tokens_at_once(len(self._scheduler.running) + len(group.sequences))
-        for sequence in group.sequences:
+        for sequence, row in zip(group.sequences, rows, strict=True):
             sequence.take(row, at_most)
             if not sequence.is_over:
                 self._scheduler.begin(sequence, self._caches.kv.join(prefill.cache, length, group.num_positions))

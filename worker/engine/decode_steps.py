@@ -19,6 +19,7 @@ from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence as Answer
+from worker.models.kv_widths import ARENA
 from worker.models.runner import Newest, Runner
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class _Step:
 
 class DecodeSteps:
     """Of one engine. forget: told of a prompt that makes room for others. runs_ahead: whether the device works while
-    the host reads; None: as the device is."""
+    the host reads; None: as the device is. Rows of pools are read one by one."""
 
     def __init__(
         self,
@@ -51,7 +52,8 @@ class DecodeSteps:
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._forget = forget
-        self._runs_ahead = caches.device.type == "cuda" if runs_ahead is None else runs_ahead
+        works_by_itself = caches.device.type == "cuda" and caches.kv.layout is ARENA
+        self._runs_ahead = works_by_itself if runs_ahead is None else runs_ahead
         self._masks = MaskWorker()
         self._logits_step = LogitsStep()
         self._ahead: _Step | None = None
