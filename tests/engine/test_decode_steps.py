@@ -122,7 +122,9 @@ def test_beside_rows_that_wait_for_their_last_token_all_do(engines: tuple[Engine
         assert num_ahead(ahead) == before
     mixed = [*FREE[:6], *HELD, *FREE[8:12]]
     assert together(ahead, mixed) == together(by_one, mixed)
-    assert num_ahead(ahead) > 0
+    before = num_ahead(ahead)
+    together(ahead, FREE[8:10])
+    assert num_ahead(ahead) > before + 20
 
 
 def test_who_leaves_takes_nobody_along(engines: tuple[Engine, Engine]) -> None:
