@@ -52,6 +52,8 @@ def _served(
     room = "24000" if bench.is_gpu else "64"
     made = settings({"MAX_NUM_SEQS": str(rows), "MAX_QUEUE": "4000", "PREFIX_CACHE_MIB": "0", "KV_CACHE_MIB": room})
     served = continuous_engine(loaded(bench.model.runner, bench.device), made)
+    while served.parts.batch.rest():  # all that is recorded while nobody waits, before its own thread does
+        pass
     served.start()
     ends: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
     gaps: list[float] = []
@@ -68,8 +70,6 @@ def _served(
 
     thread = threading.Thread(target=busy)
     try:
-        while served.parts.batch.rest():  # all that is recorded while nobody waits
-            pass
         if beside is not None:
             thread.start()
         begin, total = time.perf_counter(), 0

@@ -298,6 +298,34 @@ def test_what_answers_have_said_is_counted_while_rows_come_and_go() -> None:
             made.accept(said[-1])
 
 
+def test_what_an_answer_said_is_counted_after_it_began_again() -> None:
+    """Its first token then is drawn by a step of its own, which counts for itself."""
+    step, rule = LogitsStep(), ResolvedSampling(0, frequency_penalty=1.0)
+    made = sampler(rule)
+    step(LOGITS[None], [made])
+    for _ in range(3):
+        made.accept(3)
+    assert only_row(LOGITS, made).adjusted[3] == LOGITS[3] - 3
+    made.accept(3)
+    assert step(LOGITS[None], [made])[0].adjusted[3] == LOGITS[3] - 4
+    made.accept(3)
+    assert step(LOGITS[None], [made])[0].adjusted[3] == LOGITS[3] - 5
+
+
+def test_equal_logits_are_drawn_alike_beside_rows_of_other_rules() -> None:
+    """In 16 bits many logits are equal: which of them are looked at, and in which order, is the row's own."""
+    rule, other = ResolvedSampling(1.0, top_k=20, seed=4), ResolvedSampling(1.0, top_p=0.9, seed=5)
+    rows = torch.randn(60, 20_000, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    alone, crowded = sampler(rule), sampler(rule)
+    for row in rows:
+        beside = LogitsStep()(torch.stack([row.flip(0), row]), [sampler(other), crowded])
+        token = only_row(row, alone).token
+        assert beside[1].token == token
+        assert token is not None
+        for each in (alone, crowded):
+            each.accept(token)
+
+
 def test_log_probabilities_of_rows_that_want_them_come_with_the_tokens() -> None:
     rows = [LOGITS, LOGITS * 2, LOGITS.flip(0)]
     wants = (3, None, 1)

@@ -187,6 +187,8 @@ def test_a_gpu_with_more_memory_decodes_more_at_once_and_keeps_more(
     sizes = sizes_on_gpu(Settings(), free_gib * 1024 * MIB, 147_456, ARENA)
     assert (sizes.max_num_seqs, sizes.prefix_cache_mib, sizes.feature_cache_mib) == (rows, prefixes, features)
     assert sizes.concurrency == 3 * rows
+    both = sizes_on_gpu(Settings(kv_cache_mib=20_000), 2**36, 320 * 1024, ARENA, num_devices=2)
+    assert (both.max_num_seqs, both.room) == (24, 20_000 * MIB)
     given = Settings(max_num_seqs=5, prefix_cache_mib=0, feature_cache_mib=7, kv_cache_mib=100)
     sizes = sizes_on_gpu(given, free_gib * 1024 * MIB, 147_456, ARENA)
     assert sizes == sizes.under(given) == Sizes(5, 0, 7, 100 * MIB)

@@ -127,6 +127,28 @@ def test_nothing_is_reserved_for_tokens_that_are_never_made() -> None:
     assert cache.num_bytes <= 4 * rounded(100 + HEADROOM) * SHAPE.bytes_per_token
 
 
+def test_an_answer_never_has_more_than_it_may_become() -> None:
+    cache = arena(16_384)
+    joined(cache, 10_000, 1.0, 10_300)
+    for _ in range(3):
+        assert cache.make_room([100])
+        step(cache, [100], [1.0])
+    assert cache.num_bytes == rounded(10_300) * SHAPE.bytes_per_token
+
+
+def test_moving_needs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all memory is taken, pieces are still copied onto themselves."""
+    cache = arena(1984)
+    for value, length in ((1.0, 200), (2.0, 500), (3.0, 300)):
+        joined(cache, length, value, length + 600)
+    cache.leave(0)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda _: pytest.fail("memory for a copy"))
+    where = [part.place.start for part in cache.parts([1, 1])]
+    assert cache.make_room([500, 300])
+    assert step(cache, [500, 300], [3.0, 2.0]) == pytest.approx([3.0, 2.0], rel=1e-4)
+    assert [part.place.start for part in cache.parts([1, 1])] != where
+
+
 def test_a_prompt_is_computed_where_its_answer_goes_on_and_other_answers_have_copies() -> None:
     cache = arena(4000)
     prompt = cache.prefill_cache(100, 500)

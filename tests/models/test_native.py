@@ -33,10 +33,11 @@ from worker.models.loading import LoadedModel, load
 from worker.models.native import linear
 from worker.models.native.attention import causal_attention, causal_mask
 from worker.models.native.layers import Tensors
-from worker.models.native.runner import NativeRunner
+from worker.models.native.runner import NativeRunner, in_passes
 from worker.models.native.shapes import why_not
 from worker.models.runner import PrefillChunk, Runner, prefilled
 from worker.prompt.builder import PromptBuilder
+from worker.prompt.patches import Patches
 from worker.prompt.positions import positions
 
 ROOT = Path(__file__).parents[2]
@@ -671,3 +672,18 @@ def test_a_chunk_sees_its_past_and_itself_up_to_each_token(
     found = causal_attention(query, keys, values, 0.3, causal_mask(count, past, query.device))
     assert found.dtype == dtype
     assert (found.double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.03)
+
+
+def test_passes_of_the_vision_tower_are_bounded_and_show_every_frame_once() -> None:
+    """Whatever comes before: a frame that is larger than a pass is one by itself."""
+    grids = [(1, 160, 120), (1, 100, 100), (3, 40, 40), (2, 160, 120), (9, 40, 40), (1, 2, 2)]
+    shown = [Patches(torch.full((t * h * w, 1), index), (t, h, w), 1) for index, (t, h, w) in enumerate(grids)]
+    passes = list(in_passes(shown, 16_384))
+    sizes = [sum(len(each.pixels) for each in group) for group in passes]
+    assert all(
+        size <= 16_384 or (len(group) == 1 and group[0].grid[0] == 1) for size, group in zip(sizes, passes, strict=True)
+    )
+    seen = torch.cat([each.pixels for group in passes for each in group])
+    assert torch.equal(seen, torch.cat([each.pixels for each in shown]))
+    assert all(len(each.pixels) == each.grid[0] * each.patches_a_frame for group in passes for each in group)
+    assert len(passes) <= 8

@@ -109,7 +109,9 @@ class ContinuousBatch:
         if prefill is None:
             request, tokens = group.sequences[0].request, group.sequences[0].tokens
             prefill = Prefill(request.prompt, tokens, group.num_positions, self._caches)
-            request.num_cached, group.num_left = prefill.reused, prefill.left
+            group.num_left = prefill.left
+            if not request.has_begun:  # what it finds of its own when it begins again was computed for it
+                request.num_cached = prefill.reused
             request.has_begun = True
             self._prefills[group] = prefill
         return prefill

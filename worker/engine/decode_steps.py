@@ -69,7 +69,8 @@ class DecodeSteps:
         running = self._scheduler.running
         if not self._can_run_ahead:
             self._catch_up()
-        self._make_room()
+        with contained(self._room_failed):
+            self._make_room()
         unread, self._ahead = [self._ahead] if self._ahead else [], None
         counts = self._counts(running, unread)
         if any(counts):
@@ -135,13 +136,22 @@ class DecodeSteps:
 
     def _read(self, step: _Step) -> None:
         rows: list[Row] = []
-        with contained(self._recovery.step_failed):
+        with contained(self._read_failed):
             rows = step.launched.rows()
         with woken_together():
             for answer, row in zip(step.answers, rows, strict=False):  # no rows where the step failed
                 # Cancelled, or ended, or another answer to the same prompt has just failed.
                 if id(answer) in step.places and not answer.is_over:
                     take(answer, row, self._recovery, step.at_most)
+
+    def _room_failed(self, failure: Failure) -> None:
+        self._catch_up()
+        self._recovery.step_failed(failure)
+
+    def _read_failed(self, failure: Failure) -> None:
+        """What was launched behind it has nothing to follow."""
+        self._ahead = None
+        self._recovery.step_failed(failure)
 
     def _make_room(self) -> None:
         """Where the cache has no room for a step the youngest waits, with the tokens that it has: nobody fails."""

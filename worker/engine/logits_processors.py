@@ -40,6 +40,7 @@ class Penalties:
         self._rows = uploaded(torch.tensor(self._places), device)
         self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
         self.known = torch.zeros(shape if self._repeats else (0, 0), dtype=torch.bool, device=device)
+        self._num_counted = [0] * len(self._samplers)
         old = next((each for each in before if isinstance(each, Penalties)), None)
         self._fill(old)
 
@@ -54,28 +55,45 @@ class Penalties:
                 self.counts[to] = old.counts[fro]
                 if self._repeats:
                     self.known[to] = old.known[fro]
+                for row, before in kept:
+                    self._num_counted[row] = old._num_counted[before]
             else:
                 places = {}
+        fresh = [row for row, sampler in enumerate(self._samplers) if id(sampler) not in places]
+        self._count_all(fresh)
+        for row in fresh if self._repeats else ():
+            vocabulary = self.counts.shape[1]  # some models' picture tokens are beyond it, and never said
+            ids = self._samplers[row].prompt
+            self.known[row].index_fill_(0, uploaded(torch.from_numpy(ids[ids < vocabulary]), self._rows.device), True)
+
+    def _count_all(self, rows: Sequence[int]) -> None:
+        """Count all that the answers of these rows have said."""
         said: list[tuple[int, int, int]] = []
-        for row, sampler in enumerate(self._samplers):
-            if id(sampler) in places:
-                continue
+        for row in rows:
+            sampler = self._samplers[row]
             sampler.fresh.clear()
+            self._num_counted[row] = sampler.num_said
+            self.counts[row].zero_()
             said += [(row, token, count) for token, count in sampler.said.items()]
-            if self._repeats:
-                vocabulary = self.counts.shape[1]  # some models' picture tokens are beyond it, and never said
-                ids = sampler.prompt[sampler.prompt < vocabulary]
-                self.known[row].index_fill_(0, uploaded(torch.from_numpy(ids), self._rows.device), True)
         if said:
-            rows, tokens, counts = uploaded(torch.tensor(said), self._rows.device).T
-            self.counts.index_put_((rows, tokens), counts.int())
+            at, tokens, counts = uploaded(torch.tensor(said), self._rows.device).T
+            self.counts.index_put_((at, tokens), counts.int())
 
     def count_fresh(self) -> None:
-        """Count what was said since the last step."""
+        """Count what was said since the last step. An answer that began again in between was counted elsewhere: all of
+        it is counted anew."""
+        stale = [
+            row
+            for row, sampler in enumerate(self._samplers)
+            if self._num_counted[row] + len(sampler.fresh) != sampler.num_said
+        ]
+        if stale:
+            self._count_all(stale)
         fresh = [(row, token) for row, sampler in enumerate(self._samplers) for token in sampler.fresh]
         if not fresh:
             return
-        for sampler in self._samplers:
+        for row, sampler in enumerate(self._samplers):
+            self._num_counted[row] += len(sampler.fresh)
             sampler.fresh.clear()
         rows, tokens = uploaded(torch.tensor(fresh), self.counts.device).T
         one = torch.ones(1, dtype=torch.int32, device=self.counts.device)

@@ -51,7 +51,10 @@ class _Rows:
             if any(is_wanted(sampler) for sampler in samplers)
         ]
         drawing = [row for row, sampler in enumerate(samplers) if not sampler.resolved.is_greedy]
-        self._draw = _Draw(self._samplers, drawing, logits) if drawing else None
+        # How many tokens of a row are looked at depends on the row alone: among more, equal ones may lie otherwise.
+        short = [row for row in drawing if 0 < samplers[row].resolved.top_k <= SHORTLIST]
+        long = [row for row in drawing if row not in short]
+        self._draws = [_Draw(self._samplers, rows, logits) for rows in (short, long) if rows]
         self._named = [row for row, sampler in enumerate(samplers) if sampler.num_logprobs is not None]
         self._num_named = min(
             self._vocabulary, max((samplers[row].num_logprobs or 0 for row in self._named), default=0)
@@ -74,9 +77,9 @@ class _Rows:
         best, tokens = logits.max(-1)
         if adjusted is not logits:
             tokens = adjusted.argmax(-1)
-        is_known = None
-        if self._draw is not None:
-            tokens, is_known = self._draw(adjusted, tokens, late)
+        is_known: Tensor | None = None
+        for draw in self._draws:
+            tokens, is_known = draw(adjusted, tokens, is_known, late)
         parts = [tokens, best] if is_known is None else [tokens, best, is_known]
         if self._named_rows is not None:
             logprobs = torch.log_softmax(logits[self._named_rows], -1)
@@ -147,8 +150,10 @@ class _Draw:
         self._is_plain = (self._top_p >= 1) & (self._min_p <= 0)
         self._is_all_there = all(fits)
 
-    def __call__(self, adjusted: Tensor, greedy: Tensor, late: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(rows,) tokens, from those of greedy rows; and which are known, None for all."""
+    def __call__(
+        self, adjusted: Tensor, others: Tensor, is_known: Tensor | None, late: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(rows,) tokens, from those of other rows; and which are known, None for all."""
         said = [sampler.num_said + late[row] for row, sampler in zip(self._drawing, self._samplers, strict=True)]
         positions = np.array(said, np.uint64)
         uniform = uploaded(torch.from_numpy(uniforms(self._keys, positions)), adjusted.device)[:, None]
@@ -169,10 +174,11 @@ class _Draw:
         drawn = top.indices.gather(1, at)[:, 0]
         if self._are_all:
             return drawn, None if is_found is None else is_found[:, 0]
-        tokens = greedy.index_copy(0, self._places, drawn)
-        if is_found is None:
-            return tokens, None
-        return tokens, torch.ones_like(tokens).index_copy_(0, self._places, is_found[:, 0].long())
+        tokens = others.index_copy(0, self._places, drawn)
+        if is_found is not None:
+            known = torch.ones_like(tokens) if is_known is None else is_known
+            is_known = known.index_copy(0, self._places, is_found[:, 0].long())
+        return tokens, is_known
 
     def _total(self, part: Tensor, scaled: Tensor) -> Tensor:
         """The logarithm of the sum of all exponentials: of the `top_k` likeliest, or of the whole row."""

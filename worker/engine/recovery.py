@@ -144,9 +144,11 @@ class Recovery:
     def _take_back(self, row: int, failure: Failure) -> None:
         sequence = self._scheduler.running[row]
         self._scheduler.leave(row)
+        if sequence.is_over:
+            return
         if sequence.is_retried:
             sequence.request.fail(failure.for_caller())
-        elif not sequence.is_over:
+        else:
             sequence.is_retried = True
             self._scheduler.retry([PrefillGroup([sequence], must_be_alone=True)])
 

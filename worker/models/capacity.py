@@ -1,7 +1,7 @@
 """What memory holds: room for keys and values, and how long a prompt and its answer may be in it."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -69,8 +69,7 @@ def sizes_for(
         return sizes_on_cpu(settings, free_bytes(device) // 4)
     devices = [device] if num_devices == 1 else [torch.device("cuda", index) for index in range(num_devices)]
     free = min(int(torch.cuda.mem_get_info(each)[0]) for each in devices)
-    sizes = sizes_on_gpu(settings, free, bytes_per_token // num_devices, layout)
-    return replace(sizes, room=sizes.room * num_devices).under(settings)
+    return sizes_on_gpu(settings, free, bytes_per_token, layout, num_devices)
 
 
 _MORE_MEMORY = "Use a smaller model, QUANTIZATION or a larger GPU, or lower VISION_RESERVE_MIB or the caches"

@@ -20,8 +20,6 @@ from worker.models.kv_cache import NoRoom
 from worker.models.kv_places import Move, Place, Places
 from worker.models.kv_widths import ARENA, HEADROOM, UNIT, Wanted, rounded, token_bytes
 
-COPIED_AT_ONCE = 1024  # tokens, where a piece overlaps the place that it goes to
-
 
 @dataclass(frozen=True)
 class ArenaShape:
@@ -65,6 +63,7 @@ class Packed:
 class _Row:
     place: Place
     length: int
+    most: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +157,7 @@ class KVArena:
             place = self._taken(_first_size(length, most))
             source = prefilled.place.start
             self.store[:, place.start : place.start + length] = prefilled.arena.store[:, source : source + length]
-        self._rows.append(_Row(place, length))
+        self._rows.append(_Row(place, length, most))
         return len(self._rows) - 1
 
     def leave(self, row: int) -> int:
@@ -178,8 +177,8 @@ class KVArena:
         if needed <= row.place.size:
             return True
         self._free_dropped()
-        longer = min(self.max_tokens, needed + max(HEADROOM, row.length // 4))
-        for size in (longer, needed):
+        longer = min(self.max_tokens, row.most, needed + max(HEADROOM, row.length // 4))
+        for size in (max(needed, longer), needed):
             if self._places.grow(row.place, size):
                 return True
             if (place := self._places.take(size)) is not None:
@@ -214,14 +213,13 @@ class KVArena:
             self._copy(move)
 
     def _copy(self, move: Move) -> None:
-        """Where both overlap, in pieces with a copy of their own, those first that others are copied onto."""
-        overlaps = abs(move.target - move.source) < move.size
-        size = COPIED_AT_ONCE if overlaps else move.size
+        """Where both overlap, in pieces that do not, those first that others are copied onto: no memory is needed."""
+        size = min(move.size, abs(move.target - move.source))
         begins = range(0, move.size, size)
         for begin in begins if move.target < move.source else reversed(begins):
             count = min(size, move.size - begin)
             piece = self.store[:, move.source + begin : move.source + begin + count]
-            self.store[:, move.target + begin : move.target + begin + count] = piece.clone() if overlaps else piece
+            self.store[:, move.target + begin : move.target + begin + count] = piece
 
     def parts(self, counts: Sequence[int]) -> list[Part]:
         """The rows' part in a step that feeds each so many tokens; one that is fed none is fed one elsewhere. Raises

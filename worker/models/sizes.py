@@ -40,11 +40,11 @@ class Sizes:
         return JOBS_A_ROW * self.max_num_seqs
 
 
-def sizes_on_gpu(settings: Settings, free: int, bytes_per_token: int, layout: KVLayout) -> Sizes:
-    """By `free` bytes of a GPU with the weights on it."""
+def sizes_on_gpu(settings: Settings, free: int, bytes_per_token: int, layout: KVLayout, num_devices: int = 1) -> Sizes:
+    """By `free` bytes of a GPU with the weights on it, or of the fullest of several that share them."""
     usable = max(0, free - settings.vision_reserve_mib * MIB)
     sizes = Sizes(0, _share(usable, *PREFIX_CACHE), _share(usable, *FEATURE_CACHE), 0).under(settings)
-    room = max(0, usable - (sizes.prefix_cache_mib + sizes.feature_cache_mib) * MIB)
+    room = max(0, usable - (sizes.prefix_cache_mib + sizes.feature_cache_mib) * MIB) * num_devices
     room = replace(sizes, room=room).under(settings).room
     fitting = layout.at_once(ROW_TOKENS, room // bytes_per_token) // 8 * 8
     return replace(sizes, room=room, max_num_seqs=min(MOST_ROWS, max(ROWS_ON_CPU, fitting))).under(settings)

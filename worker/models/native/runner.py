@@ -131,7 +131,7 @@ def in_passes(patches: Sequence[Patches], most: int) -> Iterator[list[Patches]]:
     for each in patches:
         start, (frames, *_) = 0, each.grid
         while start < frames:
-            count = min(frames - start, left // each.patches_a_frame)
+            count = min(frames - start, max(0, left) // each.patches_a_frame)
             if not count and group:
                 yield group
                 group, left = [], most
