@@ -39,7 +39,12 @@ MARKS = {
         *("tests/models/test_published.py", "tests/models/test_capacity.py", "tests/models/test_packing.py"),
         *("tests/checkpoint/test_published_files.py", "tests/checkpoint/test_published_weights.py"),
         *("tests/engine/test_sampling.py", "tests/media/test_video.py", "tests/media/test_opener.py"),
-        *("tests/models/test_kv_pools.py", "tests/checkpoint/test_tokenizer.py", "tests/checkpoint/test_weights.py"),
+        *(
+            "tests/models/test_gpu_benchmark.py",
+            "tests/models/test_kv_pools.py",
+            "tests/checkpoint/test_tokenizer.py",
+            "tests/checkpoint/test_weights.py",
+        ),
         *("tests/prompt/test_patches.py", "tests/prompt/test_sizes.py", "tests/dialects/test_fuzz.py"),
     ),
 }
