@@ -325,7 +325,7 @@ def test_sampling_is_the_same_few_operations_for_any_number_of_rows_and_one_copy
         reads.append(numbers.shape)
         return lambda: np.ones(reads[-1])
 
-    monkeypatch.setattr(logits_step, "_downloading", downloading)
+    monkeypatch.setattr(logits_step, "downloading", downloading)
     samplers = [
         Sampler(SAMPLING[rules], torch.arange(40), (5,), num_logprobs=3 if index % 2 else None) for index in range(rows)
     ]

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from worker.core.sampling import Sampling
-from worker.engine import logits_step
+from worker.engine import logits_step, sampling
 from worker.engine.logits_step import LogitsStep
 from worker.engine.sampling import (
     ResolvedSampling,
@@ -229,7 +229,8 @@ def test_tokens_are_drawn_from_what_transformers_warpers_leave(
 ) -> None:
     """All rules at once, for 4,000 rows of a step, and where a step looks at the eight likeliest tokens only: those
     that fall elsewhere are drawn from the whole row."""
-    monkeypatch.setattr(logits_step, "SHORTLIST", min(64, looked_at))
+    for module in (logits_step, sampling):
+        monkeypatch.setattr(module, "SHORTLIST", min(64, looked_at))
     monkeypatch.setattr(logits_step, "LONGLIST", looked_at)
     logits = torch.randn(300, generator=torch.Generator().manual_seed(5)) * 1.5
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])

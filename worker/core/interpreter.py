@@ -3,9 +3,8 @@
 import ctypes
 import sys
 
-SWITCH_S = (
-    2e-5  # after which a thread that computes in Python gives way; Python's own 5 ms are for each of torch's calls
-)
+# After which a thread that computes in Python gives way. Python's own 5 ms would pass at each of torch's calls.
+SWITCH_S = 2e-5
 _PR_SET_TIMERSLACK = 29  # of Linux: how much later than asked a thread may be woken, 50 µs unless told otherwise
 
 

@@ -7,7 +7,7 @@ steps of all are read one by one.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,22 +66,20 @@ class DecodeSteps:
     def step(self, at_most: int) -> None:
         """Launch a step of all running answers, and read the one before; where none runs ahead, that very one. at_most:
         tokens that a row may be fed with the next one."""
-        running = self._scheduler.running
         if not self._can_run_ahead:
             self._catch_up()
-        with contained(self._room_failed):
+        launched: _Step | None = None
+        with contained(self._step_failed):
             self._make_room()
-        unread, self._ahead = [self._ahead] if self._ahead else [], None
-        counts = self._counts(running, unread)
+        counts = self._counts()
         if any(counts):
-            with contained(partial(self._step_failed, unread)):
-                self._ahead = self._launched(counts, unread[0] if unread else None, at_most)
-        self._read_all(unread)
-        if self._ahead is not None and all(answer.is_over for answer in self._ahead.answers):
-            self._ahead = None
-        if self._ahead is not None and not self._can_run_ahead:
-            unread, self._ahead = [self._ahead], None
-            self._read_all(unread)
+            with contained(self._step_failed):
+                launched = self._launched(counts, at_most)
+        # What was launched behind a step that could not be read has nothing to follow.
+        if self._read() and launched is not None and not all(answer.is_over for answer in launched.answers):
+            self._ahead = launched
+            if not self._can_run_ahead:
+                self._read()
 
     @property
     def _can_run_ahead(self) -> bool:
@@ -90,20 +88,19 @@ class DecodeSteps:
     def _catch_up(self) -> None:
         """Read what has been launched, and free the rows of what ends with it."""
         if self._ahead is not None:
-            unread, self._ahead = [self._ahead], None
-            self._read_all(unread)
+            self._read()
             self._scheduler.drop_over()
 
-    def _counts(self, running: Sequence[Answer], unread: Sequence[_Step]) -> list[int]:
+    def _counts(self) -> list[int]:
         """Tokens that each row is fed: none where the one that is not read yet is the last that it may have."""
-        late = unread[0].places if unread else {}
+        late = self._ahead.places if self._ahead is not None else {}
         return [
             answer.num_fresh if id(answer) not in late else int(len(answer.tokens) + 1 < answer.request.max_tokens)
-            for answer in running
+            for answer in self._scheduler.running
         ]
 
-    def _launched(self, counts: list[int], before: _Step | None, at_most: int) -> _Step:
-        answers = list(self._scheduler.running)
+    def _launched(self, counts: list[int], at_most: int) -> _Step:
+        answers, before = list(self._scheduler.running), self._ahead
         places = before.places if before is not None else {}
         late = [int(id(answer) in places) for answer in answers]
         newest = None
@@ -125,40 +122,32 @@ class DecodeSteps:
         took_part = {id(answer): row for row, answer in enumerate(answers) if counts[row]}
         return _Step(answers, took_part, launched, at_most)
 
-    def _step_failed(self, unread: list[_Step], failure: Failure) -> None:
+    def _step_failed(self, failure: Failure) -> None:
         """What the step before said is not lost: it is read first."""
-        self._read_all(unread)
+        self._read()
         self._recovery.step_failed(failure)
 
-    def _read_all(self, unread: list[_Step]) -> None:
-        while unread:
-            self._read(unread.pop())
-
-    def _read(self, step: _Step) -> None:
+    def _read(self) -> bool:
+        """Read the step under way, if any; whether that was possible."""
+        step, self._ahead = self._ahead, None
+        if step is None:
+            return True
         rows: list[Row] = []
-        with contained(self._read_failed):
+        with contained(self._recovery.step_failed):
             rows = step.launched.rows()
         with woken_together():
             for answer, row in zip(step.answers, rows, strict=False):  # no rows where the step failed
                 # Cancelled, or ended, or another answer to the same prompt has just failed.
                 if id(answer) in step.places and not answer.is_over:
                     take(answer, row, self._recovery, step.at_most)
-
-    def _room_failed(self, failure: Failure) -> None:
-        self._catch_up()
-        self._recovery.step_failed(failure)
-
-    def _read_failed(self, failure: Failure) -> None:
-        """What was launched behind it has nothing to follow."""
-        self._ahead = None
-        self._recovery.step_failed(failure)
+        return bool(rows)
 
     def _make_room(self) -> None:
         """Where the cache has no room for a step the youngest waits, with the tokens that it has: nobody fails."""
         scheduler = self._scheduler
         running = scheduler.running
         while len(running) + len(scheduler.prefilling) > 1:
-            if self._caches.kv.make_room(self._counts(running, [self._ahead] if self._ahead else [])):
+            if self._caches.kv.make_room(self._counts()):
                 return
             if self._ahead is not None:
                 self._catch_up()

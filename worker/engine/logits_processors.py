@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.sampling import Sampler
-from worker.models.kv_arena import uploaded
+from worker.models.transfer import uploaded
 
 
 class LogitsProcessor(Protocol):
@@ -40,6 +40,7 @@ class Penalties:
         self._rows = uploaded(torch.tensor(self._places), device)
         self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
         self.known = torch.zeros(shape if self._repeats else (0, 0), dtype=torch.bool, device=device)
+        self._one = torch.ones(1, dtype=torch.int32, device=device)
         self._num_counted = [0] * len(self._samplers)
         old = next((each for each in before if isinstance(each, Penalties)), None)
         self._fill(old)
@@ -96,8 +97,7 @@ class Penalties:
             self._num_counted[row] += len(sampler.fresh)
             sampler.fresh.clear()
         rows, tokens = uploaded(torch.tensor(fresh), self.counts.device).T
-        one = torch.ones(1, dtype=torch.int32, device=self.counts.device)
-        self.counts.index_put_((rows, tokens), one, accumulate=True)
+        self.counts.index_put_((rows, tokens), self._one, accumulate=True)
 
     def __call__(self, logits: Tensor) -> None:
         self.count_fresh()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from worker.engine.logits_processors import LOGITS_PROCESSORS, LogitsProcessor
-from worker.engine.sampling import SHORTLIST, Row, Sampler, uniforms
-from worker.models.kv_arena import uploaded
+from worker.engine.sampling import SHORTLIST, Row, Sampler, StepLogits, uniforms
+from worker.models.transfer import downloading, uploaded
 
 LONGLIST = 1024  # tokens that are looked at where some row may want any
 TINY = 5e-324  # as top_p: the likeliest token alone
@@ -50,11 +50,12 @@ class _Rows:
             for is_wanted, make in LOGITS_PROCESSORS
             if any(is_wanted(sampler) for sampler in samplers)
         ]
-        drawing = [row for row, sampler in enumerate(samplers) if not sampler.resolved.is_greedy]
         # How many tokens of a row are looked at depends on the row alone: among more, equal ones may lie otherwise.
-        short = [row for row in drawing if 0 < samplers[row].resolved.top_k <= SHORTLIST]
-        long = [row for row in drawing if row not in short]
-        self._draws = [_Draw(self._samplers, rows, logits) for rows in (short, long) if rows]
+        self._draws = [
+            _Draw(self._samplers, rows, logits, looked_at)
+            for looked_at, is_short in ((SHORTLIST, True), (LONGLIST, False))
+            if (rows := [row for row, sampler in enumerate(samplers) if _is_drawn(sampler, is_short=is_short)])
+        ]
         self._named = [row for row, sampler in enumerate(samplers) if sampler.num_logprobs is not None]
         self._num_named = min(
             self._vocabulary, max((samplers[row].num_logprobs or 0 for row in self._named), default=0)
@@ -86,11 +87,11 @@ class _Rows:
             top = logprobs.topk(self._num_named)
             chosen = logprobs.gather(1, tokens[self._named_rows, None])
             parts += [chosen.flatten(), top.values.flatten(), top.indices.flatten()]
-        read = _downloading(torch.cat([part.double() for part in parts]))
-        step = _Step(logits, adjusted)
+        read = downloading(torch.cat([part.double() for part in parts]))
+        step = StepLogits(logits, adjusted)
         return Launched(tokens, lambda: self._read(step, read(), has_unknown=is_known is not None))
 
-    def _read(self, step: "_Step", numbers: npt.NDArray[np.float64], *, has_unknown: bool) -> list[Row]:
+    def _read(self, step: StepLogits, numbers: npt.NDArray[np.float64], *, has_unknown: bool) -> list[Row]:
         """Rows of what was computed, which has come to the CPU in one piece."""
         count, named = len(self._samplers), len(self._named)
         tokens: list[int | None] = numbers[:count].astype(np.int64).tolist()
@@ -108,6 +109,10 @@ class _Rows:
         return [Row(step, row, tokens[row], is_finite[row], tops.get(row)) for row in range(count)]
 
 
+def _is_drawn(sampler: Sampler, *, is_short: bool) -> bool:
+    return not sampler.resolved.is_greedy and sampler.resolved.fits_shortlist == is_short
+
+
 @dataclass(frozen=True, eq=False)
 class Launched:
     """A step on its way. tokens: (rows,) int64 on the device; rows: waits for them."""
@@ -116,25 +121,17 @@ class Launched:
     rows: Callable[[], list[Row]]
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """See `sampling.StepLogits`."""
-
-    logits: Tensor
-    adjusted: Tensor
-
-
 class _Draw:
-    """Temperature, top-k, top-p and min-p of the rows that are not greedy, and a token of each."""
+    """Temperature, top-k, top-p and min-p of rows that are not greedy, and a token of each. looked_at: tokens of a row,
+    the likeliest."""
 
-    def __init__(self, samplers: Sequence[Sampler], drawing: Sequence[int], logits: Tensor) -> None:
+    def __init__(self, samplers: Sequence[Sampler], drawing: Sequence[int], logits: Tensor, looked_at: int) -> None:
         self._drawing, self._samplers = list(drawing), [samplers[row] for row in drawing]
         self._keys = np.array([sampler.key for sampler in self._samplers], np.uint64)
         self._places = uploaded(torch.tensor(drawing), logits.device)
         self._are_all = len(drawing) == len(samplers)
         vocabulary, rules = logits.shape[1], [sampler.resolved for sampler in self._samplers]
-        is_short = all(0 < rule.top_k <= SHORTLIST for rule in rules)
-        self._count = min(vocabulary, SHORTLIST if is_short else LONGLIST)
+        self._count = min(vocabulary, looked_at)
         # Rows whose `top_k` or vocabulary is within what is looked at; those with a larger `top_k` are never known.
         fits = [0 < rule.top_k <= self._count or self._count == vocabulary for rule in rules]
         is_known = [fit or not rule.top_k for rule, fit in zip(rules, fits, strict=True)]
@@ -160,17 +157,17 @@ class _Draw:
         part = adjusted if self._are_all else adjusted[self._places]
         top = part.topk(self._count, dim=-1)
         scaled = (top.values / self._temperature).masked_fill_(self._is_beyond, -torch.inf)
-        shares = scaled.softmax(-1) if self._is_all_there else (scaled - self._total(part, scaled)).exp()
-        heaps = shares.cumsum(-1)
-        is_out = self._left_out(shares, heaps)
-        # What is left are the first ones: their sum is the largest heap among them.
-        total = heaps[:, -1:] if is_out is None else heaps.masked_fill(is_out, 0).amax(-1, keepdim=True)
+        probabilities = scaled.softmax(-1) if self._is_all_there else (scaled - self._total(part, scaled)).exp()
+        cumulative = probabilities.cumsum(-1)
+        is_out = self._left_out(probabilities, cumulative)
+        # What is left are the first ones: their sum is the largest cumulative one among them.
+        total = cumulative[:, -1:] if is_out is None else cumulative.masked_fill(is_out, 0).amax(-1, keepdim=True)
         is_found = None
         if not self._is_all_there:
             ends_here = self._fits if is_out is None else self._fits | is_out[:, -1:]
             total = torch.where(ends_here, total, 1.0)
-            is_found = (ends_here | (self._is_plain & (heaps[:, -1:] > uniform))) & self._is_looked_at
-        at = (heaps <= uniform * total).sum(-1, keepdim=True).clamp_(max=self._count - 1)
+            is_found = (ends_here | (self._is_plain & (cumulative[:, -1:] > uniform))) & self._is_looked_at
+        at = (cumulative <= uniform * total).sum(-1, keepdim=True).clamp_(max=self._count - 1)
         drawn = top.indices.gather(1, at)[:, 0]
         if self._are_all:
             return drawn, None if is_found is None else is_found[:, 0]
@@ -185,28 +182,12 @@ class _Draw:
         whole = (part / self._temperature.float()).logsumexp(-1, keepdim=True).double()
         return torch.where(self._fits, scaled.logsumexp(-1, keepdim=True), whole)
 
-    def _left_out(self, shares: Tensor, heaps: Tensor) -> Tensor | None:
+    def _left_out(self, probabilities: Tensor, cumulative: Tensor) -> Tensor | None:
         """What top-p and min-p leave out; None where they leave nothing out."""
         is_out = None
         if self._has_top_p:
-            is_out = heaps - shares >= self._top_p
+            is_out = cumulative - probabilities >= self._top_p
         if self._has_min_p:
-            is_small = shares < self._min_p * shares[:, :1]
+            is_small = probabilities < self._min_p * probabilities[:, :1]
             is_out = is_small if is_out is None else is_out | is_small
         return is_out
-
-
-def _downloading(numbers: Tensor) -> Callable[[], npt.NDArray[np.float64]]:
-    """(numbers,) on the CPU, once the device has computed them; from a GPU into pinned memory, from now on."""
-    if numbers.device.type != "cuda":
-        return numbers.numpy
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    is_there.record(torch.cuda.current_stream(numbers.device))
-
-    def read() -> npt.NDArray[np.float64]:
-        is_there.synchronize()
-        return host.numpy()
-
-    return read

@@ -95,20 +95,22 @@ class Recovery:
             request.fail(failure.for_caller())
             return
         log.warning("no memory for a prompt: it is tried again alone")
-        running = self._scheduler.running
-        left = [sequence for sequence in group.sequences if not sequence.is_over and sequence not in running]
-        fresh = [sequence for sequence in left if not sequence.tokens]
-        again = [PrefillGroup([sequence], must_be_alone=True) for sequence in left if sequence.tokens]
+        begun, fresh = self._not_running(group)
+        again = [PrefillGroup([sequence], must_be_alone=True) for sequence in begun]
         self._scheduler.retry([*again, *([PrefillGroup(fresh, must_be_alone=True)] if fresh else [])])
 
     def put_off(self, group: Group) -> None:
         """Have a prompt begin again, before all others, once there is room; those of its answers that run go on."""
-        scheduler = self._scheduler
-        scheduler.prefilling.remove(group)
-        left = [each for each in group.sequences if not each.is_over and each not in scheduler.running]
-        fresh = [sequence for sequence in left if not sequence.tokens]
-        again = [PrefillGroup([sequence]) for sequence in left if sequence.tokens]
-        scheduler.retry([*([PrefillGroup(fresh, group.must_be_alone)] if fresh else []), *again])
+        self._scheduler.prefilling.remove(group)
+        begun, fresh = self._not_running(group)
+        again = [PrefillGroup([sequence]) for sequence in begun]
+        self._scheduler.retry([*([PrefillGroup(fresh, group.must_be_alone)] if fresh else []), *again])
+
+    def _not_running(self, group: Group) -> tuple[list[Sequence], list[Sequence]]:
+        """The answers to a prompt that are neither over nor decoded: those with tokens, and those without."""
+        running = self._scheduler.running
+        left = [sequence for sequence in group.sequences if not sequence.is_over and sequence not in running]
+        return [each for each in left if each.tokens], [each for each in left if not each.tokens]
 
     def send_back(self, sequence: Sequence) -> None:
         """Have an answer go on later, from the tokens that it has, to make room for others."""

@@ -10,7 +10,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,11 @@ class ResolvedSampling:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def fits_shortlist(self) -> bool:
+        """Whether one of the likeliest tokens is chosen, of no more than SHORTLIST."""
+        return 0 < self.top_k <= SHORTLIST
+
+    @property
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
@@ -73,15 +78,13 @@ def _given(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-class StepLogits(Protocol):
+@dataclass(frozen=True, eq=False)
+class StepLogits:
     """Of all rows of a step. logits: (rows, vocabulary) float32, the model's own. adjusted: after penalties, bias and
     bans, the same tensor where nothing changes them."""
 
-    @property
-    def logits(self) -> torch.Tensor: ...
-
-    @property
-    def adjusted(self) -> torch.Tensor: ...
+    logits: torch.Tensor
+    adjusted: torch.Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -141,7 +144,7 @@ class Sampler:
     def is_free(self) -> bool:
         """Whether a token can be drawn before the last one is known, but for the logits: by its number alone, from the
         tokens that a step looks at."""
-        is_drawn = self.resolved.is_greedy or 0 < self.resolved.top_k <= SHORTLIST
+        is_drawn = self.resolved.is_greedy or self.resolved.fits_shortlist
         return is_drawn and self.guide.is_free and not self.resolved.has_penalties and not self.may_be_kept_going
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 from worker.models.kv_cache import NoRoom
 from worker.models.kv_places import Move, Place, Places
 from worker.models.kv_widths import ARENA, HEADROOM, UNIT, Wanted, rounded, token_bytes
+from worker.models.transfer import uploaded
 
 
 @dataclass(frozen=True)
@@ -276,10 +277,3 @@ def packed(parts: Sequence[Part], device: torch.device) -> Packed:
     on_device = torch.split(small, [len(ends), len(starts), len(used)])
     longest = max(part.count for part in parts), max(used)
     return Packed(uploaded(columns, device), on_device[0], on_device[1], on_device[2], *longest)
-
-
-def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device. From pinned memory nobody waits for what a GPU has to do before."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

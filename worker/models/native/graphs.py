@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.models.kv_arena import uploaded
 from worker.models.runner import Newest
+from worker.models.transfer import uploaded
 
 log = logging.getLogger(__name__)
 FED = 5  # numbers of a row: token, position, where its keys and values go, where it begins, how long it is with them

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.models.kv_arena import ArenaShape, KVArena, Packed, Part, packed, uploaded
+from worker.models.kv_arena import ArenaShape, KVArena, Packed, Part, packed
 from worker.models.kv_cache import KVCache
 from worker.models.kv_pools import KVPools
 from worker.models.kv_widths import ARENA, POOLS, KVLayout
@@ -18,6 +18,7 @@ from worker.models.native.graphs import Recorder, StepGraphs, fed_numbers, feed_
 from worker.models.native.layers import NativePrefillCache
 from worker.models.native.text import Attend, TextModel
 from worker.models.runner import Newest, PrefillChunk, placed
+from worker.models.transfer import uploaded
 from worker.models.varlen import Varlen
 
 
