@@ -18,7 +18,7 @@ from worker.engine.sampling import ResolvedSampling, Sampler
 from worker.models.kv_arena import KVArena
 from worker.models.native.graphs import fed_numbers
 from worker.models.runner import prefilled
-from worker.models.varlen import TEXT_MODES, TOWER_MODES, is_right, plain
+from worker.models.varlen import TEXT_MODES, TOWER_MODES, Lengths, is_right, plain
 
 ROWS = (1, 8, 32, 64)
 CONTEXTS = (1024, 8192)
@@ -41,7 +41,8 @@ def choices(bench: Bench) -> JsonObject:
         keys = torch.zeros(8 * width, 8, 128, device=bench.device, dtype=dtype)
         ends = torch.arange(9, dtype=torch.int32, device=bench.device)
         used = torch.full((8,), width, dtype=torch.int32, device=bench.device)
-        return bench.kernel(query, keys, keys, ends, ends * width, used, 1, width, scale=0.1, is_causal=True)
+        lengths = Lengths(ends, ends * width, used, 1, width)
+        return bench.kernel(query, keys, keys, lengths, scale=0.1, is_causal=True)
 
     ways: list[tuple[str, Callable[[int], object], bool]] = [
         ("with a mask, cuDNN allowed", masked, True),

@@ -73,8 +73,10 @@ def arena(lengths: list[int], more: int) -> tuple[float, int]:
         layout = packed(cache.parts([1] * len(lengths)), CPU)
         cache.write(0, layout.columns, fresh)
         keys, values = cache.keys(0), cache.values(0)
+        assert layout.lengths.used is not None
+        starts, used_tokens = layout.lengths.starts.tolist(), layout.lengths.used.tolist()
         mixed = []
-        for row, (start, used) in enumerate(zip(layout.starts.tolist(), layout.used.tolist(), strict=False)):
+        for row, (start, used) in enumerate(zip(starts, used_tokens, strict=False)):
             block = query[row].view(1, KV_HEADS, HEADS // KV_HEADS, DIM)
             known, said = (part[start : start + used].transpose(0, 1)[None] for part in (keys, values))
             mixed.append(functional.scaled_dot_product_attention(block, known, said))

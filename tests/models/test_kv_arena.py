@@ -2,6 +2,8 @@
 
 import gc
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +40,8 @@ def step(cache: KVArena, counts: list[int], values: list[float]) -> list[float]:
         both = (fresh + layer)[:, None, None, None].expand(-1, 2, SHAPE.kv_heads, SHAPE.head_dim)
         cache.write(layer, layout.columns, both)
         query = torch.zeros(len(fresh), 4, SHAPE.head_dim)  # weighs all alike
-        ends = layout.ends, layout.starts, layout.used, layout.max_query, layout.max_keys
-        seen = plain(query, cache.keys(layer), cache.values(layer), *ends, scale=1.0, is_causal=True)
-        seen = seen[layout.ends[1:].long() - 1, 0, 0] - layer
+        seen = plain(query, cache.keys(layer), cache.values(layer), layout.lengths, scale=1.0, is_causal=True)
+        seen = seen[layout.lengths.ends[1:].long() - 1, 0, 0] - layer
     cache.end_step()
     return [float(value) for value in seen]
 
@@ -195,14 +196,16 @@ def test_memory_that_an_answer_wants_is_known_before_it_begins() -> None:
 def test_the_plain_arithmetic_is_right_and_what_is_wrong_is_not(caplog: pytest.LogCaptureFixture) -> None:
     """A kernel that forgets one key, that has a mask of its own, that answers NaN, or that raises is not used."""
 
-    def without_last(*of: torch.Tensor, **rules: object) -> torch.Tensor:
-        query, keys, values, ends, starts, used, *longest = of
-        fewer = None if used is None else (used - (used > 1).int())
-        ends_of_keys = starts if used is not None else starts - (torch.arange(len(starts)) == len(starts) - 1).int()
-        return plain(query, keys, values, ends, ends_of_keys, fewer, *longest, **rules)  # type: ignore[arg-type]
+    def without_last(*of: Any, **rules: Any) -> torch.Tensor:
+        *tensors, lengths = of
+        used, starts = lengths.used, lengths.starts
+        if used is not None:
+            return plain(*tensors, replace(lengths, used=used - (used > 1).int()), **rules)
+        ends_of_keys = starts - (torch.arange(len(starts)) == len(starts) - 1).int()
+        return plain(*tensors, replace(lengths, starts=ends_of_keys), **rules)
 
-    def not_causal(*of: torch.Tensor, **rules: object) -> torch.Tensor:
-        return plain(*of, **(rules | {"is_causal": not rules["is_causal"]}))  # type: ignore[arg-type]
+    def not_causal(*of: Any, **rules: Any) -> torch.Tensor:
+        return plain(*of, **(rules | {"is_causal": not rules["is_causal"]}))
 
     def nothing(query: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return torch.full_like(query, torch.nan)

@@ -20,6 +20,7 @@ from worker.models.kv_cache import NoRoom
 from worker.models.kv_places import Move, Place, Places
 from worker.models.kv_widths import ARENA, HEADROOM, UNIT, Wanted, rounded, token_bytes
 from worker.models.transfer import uploaded
+from worker.models.varlen import Lengths
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Parts behind each other, on the device. columns: (tokens,) int64, where each token's keys and values belong;
-    ends: (parts + 1,) int32, where the tokens of each begin and end; starts: (parts + 1,) int32, where each sequence
-    lies, the last one being nobody's; used: (parts,) int32, tokens that each reads. max_query, max_keys: no part has
-    more of either."""
+    """Parts behind each other, on the device. columns: (tokens,) int64, where each token's keys and values belong."""
 
     columns: Tensor
-    ends: Tensor
-    starts: Tensor
-    used: Tensor
-    max_query: int
-    max_keys: int
+    lengths: Lengths
 
 
 @dataclass(eq=False)
@@ -275,5 +269,5 @@ def packed(parts: Sequence[Part], device: torch.device) -> Packed:
     used = [part.length + part.count for part in parts]
     small = uploaded(torch.tensor([*ends, *starts, *used], dtype=torch.int32), device)
     on_device = torch.split(small, [len(ends), len(starts), len(used)])
-    longest = max(part.count for part in parts), max(used)
-    return Packed(uploaded(columns, device), on_device[0], on_device[1], on_device[2], *longest)
+    lengths = Lengths(on_device[0], on_device[1], on_device[2], max(part.count for part in parts), max(used))
+    return Packed(uploaded(columns, device), lengths)

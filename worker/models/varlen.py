@@ -20,69 +20,43 @@ SMALLEST_CAPABILITY = 8, 0  # of a GPU that FlashAttention 2 runs on
 DTYPES = torch.bfloat16, torch.float16
 
 
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """Of sequences that lie behind each other. ends: (sequences + 1,) int32, where the queries of each begin and end.
+    starts: (sequences + 1,) int32, where its keys begin; used: (sequences,) int32, how many it has, None where each
+    ends with the next one's start. max_query, max_keys: no sequence has more of either."""
+
+    ends: Tensor
+    starts: Tensor
+    used: Tensor | None
+    max_query: int
+    max_keys: int
+
+
 class Varlen(Protocol):
     """Attention by lengths."""
 
     def __call__(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        ends: Tensor,
-        starts: Tensor,
-        used: Tensor | None,
-        max_query: int,
-        max_keys: int,
-        *,
-        scale: float,
-        is_causal: bool,
+        self, query: Tensor, keys: Tensor, values: Tensor, lengths: Lengths, *, scale: float, is_causal: bool
     ) -> Tensor:
-        """(tokens, heads, dim) from query (tokens, heads, dim), keys and values (slots, kv_heads, dim).
-
-        ends: (sequences + 1,) int32, where the queries of each sequence begin and end. starts: (sequences + 1,) int32,
-        where its keys begin; used: (sequences,) int32, how many it has, None where each ends with the next one's start.
-        max_query, max_keys: no sequence has more of either. is_causal: the last query sees all keys, the one before it
-        all but the last.
-        """
+        """(tokens, heads, dim) from query (tokens, heads, dim), keys and values (slots, kv_heads, dim). is_causal: the
+        last query of a sequence sees all its keys, the one before it all but the last."""
         ...
 
 
-def flash(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    starts: Tensor,
-    used: Tensor | None,
-    max_query: int,
-    max_keys: int,
-    *,
-    scale: float,
-    is_causal: bool,
-) -> Tensor:
+def flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Lengths, *, scale: float, is_causal: bool) -> Tensor:
     """See `Varlen`. CUDA, 16 bits, dim a multiple of 8."""
+    where = lengths.ends, lengths.starts, lengths.max_query, lengths.max_keys
     mixed: Tensor = torch.ops.aten._flash_attention_forward(
-        query, keys, values, ends, starts, max_query, max_keys, 0.0, is_causal, False, scale=scale, seqused_k=used
+        query, keys, values, *where, 0.0, is_causal, False, scale=scale, seqused_k=lengths.used
     )[0]
     return mixed
 
 
-def plain(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    starts: Tensor,
-    used: Tensor | None,
-    max_query: int,  # noqa: ARG001  # as a kernel has it
-    max_keys: int,  # noqa: ARG001
-    *,
-    scale: float,
-    is_causal: bool,
-) -> Tensor:
+def plain(query: Tensor, keys: Tensor, values: Tensor, lengths: Lengths, *, scale: float, is_causal: bool) -> Tensor:
     """See `Varlen`. One sequence after the other, in float32."""
-    limits, begins = ends.tolist(), starts.tolist()
-    counts = [end - begin for begin, end in pairwise(begins)] if used is None else used.tolist()
+    limits, begins = lengths.ends.tolist(), lengths.starts.tolist()
+    counts = [end - begin for begin, end in pairwise(begins)] if lengths.used is None else lengths.used.tolist()
     groups = query.shape[1] // keys.shape[1]
     mixed = torch.empty_like(query)
     for index, count in enumerate(counts):
@@ -132,12 +106,11 @@ def is_right(
         query, keys, values = (torch.randn(shape, generator=random).to(device, dtype) for shape in shapes)
         lists = [0, *accumulate(mode.queries)], begins, mode.keys
         ends, starts, used = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in lists)
-        longest = max(mode.queries), max(mode.keys)
-        rules = {"scale": dim**-0.5, "is_causal": mode.is_causal}
         known = used if mode.is_causal else None
-        expected = plain(query, keys, values, ends, starts, known, *longest, **rules)
+        lengths = Lengths(ends, starts, known, max(mode.queries), max(mode.keys))
+        expected = plain(query, keys, values, lengths, scale=dim**-0.5, is_causal=mode.is_causal)
         try:
-            said = kernel(query, keys, values, ends, starts, known, *longest, **rules)
+            said = kernel(query, keys, values, lengths, scale=dim**-0.5, is_causal=mode.is_causal)
             wanted = expected.float()
             distance = float(((said.float() - wanted).abs() / wanted.abs().clamp(min=1)).max())
         except torch.AcceleratorError:

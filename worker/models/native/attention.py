@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.models.varlen import Varlen
+from worker.models.varlen import Lengths, Varlen
 
 SPLITS_FROM = 64  # tokens of a chunk; one kernel with a mask is as fast for fewer
 
@@ -18,16 +18,15 @@ class Segments:
 
     def __init__(self, lengths: Sequence[int], device: torch.device, kernel: Varlen | None = None) -> None:
         self._lengths, self._kernel = lengths, kernel
-        self._longest = max(lengths)
         if kernel is not None:
-            self._ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+            ends, longest = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max(lengths)
+            self._of_all = Lengths(ends, ends, None, longest, longest)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """(tokens, heads, dim), of three such."""
         if self._kernel is None:
             return self._by_runs(query, keys, values)
-        ends, longest, scale = self._ends, self._longest, query.shape[-1] ** -0.5
-        return self._kernel(query, keys, values, ends, ends, None, longest, longest, scale=scale, is_causal=False)
+        return self._kernel(query, keys, values, self._of_all, scale=query.shape[-1] ** -0.5, is_causal=False)
 
     def _by_runs(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Segments of one length that follow each other are computed together."""

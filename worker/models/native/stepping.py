@@ -19,7 +19,7 @@ from worker.models.native.layers import NativePrefillCache
 from worker.models.native.text import Attend, TextModel
 from worker.models.runner import Newest, PrefillChunk, placed
 from worker.models.transfer import uploaded
-from worker.models.varlen import Varlen
+from worker.models.varlen import Lengths, Varlen
 
 
 class Stepping(Protocol):
@@ -180,7 +180,7 @@ class ArenaSteps:
         layout = packed(parts, self._device)
         attend = self._attend(chunks[0].cache.arena, layout)
         hidden = self._text.forward(fed.hidden, fed.cos_sin, attend, fed.spots, fed.deep)
-        logits = self._text.logits(hidden[layout.ends[1:] - 1])
+        logits = self._text.logits(hidden[layout.lengths.ends[1:] - 1])
         for chunk in chunks:
             chunk.cache.length += chunk.length
         return logits
@@ -223,7 +223,7 @@ class ArenaSteps:
         ids, positions, columns = fed[:3, :-1]
         small = fed[3:].int()
         ends = torch.arange(len(ids) + 1, dtype=torch.int32, device=self._device)
-        layout = Packed(columns, ends, small[0], small[1, :-1], 1, longest)
+        layout = Packed(columns, Lengths(ends, small[0], small[1, :-1], 1, longest))
         hidden, turned = self._text.embed(ids), self._text.rotary(positions.expand(3, -1))
         return self._text.logits(self._text.forward(hidden, turned, self._attend(arena, layout)))
 
@@ -246,25 +246,15 @@ class ArenaSteps:
         layout = packed(parts, self._device)
         hidden, turned = self._text.embed(fed[0]), self._text.rotary(fed[1].expand(3, -1))
         hidden = self._text.forward(hidden, turned, self._attend(arena, layout))
-        return self._text.logits(hidden[layout.ends[1:] - 1])
+        return self._text.logits(hidden[layout.lengths.ends[1:] - 1])
 
     def _attend(self, arena: KVArena, layout: Packed) -> Attend:
         """Write keys and values where they belong, then read those of each sequence."""
 
         def attend(layer: int, query: Tensor, keys_values: Tensor) -> Tensor:
             arena.write(layer, layout.columns, keys_values)
-            mixed = self._kernel(
-                query,
-                arena.keys(layer),
-                arena.values(layer),
-                layout.ends,
-                layout.starts,
-                layout.used,
-                layout.max_query,
-                layout.max_keys,
-                scale=self._scale,
-                is_causal=True,
-            )
+            seen = arena.keys(layer), arena.values(layer)
+            mixed = self._kernel(query, *seen, layout.lengths, scale=self._scale, is_causal=True)
             return mixed.flatten(1)
 
         return attend
