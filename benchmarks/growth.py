@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import environment, save
-from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Picture, Text
+from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Text
+from worker.core.opened import Picture
 from worker.core.sampling import Sampling
 from worker.core.settings import load as settings
 from worker.engine.engine import Engine, continuous_engine

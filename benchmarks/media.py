@@ -35,7 +35,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.report import environment, save
 from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
-from worker.core.contract import Clip, Controls, Media, Picture, Upload, Url
+from worker.core.contract import Controls, Media, Upload, Url
+from worker.core.opened import Clip, Picture
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load
 from worker.media.fetch import Fetcher

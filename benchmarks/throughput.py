@@ -30,9 +30,10 @@ from transformers.cache_utils import DynamicCache
 from benchmarks import models
 from benchmarks.report import environment, plot, save
 from builder.tiny_model.evaluate import generate_ids
-from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Opened, Picture, Text
+from worker.core.contract import ChatRequest, Done, Inline, Media, Message, Text
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import Engine
+from worker.core.opened import Opened, Picture
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Sampling
 from worker.core.settings import load as settings

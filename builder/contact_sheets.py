@@ -23,7 +23,8 @@ from selenium import webdriver
 from builder.scheduling import same_scheduling
 from builder.screenshots import OPTIONS, PICTURES
 from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as RULES
-from worker.core.contract import Clip, Controls, Media, Picture, Upload
+from worker.core.contract import Controls, Media, Upload
+from worker.core.opened import Clip, Picture
 from worker.core.settings import load
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener

@@ -21,7 +21,7 @@ from builder.tiny_model import skills
 from builder.tiny_model.evaluate import Case, generate, request
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
 from worker.core import error_table, media_warnings, settings
-from worker.core.contract import Clip, Picture
+from worker.core.opened import Clip, Picture
 from worker.models.loading import LoadedModel, load
 from worker.prompt.builder import PromptBuilder
 

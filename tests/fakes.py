@@ -11,22 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.core.contract import (
-    ChatRequest,
-    Done,
-    Event,
-    FinishReason,
-    Media,
-    MediaInfo,
-    Opened,
-    Picture,
-    Piece,
-    Stop,
-    Usage,
-)
+from worker.core.contract import ChatRequest, Done, Event, FinishReason, Media, MediaInfo, Piece, Stop, Usage
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
 from worker.core.errors import WorkerError
+from worker.core.opened import Opened, Picture
+from worker.core.outcome import Outcome, Outputs
 
 USAGE = Usage(prompt_tokens=20, completion_tokens=3, image_tokens=16)
 
@@ -101,6 +91,9 @@ class FakeOpener:
             raise self.error
         self.opened += items
         return tuple((Picture(np.full((8, 8, 3), 128, np.uint8)),) for _ in items)
+
+    async def drawn(self, media: Sequence[Opened], outputs: Outputs, done: Done, max_bytes: int) -> tuple[Outcome, ...]:
+        return done.outcomes
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         if self.error is not None:

@@ -15,22 +15,13 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from worker.core.contract import (
-    ChatRequest,
-    Counted,
-    Done,
-    Meta,
-    ModelCard,
-    ModelQuery,
-    Opened,
-    Silence,
-    Start,
-    Usage,
-)
+from worker.core.accounting import cost_of, timing_of, with_gpu_limit
+from worker.core.contract import ChatRequest, Counted, Done, Event, Meta, ModelCard, ModelQuery, Silence, Start, Usage
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import Engine, EngineInfo, TokenCounts
 from worker.core.errors import InternalError, ModelNotFound, ResultTooLarge, ServerError, WorkerError
 from worker.core.media_protocol import MediaOpener, with_opened
+from worker.core.opened import Opened
 from worker.core.pacing import paced
 from worker.core.phases import Phases, legible
 from worker.core.safe_json import Json, has_more_values, safe
@@ -43,6 +34,7 @@ from worker.history.history import History
 from worker.history.recall import Answering, Recall, owned
 from worker.metrics import Metrics
 from worker.parsers.events import EventParser
+from worker.parsers.outcomes import OutcomeParser
 
 log = logging.getLogger(__name__)
 OnPhase = Callable[[str], None]
@@ -71,6 +63,26 @@ def _log_failure(failure: WorkerError, request_id: str, error: BaseException) ->
     trace = None if error is failure else error
     shown = {name: value for name, value in facts.items() if value is not None}
     log.log(level, "failed: %s: %s", failure.code, failure.message, exc_info=trace, extra=shown)
+
+
+def _meta(request: ChatRequest, request_id: str, info: EngineInfo, now: float) -> Meta:
+    return Meta(
+        id=request_id,
+        model=info.model,
+        code=info.code,
+        created=int(now),
+        fingerprint=info.fingerprint,
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
+        num_answers=request.sampling.n,
+        echo=request.echo,
+    )
+
+
+def _writer(request: ChatRequest, meta: Meta, dialect: Dialect) -> Writer:
+    if request.stream and dialect.writer is not None:
+        return dialect.writer(meta)
+    return PlainWriter(meta, dialect.reply, dialect.refuse)
 
 
 def _counted(meta: Meta, counts: TokenCounts, info: EngineInfo) -> Counted:
@@ -106,15 +118,6 @@ class _Run:
     wants_stream: bool = False
     writer: Writer | None = None
     phases: Phases = field(default_factory=Phases)
-
-    def timing(self, done: Done, now: float) -> dict[str, float]:
-        """Seconds from the request's arrival, and of the opening of its media."""
-        measured = {
-            "media_s": self.phases.seconds.get("media"),
-            "first_token_s": None if done.first_token_at is None else done.first_token_at - self.came_at,
-            "total_s": now - self.came_at,
-        }
-        return {name: round(seconds, 3) for name, seconds in measured.items() if seconds is not None}
 
     def last_words(self, error: WorkerError) -> list[Chunk]:
         return self.dialect.refuse(error, self.wants_stream) if self.writer is None else self.writer.fail(error)
@@ -211,7 +214,10 @@ class Service:
         run.dialect, run.wants_stream = call.dialect, call.wants_stream
         salt = call.cache_salt()
         request = call.dialect.parse(call.body())
-        if not isinstance(request, ChatRequest) or not (run.caller or salt):
+        if not isinstance(request, ChatRequest):
+            return request
+        request = with_gpu_limit(request, self._settings.gpu_usd_per_second)
+        if not (run.caller or salt):
             return request
         conversation = request.conversation and owned(request.conversation, run.caller, salt)
         return request.model_copy(update={"caller": run.caller, SALT: salt, "conversation": conversation})
@@ -235,6 +241,7 @@ class Service:
                 created=int(self._clock()),
                 is_named=bool(request.model),
                 max_model_len=info.max_model_len,
+                topic=request.topic,
             )
             yield run.dialect.reply(card)
             return
@@ -272,7 +279,7 @@ class Service:
             if media:
                 run.phases.end("media")
             run.on_phase("reading the prompt")
-            meta = self._meta(request, run)
+            meta = _meta(request, run.id, self._engine.info, self._clock())
             if request.counts_only:
                 counts = await self._engine.count_tokens(request, media)
                 yield run.dialect.reply(_counted(meta, counts, self._engine.info))
@@ -289,20 +296,6 @@ class Service:
         async with run.deadline.watch():
             return with_opened(request, await self._opener.open(request.media))
 
-    def _meta(self, request: ChatRequest, run: _Run) -> Meta:
-        info = self._engine.info
-        return Meta(
-            id=run.id,
-            model=info.model,
-            code=info.code,
-            created=int(self._clock()),
-            fingerprint=info.fingerprint,
-            include_usage=request.include_usage,
-            continuous_usage=request.continuous_usage,
-            num_answers=request.sampling.n,
-            echo=request.echo,
-        )
-
     async def _generated(
         self,
         request: ChatRequest,
@@ -312,12 +305,13 @@ class Service:
         answering: Answering | None,
     ) -> AsyncGenerator[Chunk, None]:
         """The engine's events as the dialect's chunks; gathered they are its one reply."""
-        writer = run.writer = self._writer(request, meta, run)
+        writer = run.writer = _writer(request, meta, run.dialect)
+        drawn_on = media if request.outputs.draws else ()
         events = self._engine.generate(request, media, run.deadline, partial(self._used, run))
         del media
         if request.stream:
             events = paced(events, self._settings.stream_interval_ms / 1000)
-        parser = EventParser(request)
+        parser, outcomes = EventParser(request), OutcomeParser(request)
         has_started = False
         async with aclosing(events):
             async for raw in events:
@@ -327,20 +321,16 @@ class Service:
                         run.phases.end("first_text")
                     for chunk in writer.feed(Start(usage=raw.usage)):
                         yield chunk
-                for event in parser.feed(raw):
-                    told = self._ended(event, run) if isinstance(event, Done) else event
+                for event in (each for split in parser.feed(raw) for each in outcomes.feed(split, raw.media)):
+                    told: Event = event
+                    if isinstance(event, Done):
+                        told = self._ended(await self._drawn(event, request, drawn_on), run)
                     if answering is not None:
                         await answering.feed(told)
                     for chunk in writer.feed(told):
                         yield chunk
         for chunk in writer.flush():
             yield chunk
-
-    def _writer(self, request: ChatRequest, meta: Meta, run: _Run) -> Writer:
-        dialect = run.dialect
-        if request.stream and dialect.writer is not None:
-            return dialect.writer(meta)
-        return PlainWriter(meta, dialect.reply, dialect.refuse)
 
     def _used(self, run: _Run, usage: Usage) -> None:
         """Tokens count however the request ends: also those of an answer that its client has left."""
@@ -349,14 +339,26 @@ class Service:
 
     def _ended(self, done: Done, run: _Run) -> Done:
         """The one line of an answer, and its part in the metrics. In a stream `answer` includes its client's time."""
-        done = self._with_cold_start(done, run).model_copy(update={"timing": run.timing(done, self._timer())})
+        price, start = self._settings.gpu_usd_per_second, self._timeline
+        done = self._with_cold_start(done, run)
+        timing = timing_of(done, run.phases.seconds.get("media"), run.came_at, self._timer())
+        done = done.model_copy(update={"timing": timing, "cost": cost_of(done, price, start)})
         run.phases.end("answer")
         run.phases.note("first_token", done.first_token_s)
+        for phase in ("fetch", "media_decode", "preprocess", "queue", "vision", "prefill", "decode"):
+            run.phases.note(phase, timing.get(f"{phase}_s"))
         seconds = run.phases.seconds
         facts = {"finish_reasons": list(done.reasons), "usage": done.usage.model_dump(), "seconds": seconds}
-        log.info("answered", extra={"request": run.id, **facts})
+        log.info("answered", extra={"request": run.id, **facts, "cost": done.cost})
         self.metrics.answered(seconds)
         return done
+
+    async def _drawn(self, done: Done, request: ChatRequest, media: tuple[Opened, ...]) -> Done:
+        """The end with the pictures that the request wants back."""
+        if not media:
+            return done
+        room = self._settings.max_chunk_bytes if request.stream else self._settings.max_result_bytes
+        return done.model_copy(update={"outcomes": await self._opener.drawn(media, request.outputs, done, room)})
 
     def _with_cold_start(self, done: Done, run: _Run) -> Done:
         """The first answer alone says where the time of the start went."""

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from builder.tiny_model import forms, skills, small_talk
 from builder.tiny_model.batches import random_size
 from builder.tiny_model.scenes import Scene, draw, jpeg, random_clip, random_number, random_scene
-from worker.core.contract import ChatRequest, Clip, Kind, Media, Message, Opened, Picture, Role, Text, Url
+from worker.core.contract import ChatRequest, Kind, Media, Message, Role, Text, Url
+from worker.core.opened import Clip, Opened, Picture
 from worker.core.safe_json import JsonObject
 from worker.core.settings import load as load_settings
 from worker.core.tags import CALL, CALL_END

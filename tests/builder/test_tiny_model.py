@@ -26,8 +26,9 @@ from tests.media.films import chosen
 from worker.checkpoint.family import patch_times
 from worker.checkpoint.preprocessor import read_preprocessor
 from worker.checkpoint.tool_prompt import tools_text
-from worker.core import contract
-from worker.core.contract import Opened, Picture
+from worker.core import opened
+from worker.core.contract import Controls
+from worker.core.opened import Opened, Picture
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media import video
 from worker.media.sniff import sniff
@@ -51,7 +52,7 @@ def drawn(*things: Thing, number: str | None = None) -> Picture:
     return Picture(np.array(scenes.draw(scene, 224, 224, random.Random(1))))
 
 
-def moving(direction: str, num_frames: int = 4, fps: float = 2.0) -> contract.Clip:
+def moving(direction: str, num_frames: int = 4, fps: float = 2.0) -> opened.Clip:
     """A green square that crosses the picture."""
     ends = {"left": ((0.8, 0.5), (0.2, 0.5)), "right": ((0.2, 0.5), (0.8, 0.5)),
             "up": ((0.5, 0.8), (0.5, 0.2)), "down": ((0.5, 0.2), (0.5, 0.8))}  # fmt: skip
@@ -62,7 +63,7 @@ def moving(direction: str, num_frames: int = 4, fps: float = 2.0) -> contract.Cl
         x, y = (a + (b - a) * part for a, b in zip(start, end, strict=True))
         scene = Scene(GREY, (thing("green", "square", x, y),))
         frames.append(np.array(scenes.draw(scene, 128, 128, random.Random(1))))
-    return contract.Clip(tuple(frames), fps)
+    return opened.Clip(tuple(frames), fps)
 
 
 def say(model: LoadedModel, question: str, *shown: Opened, change: Any = None) -> str:
@@ -204,7 +205,7 @@ def test_it_sees_where_something_moves_and_in_reverse_the_other_way(library: Loa
     for direction in scenes.DIRECTIONS:
         clip = moving(direction)
         seen = other[direction] if reverse else direction
-        shown = contract.Clip(clip.frames[::-1] if reverse else clip.frames, clip.fps)
+        shown = opened.Clip(clip.frames[::-1] if reverse else clip.frames, clip.fps)
         told.append(("What moves, and where?", shown, f"The green square moves {skills.DIRECTION_EN[seen]}."))
     assert share_right(library, told) >= 0.75
 
@@ -281,12 +282,12 @@ def test_a_second_question_is_about_what_the_first_was_about(library: LoadedMode
         assert evaluate.generate(library, builder.build(evaluate.request(case), case.opened)) == place
 
 
-def in_file(model: LoadedModel, data: bytes, nframes: int) -> contract.Clip:
+def in_file(model: LoadedModel, data: bytes, nframes: int) -> opened.Clip:
     """What the model sees of a video file."""
-    settings, controls = Settings(), contract.Controls(nframes=nframes)
+    settings, controls = Settings(), Controls(nframes=nframes)
     size_policy = SmartResizePolicy(model.spec.preprocessor, settings)
 
-    def shrink(rgb: contract.RGB, num_frames: int) -> contract.RGB:
+    def shrink(rgb: opened.RGB, num_frames: int) -> opened.RGB:
         height, width = rgb.shape[:2]
         height, width, _ = size_policy.clip(height, width, num_frames, controls)
         return size_policy.resized(rgb, height, width)
@@ -312,8 +313,8 @@ def encoded(frames: tuple[np.ndarray, ...], form: str, codec: str) -> bytes:
 
 def test_frames_in_another_order_are_another_answer(library: LoadedModel) -> None:
     clip = moving("left")
-    shuffled = contract.Clip(tuple(clip.frames[index] for index in (2, 0, 3, 1)), clip.fps)
-    backwards = contract.Clip(clip.frames[::-1], clip.fps)
+    shuffled = opened.Clip(tuple(clip.frames[index] for index in (2, 0, 3, 1)), clip.fps)
+    backwards = opened.Clip(clip.frames[::-1], clip.fps)
     answers = {say(library, "What moves, and where?", shown) for shown in (clip, shuffled, backwards)}
     assert len(answers) >= 2
 

@@ -17,11 +17,12 @@ from PIL import Image
 from tests.fakes import FakeEngine, FakeOpener, as_base64
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import read_spec
-from worker.core.contract import ChatRequest, Event, Opened
+from worker.core.contract import ChatRequest, Event
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import TokenCounts
 from worker.core.error_table import request_errors
 from worker.core.errors import InternalError
+from worker.core.opened import Opened
 from worker.core.settings import EMBEDDED_MODEL, load
 from worker.models.native.qwen3_vl import QWEN3_VL
 from worker.platform import sdk

@@ -77,7 +77,7 @@ def said(body: Any) -> str:
             {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
             "messages[0].content[0]: must be an object whose type is one of text, image, video, image_url, video_url",
         ),
-        ({}, "input: needs prompt (a string) or messages (a list)"),
+        ({}, "input: needs prompt (a string), messages (a list) or task (a preset's name)"),
         ("text", "input: must be a JSON object"),
     ],
     ids=str,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from builder.tiny_model import scenes
-from worker.core.contract import ChatRequest, Clip, Inline, Media, Message, Opened, Picture, Text
+from worker.core.contract import ChatRequest, Inline, Media, Message, Text
+from worker.core.opened import Clip, Opened, Picture
 from worker.core.sampling import Sampling
 
 

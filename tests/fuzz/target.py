@@ -5,8 +5,9 @@ import logging
 
 import av.logging
 
-from worker.core.contract import RGB, Controls
+from worker.core.contract import Controls
 from worker.core.errors import MediaError
+from worker.core.opened import RGB
 from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.sniff import sniff

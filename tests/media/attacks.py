@@ -31,8 +31,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tests.media.attack_files import FILMS, PICTURES, PNG, Sent, growing, sound
 from worker.checkpoint.family_rules import QWEN3_VL_PIXELS as QWEN3_VL
-from worker.core.contract import NO_CONTROLS, Clip, Controls, Inline, Media, Opened, Upload, Url
+from worker.core.contract import NO_CONTROLS, Controls, Inline, Media, Upload, Url
 from worker.core.errors import WorkerError
+from worker.core.opened import Clip, Opened
 from worker.core.settings import Settings
 from worker.dialects import native
 from worker.media import fetch, guard

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from tests.media.judges import ffmpeg_size, imagemagick_picture
-from worker.core.contract import RGB, Controls, Kind, Media, Picture, Upload
+from worker.core.contract import Controls, Kind, Media, Upload
 from worker.core.errors import WorkerError
+from worker.core.opened import RGB, Picture
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener

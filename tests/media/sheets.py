@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 from builder.contact_sheets import film, opened, page, photo, saved, scene, seen, shoot, tag
 from tests.media import film_kinds, judges, picture_kinds
 from tests.media.test_picture_kinds import WIDE
-from worker.core.contract import Clip
+from worker.core.opened import Clip
 
 STEADY = [index / 15 for index in range(60)]
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from tests.media.films import chosen
-from worker.core.contract import RGB, Clip, Controls
+from worker.core.contract import Controls
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaUnsupportedType, MediaVideoTooLong
+from worker.core.opened import RGB, Clip
 from worker.core.settings import Settings
 from worker.media import animation
 from worker.media.sniff import sniff

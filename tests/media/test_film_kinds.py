@@ -17,8 +17,9 @@ from tests.media import film_kinds as kinds
 from tests.media.films import film, number_of
 from tests.media.judges import TO_SDR, ffmpeg_frames, ffmpeg_picture, needs_ffmpeg
 from tests.media.test_opener import AsItIs, Slow
-from worker.core.contract import RGB, Clip, Controls, Media, Upload
+from worker.core.contract import Controls, Media, Upload
 from worker.core.errors import MediaCorrupt, MediaError, MediaUnsupportedType
+from worker.core.opened import RGB, Clip
 from worker.core.settings import Settings
 from worker.media import video
 from worker.media.opener import Opener

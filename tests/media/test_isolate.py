@@ -18,8 +18,9 @@ from tests.fakes import encoded
 from tests.media.films import film
 from tests.media.isolated_work import doubled, environment, hungry, scribble, shows_a_pixel
 from worker.checkpoint.preprocessor import read_preprocessor
-from worker.core.contract import Clip, Controls, Media, Picture, Upload
+from worker.core.contract import Controls, Media, Upload
 from worker.core.errors import MediaCorrupt, MediaDecoderCrashed, MediaDecodeTimeout, MediaTooLarge
+from worker.core.opened import Clip, Picture
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media.handing_over import Arena, InParent, Order
 from worker.media.isolate import Children, Use

@@ -15,21 +15,7 @@ from PIL import Image
 from tests.fakes import as_base64
 from tests.media.films import film, number_of
 from worker.checkpoint.preprocessor import read_preprocessor
-from worker.core.contract import (
-    RGB,
-    ChatRequest,
-    Clip,
-    Controls,
-    Frames,
-    Inline,
-    Kind,
-    Media,
-    Message,
-    Opened,
-    Picture,
-    Text,
-    Url,
-)
+from worker.core.contract import ChatRequest, Controls, Frames, Inline, Kind, Media, Message, Text, Url
 from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -43,6 +29,7 @@ from worker.core.errors import (
     MediaUrlForbidden,
 )
 from worker.core.media_protocol import with_opened
+from worker.core.opened import RGB, Clip, Opened, Picture
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.media import picture
 from worker.media.decoders import DECODERS, DecodeContext, open_picture

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.fakes import encoded
-from worker.core.contract import RGB
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaTooLarge, MediaUnsupportedType
+from worker.core.opened import RGB
 from worker.core.settings import Settings
 from worker.media.picture import decode, read_header
 from worker.media.sniff import sniff

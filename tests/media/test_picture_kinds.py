@@ -18,8 +18,9 @@ from tests.media.film_kinds import box
 from tests.media.judges import imagemagick_picture, needs_imagemagick
 from tests.media.picture_kinds import chunk, exif, four_colors, png_with
 from tests.media.test_opener import AsItIs, Slow
-from worker.core.contract import RGB, Controls, Frames, Media, Picture, Upload
+from worker.core.contract import Controls, Frames, Media, Upload
 from worker.core.errors import MediaCorrupt, MediaError, MediaTooLarge
+from worker.core.opened import RGB, Picture
 from worker.core.settings import Settings
 from worker.media.opener import Opener
 from worker.media.picture import Header, decode, read_header

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.media.films import chosen, film, number_of
-from worker.core.contract import RGB, Clip, Controls
+from worker.core.contract import Controls
 from worker.core.errors import (
     MediaCorrupt,
     MediaDimensions,
@@ -21,6 +21,7 @@ from worker.core.errors import (
     MediaVideoNoFrames,
     MediaVideoTooLong,
 )
+from worker.core.opened import RGB, Clip
 from worker.core.settings import Settings
 from worker.media import demux, frames, video
 from worker.media.packets import spans_of

@@ -17,7 +17,8 @@ from tests.engine.requests import Shown, ask, clip, picture, varied
 from tests.models import checkpoints
 from tests.models.by_lengths import Again, load_by_lengths
 from tests.models.checkpoints import NATIVE
-from worker.core.contract import Clip, Done
+from worker.core.contract import Done
+from worker.core.opened import Clip
 from worker.core.sampling import Sampling
 from worker.core.settings import Settings
 from worker.engine.engine import Engine, continuous_engine

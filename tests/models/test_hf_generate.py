@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.engine.requests import Shown, ask, clip, picture
 from tests.fakes import as_base64
 from tests.models import foreign_models
-from worker.core.contract import ChatRequest, Controls, Done, Message, Picture, Source, Text
+from worker.core.contract import ChatRequest, Controls, Done, Message, Text
 from worker.core.deadline import Deadline
 from worker.core.errors import (
     InputInvalid,
@@ -29,6 +29,7 @@ from worker.core.errors import (
     PromptTooLong,
     WorkerError,
 )
+from worker.core.opened import Picture, Source
 from worker.core.settings import Settings
 from worker.core.timeline import Timeline
 from worker.engine.engine import Engine

@@ -26,8 +26,9 @@ from tests.models.test_families import answer, reference
 from worker.checkpoint.chat_template import ChatTemplate, TemplateSource
 from worker.checkpoint.family_rules import QWEN2_TEMPLATE
 from worker.checkpoint.tokenizer import VocabularyTokenizer
-from worker.core.contract import ChatRequest, Message, Picture, Text
+from worker.core.contract import ChatRequest, Message, Text
 from worker.core.errors import InputInvalid
+from worker.core.opened import Picture
 from worker.core.settings import Settings
 from worker.engine.engine import continuous_engine
 from worker.models.families import FAMILIES

@@ -19,7 +19,8 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from tests.models import checkpoints
-from worker.core.contract import ChatRequest, Controls, Media, Message, Opened, Text, Upload
+from worker.core.contract import ChatRequest, Controls, Media, Message, Text, Upload
+from worker.core.opened import Opened
 from worker.core.settings import Settings
 from worker.media.fetch import Fetcher
 from worker.media.opener import Opener

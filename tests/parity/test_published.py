@@ -19,7 +19,8 @@ from tests.models.test_published import PROMPTS
 from tests.parity.conftest import note
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import FamilySpec, read_spec
-from worker.core.contract import Clip, Picture, Text
+from worker.core.contract import Text
+from worker.core.opened import Clip, Picture
 from worker.core.settings import Settings
 from worker.models.families import FAMILIES
 from worker.prompt.builder import PromptBuilder

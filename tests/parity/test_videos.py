@@ -25,7 +25,8 @@ from tests.parity.reference import (
     their_video,
     without_outer_span,
 )
-from worker.core.contract import Clip, Controls
+from worker.core.contract import Controls
+from worker.core.opened import Clip
 
 LEVEL = 2 / 255
 FILES: dict[str, dict[str, Any]] = {

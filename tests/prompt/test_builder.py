@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.engine.requests import ask, clip, picture
-from worker.core.contract import ChatRequest, Clip, Controls, Kind, Media, Message, Picture, Source, Text, Url
+from worker.core.contract import ChatRequest, Controls, Kind, Media, Message, Text, Url
+from worker.core.opened import Clip, Picture, Source
 from worker.core.settings import Settings
 from worker.models.loading import LoadedModel
 from worker.prompt.builder import PromptBuilder

@@ -11,8 +11,9 @@ from tests.engine.requests import varied
 from tests.fakes import FakeEngine
 from worker.checkpoint.locate import Checkpoint
 from worker.checkpoint.spec import FamilySpec, read_spec
-from worker.core.contract import ChatRequest, Opened
+from worker.core.contract import ChatRequest
 from worker.core.engine_protocol import TokenCounts
+from worker.core.opened import Opened
 from worker.core.settings import EMBEDDED_MODEL, Settings
 from worker.models.loading import LoadedModel
 from worker.models.native.qwen3_vl import QWEN3_VL

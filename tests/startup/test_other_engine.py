@@ -9,9 +9,10 @@ import pytest
 import requests
 
 from tests.server.servers import served
-from worker.core.contract import ChatRequest, Clip, Done, Event, Opened, Piece, Text, Usage
+from worker.core.contract import ChatRequest, Done, Event, Piece, Text, Usage
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, TokenCounts
+from worker.core.opened import Clip, Opened
 from worker.core.settings import EMBEDDED_MODEL, Settings, load
 from worker.startup.build import ModelHandle, Serving, assemble
 from worker.startup.engines import LoadedEngine

@@ -4,25 +4,25 @@ Every value is frozen. Dialects make a `ChatRequest`; an engine answers with `Pi
 network and no model.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from worker.core.media_warnings import MediaWarning
+from worker.core.outcome import NO_OUTPUTS, DetectedObject, Outcome, Outputs
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Sampling
 from worker.core.tools import ToolCall, Tools
 from worker.core.value import Value
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length", "time", "tool_calls"]
+FinishReason = Literal["stop", "length", "time", "tool_calls", "repetition"]
 Kind = Literal["image", "video"]
 # What the numbers of a box count in an answer's text: thousandths of the source, or pixels of the resized picture.
 Coordinates = Literal["thousandths", "resized_pixels"]
 Color = Literal["srgb", "as_is"]
+Cached = Literal["features", "prefix"]
 TemplateValue = str | bool | int | float
 Stop = str | int
 
@@ -92,12 +92,14 @@ class Text(Value):
 
 
 class Media(Value):
-    """A picture or video in a message; `where` is its place in the request, for error messages."""
+    """A picture or video in a message; `where` is its place in the request, for error messages. keeps_size: a picture
+    is decoded at its own size, whatever the model's."""
 
     kind: Kind
     source: File | Frames
     where: str
     controls: Controls = NO_CONTROLS
+    keeps_size: bool = False
 
 
 class Message(Value):
@@ -121,7 +123,8 @@ class ConversationRef(Value):
 
 
 class ChatRequest(Value):
-    """A whole request: what is said, how to answer, and in which form. max_seconds: from its arrival to its end.
+    """A whole request: what is said, how to answer, and in which form. max_seconds: from its arrival to its end;
+    max_gpu_seconds, max_cost_usd: of the device's time, and of its price. outputs: what is answered beside the text.
     counts_only: the prompt is built and counted, and the model is not run. conversation: the one message continues a
     conversation that is remembered. template: further variables of the chat template. ignored: fields of the body that
     change nothing here, for the log. caller: whose key it came with, where there are several; cache_salt: what the
@@ -133,6 +136,9 @@ class ChatRequest(Value):
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling.model_construct()
     max_seconds: float | None = None
+    max_gpu_seconds: float | None = None
+    max_cost_usd: float | None = None
+    outputs: Outputs = NO_OUTPUTS
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
@@ -166,67 +172,10 @@ class ChatRequest(Value):
 
 
 class ModelQuery(Value):
-    """A request that asks which model is served, or about the one that it names."""
+    """A request that asks which model is served, or about the one that it names. topic: what else it asks about."""
 
     model: str | None = None
-
-
-RGB = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file before anything is made of it. height, width: upright, in pixels. orientation: EXIF's number of how its
-    pixels are stored (1: upright). files: its bytes as they came, for an engine that reads files itself. warnings: what
-    its report says; frames_lost, is_truncated: of a video, what damage took."""
-
-    height: int
-    width: int
-    orientation: int = 1
-    files: tuple[bytes, ...] = field(default=(), repr=False)
-    warnings: tuple[MediaWarning, ...] = ()
-    frames_lost: int = 0
-    is_truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An opened picture, upright. rgb: (height, width, 3); smaller than its source where it was decoded at a part of
-    the sides."""
-
-    rgb: RGB
-    controls: Controls = NO_CONTROLS
-    source: Source | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the source."""
-        return _source_size(self.source, self.rgb)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An opened video: frames of one size, (height, width, 3) each. times: seconds at which they are shown; without
-    them, `fps` a second (None: the checkpoint's rate). is_sized: they have the size at which the model sees them."""
-
-    frames: tuple[RGB, ...]
-    fps: float | None
-    times: tuple[float, ...] | None = None
-    controls: Controls = NO_CONTROLS
-    is_sized: bool = False
-    source: Source | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the source."""
-        return _source_size(self.source, self.frames[0])
-
-
-def _source_size(source: Source | None, rgb: RGB) -> tuple[int, int]:
-    return (rgb.shape[0], rgb.shape[1]) if source is None else (source.height, source.width)
-
-
-Opened = Picture | Clip
+    topic: str = ""
 
 
 class MediaInfo(Value):
@@ -234,6 +183,8 @@ class MediaInfo(Value):
     times: seconds of a video's frames. source_width, source_height: upright, before resizing; orientation: EXIF's
     number of how the source is stored; coordinates: what the model's boxes count. frames_lost: frames of a video that
     cannot be decoded; truncated: it ends before its last frame; warnings: why what was seen is not just what is stored.
+    type: detected, as `image/png`; num_bytes: of the file; fetch_s, decode_s, preprocess_s: seconds of its reading,
+    decoding and resizing; cached: what of it an earlier request had computed, its features or its place in a prompt.
     """
 
     where: str
@@ -249,6 +200,12 @@ class MediaInfo(Value):
     frames_lost: int = 0
     truncated: bool = False
     warnings: tuple[MediaWarning, ...] = ()
+    type: str = ""
+    num_bytes: int = 0
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    preprocess_s: float = 0.0
+    cached: Cached | None = None
 
 
 class Usage(Value):
@@ -309,24 +266,40 @@ class TokenLogprob:
 class Piece(Value):
     """The next piece of an answer: never half a character, never a part of a stop string. index: which answer of `n`.
     logprobs: of the tokens that are new, where they were asked for. usage: of all answers so far. An engine's pieces
-    have text alone, and say with opens_thought whether the prompt ends within a thought; `worker.parsers` tells
-    reasoning and calls from it."""
+    have text alone, and say with opens_thought whether the prompt ends within a thought, and with media what was seen;
+    `worker.parsers` tells reasoning, calls and objects from it."""
 
     text: str
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     opens_thought: bool = False
+    media: tuple[MediaInfo, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    objects: tuple[DetectedObject, ...] = ()
     usage: Usage | None = None
+
+
+class Work(Value):
+    """Where an engine's seconds for a request went. queue_s: until the first of it was computed; preprocess_s: its
+    prompt's making; vision_s: of the passes of the vision tower that it took part in; prefill_s: the rest up to its
+    first token; decode_s: from there to its end. gpu_seconds: its share of the time in which the device was busy."""
+
+    preprocess_s: float = 0.0
+    queue_s: float = 0.0
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 class Done(Value):
     """The end of all answers. reasons: one for each of `n`; stops: the stop string, or the id of the request's
     `stop_token_ids`, that ended each, in the same order; usage: of all together, the prompt counted once; media: the
     pictures and videos, in order; first_token_s: the engine's seconds to the first token; first_token_at: when it
-    came, on the clock of `time.monotonic`; cold_start: seconds of the start's phases, with the worker's first answer;
-    timing: seconds of this request, by name."""
+    came, on the clock of `time.monotonic`; work: what it took of the engine; cold_start: seconds of the start's phases,
+    with the worker's first answer; timing: seconds of this request, by name; cost: of the device's time, an estimate;
+    outcomes: of each answer, beside its text, where there is anything."""
 
     reasons: tuple[FinishReason, ...]
     stops: tuple[Stop | None, ...] = ()
@@ -334,12 +307,19 @@ class Done(Value):
     media: tuple[MediaInfo, ...] = ()
     first_token_s: float | None = None
     first_token_at: float | None = None
+    work: Work | None = None
     cold_start: dict[str, float] | None = None
     timing: dict[str, float] = {}
+    cost: dict[str, float] = {}
+    outcomes: tuple[Outcome, ...] = ()
 
     def stop_of(self, index: int) -> Stop | None:
         """What ended one of the answers; an engine may tell it of none."""
         return self.stops[index] if self.stops else None
+
+    def outcome_of(self, index: int) -> Outcome | None:
+        """What one of the answers carries beside its text, if anything."""
+        return self.outcomes[index] if self.outcomes else None
 
 
 Event = Piece | Done
@@ -357,6 +337,7 @@ class Choice(Value):
     tool_calls: tuple[ToolCall, ...] = ()
     stop: Stop | None = None
     pieces: tuple[Piece, ...] = Field((), repr=False)
+    outcome: Outcome | None = None
 
 
 class Answer(Value):
@@ -368,6 +349,7 @@ class Answer(Value):
     media: tuple[MediaInfo, ...] = ()
     cold_start: dict[str, float] | None = None
     timing: dict[str, float] = {}
+    cost: dict[str, float] = {}
 
 
 class Counted(Value):
@@ -383,12 +365,13 @@ class Counted(Value):
 
 class ModelCard(Value):
     """The model that is served. is_named: whether the request asked for it by its name; max_model_len: its context
-    length here."""
+    length here; topic: the request's."""
 
     model: str
     created: int
     is_named: bool
     max_model_len: int
+    topic: str = ""
 
 
 class Silence(Value):

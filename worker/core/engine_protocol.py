@@ -4,8 +4,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from worker.core.contract import ChatRequest, Event, MediaInfo, Opened, Usage
+from worker.core.contract import ChatRequest, Event, MediaInfo, Usage
 from worker.core.deadline import Deadline
+from worker.core.opened import Opened
 
 # ready: takes work. closed: it was told to end. dead: it ended by itself. stuck: dead, and its thread cannot be joined.
 EngineState = Literal["ready", "closed", "dead", "stuck"]
@@ -43,13 +44,15 @@ class CacheStats:
 class EngineStats:
     """One snapshot of an engine. num_running: answers being decoded; num_waiting: requests of which nothing is computed
     yet; num_unfinished: requests waiting or being answered; kv_cache_bytes: keys and values of what is being decoded;
-    device_bytes: of the device's memory that is held; caches: by name."""
+    device_bytes: of the device's memory that is held; busy_s: seconds in which the device worked for requests; caches:
+    by name."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_unfinished: int = 0
     kv_cache_bytes: int = 0
     device_bytes: int = 0
+    busy_s: float = 0.0
     caches: Mapping[str, CacheStats] = field(default_factory=dict)
 
 

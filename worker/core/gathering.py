@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from worker.core.contract import Answer, Choice, Done, FinishReason, Meta, Piece, Start, Stop, StreamEvent
 from worker.core.errors import InternalError
+from worker.core.outcome import Outcome
 
 
 class Gathered:
@@ -27,7 +28,7 @@ class Gathered:
         if self._done is None:
             raise InternalError(detail="the answer has no end")
         choices = tuple(
-            _choice(self._pieces[index], reason, self._done.stop_of(index))
+            _choice(self._pieces[index], reason, self._done.stop_of(index), self._done.outcome_of(index))
             for index, reason in enumerate(self._done.reasons)
         )
         return Answer(
@@ -37,10 +38,11 @@ class Gathered:
             media=self._done.media,
             cold_start=self._done.cold_start,
             timing=self._done.timing,
+            cost=self._done.cost,
         )
 
 
-def _choice(pieces: list[Piece], reason: FinishReason, stop: Stop | None) -> Choice:
+def _choice(pieces: list[Piece], reason: FinishReason, stop: Stop | None, outcome: Outcome | None) -> Choice:
     return Choice(
         text="".join(piece.text for piece in pieces),
         reason=reason,
@@ -49,4 +51,5 @@ def _choice(pieces: list[Piece], reason: FinishReason, stop: Stop | None) -> Cho
         tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
         stop=stop,
         pieces=tuple(pieces),
+        outcome=outcome,
     )

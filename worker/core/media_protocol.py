@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from worker.core.contract import RGB, ChatRequest, Controls, Kind, Media, Opened, Picture, Text
+from worker.core.contract import ChatRequest, Controls, Done, Kind, Media, Text
+from worker.core.opened import RGB, Opened, Picture
+from worker.core.outcome import Outcome, Outputs
 
 
 class MediaRoom(Protocol):
@@ -26,6 +28,11 @@ class MediaOpener(Protocol):
     async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         """For each reference what it became, in order: one picture or clip, or several, as a document its pages. Raises
         MediaError with the reference's place."""
+        ...
+
+    async def drawn(self, media: Sequence[Opened], outputs: Outputs, done: Done, max_bytes: int) -> tuple[Outcome, ...]:
+        """The outcomes of a request's answers with the pictures that it wants back: together at most `max_bytes` in
+        base64. Raises ResultTooLarge."""
         ...
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:

@@ -28,7 +28,9 @@ class Sampling(Value):
     no log-probabilities, else how many of the likeliest tokens to name beside the chosen one. logit_bias: token ids
     with what is added to their logits. keeps_stop: the stop string that ends an answer is part of it. constraint: the
     form of the answer; of a model that thinks, what follows its thinking. thinking_budget: tokens after which the
-    thinking is ended; None: no limit.
+    thinking is ended; None: no limit. loop_guard: whether an answer that repeats itself is ended; None: as the worker
+    is set. wants_confidence: chosen tokens come with their log-probabilities, but those that the constraint leaves no
+    choice about.
     """
 
     max_tokens: int | None = None
@@ -51,3 +53,5 @@ class Sampling(Value):
     logprobs: int | None = None
     constraint: Constraint | None = None
     thinking_budget: int | None = None
+    loop_guard: bool | None = None
+    wants_confidence: bool = False

@@ -160,6 +160,11 @@ class EngineSettings(Group):
         description="`max_tokens` of requests that do not set it and whose answer begins with thinking; less where the "
         "context or the KV cache has less",
     )
+    loop_guard: bool = Field(
+        True,
+        description="End answers that repeat themselves for ever (`finish_reason` `repetition`); a request's "
+        "`loop_guard` takes precedence",
+    )
     prepare_threads: Positive = Field(4, description="Threads that build prompts: chat template, tokenizer, patches")
 
 
@@ -189,6 +194,9 @@ class JobSettings(Group):
     )
     late_jobs_s: Seconds = Field(
         20.0, description="Seconds to finish jobs that RunPod hands over while the worker is shutting down"
+    )
+    gpu_usd_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="Price of a second of this worker in US dollars; with it, answers say what they cost"
     )
     max_result_bytes: Positive = Field(
         15 * MIB, description="Max size of an answer, or of all chunks of a stream; beyond it `RESULT_TOO_LARGE`"

@@ -77,7 +77,7 @@ def _parse(body: JsonObject, form: type[CountBody]) -> ChatRequest:
     # The API demands max_tokens, so clients send what their largest models can say.
     more = {
         "sampling": sampling.model_copy(update={"fits_context": True}),
-        "max_seconds": asked.max_seconds,
+        **asked.limits(),
         "stream": asked.stream or False,
     }
     return request.model_copy(update=more)

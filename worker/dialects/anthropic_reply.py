@@ -22,7 +22,13 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "time": "max_tokens", "tool_calls": "tool_use"}
+_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "time": "max_tokens",
+    "tool_calls": "tool_use",
+    "repetition": "end_turn",
+}
 _NO_TOKENS = Usage(prompt_tokens=0, completion_tokens=0)
 
 

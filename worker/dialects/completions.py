@@ -93,7 +93,7 @@ def parse_completion(body: JsonObject) -> ChatRequest:
         messages=(Message(role="user", parts=(Text(text=form.prompt),)),),
         is_raw=True,
         sampling=form.sampling(only_one(form.forms())),
-        max_seconds=form.max_seconds,
+        **form.limits(),
         stream=form.stream or False,
         include_usage=form.includes_usage,
         continuous_usage=form.continues_usage,

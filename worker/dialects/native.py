@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Annotated
 
 from pydantic import Field
@@ -27,8 +28,10 @@ from worker.core.safe_json import JsonObject
 from worker.dialects.base import MAX_MESSAGES, BoundedText, Chunk, Dialect, answers_only
 from worker.dialects.constraint_fields import ConstraintFields, only_one
 from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoControls, VideoForm, image, seen_as, video
-from worker.dialects.media_report import media_report
+from worker.dialects.media_report import cost_report, media_report
 from worker.dialects.messages import Turn, conversation, spoken
+from worker.dialects.outcome_report import objects_report, outcome_report
+from worker.dialects.output_fields import OutputFields, asked_for, task_constraint
 from worker.dialects.sampling_fields import SamplingFields, logprobs
 from worker.dialects.tool_fields import CallWriter, ToolFields
 from worker.dialects.validation import validated
@@ -40,7 +43,7 @@ class NativeMessage(Turn):
     role: Role
 
 
-class NativeBody(SamplingFields, ToolFields, ConstraintFields):
+class NativeBody(SamplingFields, ToolFields, ConstraintFields, OutputFields):
     """What a native request may say."""
 
     prompt: BoundedText | None = Field(None, repr=False)
@@ -60,13 +63,17 @@ def _parse(body: JsonObject) -> ChatRequest:
     if "route" in body:
         raise RouteUnknown(where="route")
     form = validated(NativeBody, body)
-    messages = conversation(_messages(form))
+    outputs = form.outputs()
+    asked = conversation(_messages(form))
+    messages = asked_for(asked, outputs)
     if form.strict_media is not None:
         messages = tuple(seen_as(turn, VideoControls(strict_media=form.strict_media)) for turn in messages)
+    constraint = only_one(chain(form.constraints(), task_constraint(outputs, asked)))
     return ChatRequest(
         messages=messages,
-        sampling=form.sampling(only_one(form.constraints())),
-        max_seconds=form.max_seconds,
+        sampling=form.sampling(constraint, reports_confidence=outputs.confidence),
+        **form.limits(),
+        outputs=outputs,
         stream=form.stream,
         tools=form.offered(),
         template=() if form.enable_thinking is None else (("enable_thinking", form.enable_thinking),),
@@ -79,13 +86,13 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
         if extra:
             raise InputInvalid(where=extra[0], detail="cannot be combined with messages: put it into a message")
         return tuple(spoken(form.messages))
-    if form.prompt is None:
-        raise InputInvalid(where="input", detail="needs prompt (a string) or messages (a list)")
+    if form.prompt is None and form.task is None:
+        raise InputInvalid(where="input", detail="needs prompt (a string), messages (a list) or task (a preset's name)")
     pictures = [] if form.image is None else [image(form.image, "image")]
     pictures += [image(picture, f"images[{index}]") for index, picture in enumerate(form.images)]
     videos = [] if form.video is None else [video(form.video, "video")]
     videos += [video(clip, f"videos[{index}]") for index, clip in enumerate(form.videos)]
-    user = Message(role="user", parts=(*pictures, *videos, Text(text=form.prompt)))
+    user = Message(role="user", parts=(*pictures, *videos, Text(text=form.prompt or "")))
     if form.system is None:
         return (user,)
     return (Message(role="system", parts=(Text(text=form.system),)), user)
@@ -102,6 +109,7 @@ def _shape(answer: Answer) -> JsonObject:
         **media_report(answer.media),
         "usage": _usage(answer.usage),
         "timing": answer.timing,
+        **cost_report(answer.cost),
         **_cold_start(answer.cold_start),
     }
 
@@ -118,7 +126,7 @@ def _choice(choice: Choice, meta: Meta, index: int) -> JsonObject:
         shown["tool_calls"] = CallWriter(meta).written(choice.tool_calls, index)
     if choice.logprobs:
         shown["logprobs"] = logprobs(choice.logprobs)
-    return shown
+    return {**shown, **outcome_report(choice.outcome)}
 
 
 def _usage(usage: Usage) -> dict[str, int]:
@@ -159,6 +167,8 @@ class PieceWriter:
             piece["tool_calls"] = self._calls.written(event.tool_calls, event.index)
         if event.logprobs:
             piece["logprobs"] = logprobs(event.logprobs)
+        if event.objects:
+            piece["objects"] = objects_report(event.objects)
         return piece
 
     def flush(self) -> list[Chunk]:
@@ -173,8 +183,11 @@ def _end(event: Done, meta: Meta) -> JsonObject:
     end["finish_reason"] = event.reasons[0]
     if len(event.reasons) > 1:
         end["finish_reasons"] = list(event.reasons)
+    end |= outcome_report(event.outcome_of(0))
+    if len(event.outcomes) > 1:
+        end["outcomes"] = [outcome_report(outcome) for outcome in event.outcomes]
     end |= {**media_report(event.media), "usage": _usage(event.usage), "timing": event.timing}
-    return {**end, **_cold_start(event.cold_start)}
+    return {**end, **cost_report(event.cost), **_cold_start(event.cold_start)}
 
 
 def _refuse(error: WorkerError, is_stream: bool) -> list[Chunk]:

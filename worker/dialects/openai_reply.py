@@ -4,12 +4,24 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.core.contract import Answer, Choice, Done, Meta, Piece, Start, StreamEvent, TokenLogprob, Usage
+from worker.core.contract import (
+    Answer,
+    Choice,
+    Done,
+    FinishReason,
+    Meta,
+    Piece,
+    Start,
+    StreamEvent,
+    TokenLogprob,
+    Usage,
+)
 from worker.core.errors import WorkerError
-from worker.core.safe_json import JsonObject
+from worker.core.safe_json import Json, JsonObject
 from worker.dialects.base import Chunk, HttpError, ReplyBody, status_without_media
 from worker.dialects.chat_vl import TokenUsage, token_usage
-from worker.dialects.media_report import media_report
+from worker.dialects.media_report import cost_report, media_report
+from worker.dialects.outcome_report import objects_report, outcome_report
 from worker.dialects.sampling_fields import logprobs
 from worker.dialects.sse import data_event
 from worker.dialects.tool_fields import CallWriter
@@ -22,7 +34,9 @@ _CODES = {
     "PROMPT_TOO_LONG": "context_length_exceeded",
 }
 # The API knows no end by time.
-REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls"}
+REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls", "repetition": "stop"}
+# Those that the API does not tell apart.
+_OWN_REASONS = ("time", "repetition")
 
 
 class OpenAIFault(ReplyBody):
@@ -58,6 +72,13 @@ class ChatChoice(ReplyBody):
     logprobs: JsonObject | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None
+    worker_finish_reason: Literal["time", "repetition"] | None = None
+    objects: list[JsonObject] | None = None
+    objects_status: JsonObject | None = None
+    result: Json = None
+    annotated: list[JsonObject] | None = None
+    crops: list[JsonObject] | None = None
+    confidence: JsonObject | None = None
 
 
 class ChatUsage(TokenUsage):
@@ -80,6 +101,7 @@ class OpenAIReply(ReplyBody):
     response: str
     media: list[JsonObject] | None = None
     timing: dict[str, float]
+    cost: dict[str, float] | None = None
 
 
 def shape(answer: Answer) -> JsonObject:
@@ -91,12 +113,19 @@ def shape(answer: Answer) -> JsonObject:
             "logprobs": _logprobs(choice.logprobs),
             "finish_reason": REASONS[choice.reason],
             "stop_reason": choice.stop,
+            **own_reason(choice.reason),
+            **outcome_report(choice.outcome),
         }
         for index, choice in enumerate(answer.choices)
     ]
     head = head_of(answer.meta, "chat.completion")
     words = {"choices": choices, "usage": chat_usage(answer.usage), "response": answer.choices[0].text}
-    return {**head, **words, **media_report(answer.media), "timing": answer.timing}
+    return {**head, **words, **media_report(answer.media), "timing": answer.timing, **cost_report(answer.cost)}
+
+
+def own_reason(reason: FinishReason) -> JsonObject:
+    """`worker_finish_reason`, where the API's own says less."""
+    return {"worker_finish_reason": reason} if reason in _OWN_REASONS else {}
 
 
 def _message(choice: Choice, meta: Meta, index: int) -> JsonObject:
@@ -131,9 +160,10 @@ class ChunkWriter:
                 chunks = [self._chunk(opening, index, event.usage) for index in range(meta.num_answers)]
                 return ["".join(data_event(chunk) for chunk in chunks)]
             case Piece():
-                return [
-                    data_event(self._chunk(self._delta(event), event.index, event.usage, _logprobs(event.logprobs)))
-                ]
+                chunk = self._chunk(self._delta(event), event.index, event.usage, _logprobs(event.logprobs))
+                if event.objects:
+                    chunk["choices"][0]["objects"] = objects_report(event.objects)
+                return [data_event(chunk)]
             case Done():
                 chunks = [self._chunk({}, index, event.usage) for index in range(len(event.reasons))]
                 return [last_events(chunks, event, meta, head_of(meta, _CHUNK))]
@@ -214,8 +244,9 @@ def last_events(chunks: list[JsonObject], done: Done, meta: Meta, head: JsonObje
     """The end of a stream. chunks: one for each answer, which are told why it ended; head: of another one, for the
     usage where it was asked for."""
     for index, (chunk, reason) in enumerate(zip(chunks, done.reasons, strict=True)):
-        chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": done.stop_of(index)}
-    chunks[-1] |= {**media_report(done.media), "timing": done.timing}
+        own = {**own_reason(reason), **outcome_report(done.outcome_of(index))}
+        chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": done.stop_of(index), **own}
+    chunks[-1] |= {**media_report(done.media), "timing": done.timing, **cost_report(done.cost)}
     if meta.include_usage:
         chunks.append({**head, "choices": [], "usage": chat_usage(done.usage)})
     return "".join(data_event(chunk) for chunk in chunks) + END

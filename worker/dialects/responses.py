@@ -47,7 +47,7 @@ def _parse(body: JsonObject) -> ChatRequest:
         messages=form.seen(conversation(with_one_system(_messages(form)), "input")),
         template=form.variables(None if form.reasoning is None else form.reasoning.effort),
         sampling=form.sampling(only_one(form.forms())),
-        max_seconds=form.max_seconds,
+        **form.limits(),
         stream=form.stream or False,
         model=form.model,
         ignored=ignored(

@@ -7,7 +7,7 @@ from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.tools import ToolCall
 from worker.dialects.base import Chunk, ReplyBody
-from worker.dialects.media_report import media_report
+from worker.dialects.media_report import cost_report, media_report
 from worker.dialects.openai_reply import Faults
 from worker.dialects.sampling_fields import logprobs_of
 from worker.dialects.sse import named_event
@@ -215,7 +215,7 @@ class EventWriter:
         said = [] if self._output else self._opened("message")  # an answer without a word has a message, too
         said += self._closed(status)
         response = _response(self._meta, status, self._output, done.usage)
-        response |= {**media_report(done.media), "timing": done.timing}
+        response |= {**media_report(done.media), "timing": done.timing, **cost_report(done.cost)}
         return [*said, self._event(f"response.{status}", response=response)]
 
     def _at(self) -> JsonObject:

@@ -30,6 +30,7 @@ MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(gt=0, le=10)]
 AdditivePenalty = Annotated[float, Field(ge=-2, le=2)]
 MaxSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS_CEILING)]
+MaxCost = Annotated[float, Field(gt=0, le=1_000_000)]
 NumAnswers = Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)]
 NumAlternatives = Annotated[Whole, Field(ge=0, le=MAX_ALTERNATIVES)]
 TokenIds = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=MAX_STOPS)]
@@ -95,6 +96,9 @@ class SamplingFields(Body):
     """What a body of any dialect may say about how tokens are chosen, and for how long."""
 
     max_seconds: MaxSeconds | None = None
+    max_gpu_seconds: MaxSeconds | None = None
+    max_cost_usd: MaxCost | None = None
+    loop_guard: bool | None = None
     max_tokens: MaxTokens | None = None
     min_tokens: MinTokens | None = None
     temperature: Temperature | None = None
@@ -115,8 +119,13 @@ class SamplingFields(Body):
     top_logprobs: NumAlternatives | None = None
     thinking_budget: ThinkingBudget | None = None
 
-    def sampling(self, constraint: Constraint | None = None) -> Sampling:
-        """The same in the contract's terms. constraint: the form of the answer. Raises InputInvalid."""
+    def limits(self) -> dict[str, float | None]:
+        """Of a request's time and cost, by the names of `ChatRequest`."""
+        return {name: getattr(self, name) for name in ("max_seconds", "max_gpu_seconds", "max_cost_usd")}
+
+    def sampling(self, constraint: Constraint | None = None, *, reports_confidence: bool = False) -> Sampling:
+        """The same in the contract's terms. constraint: the form of the answer; reports_confidence: of its fields,
+        where it is a schema. Raises InputInvalid."""
         if self.top_logprobs and not self.logprobs:
             raise InputInvalid(where="top_logprobs", detail="needs logprobs: true")
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -141,6 +150,8 @@ class SamplingFields(Body):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             constraint=constraint,
             thinking_budget=self.thinking_budget,
+            loop_guard=self.loop_guard,
+            wants_confidence=reports_confidence and constraint is not None and constraint.kind == "json_schema",
         )
 
 

@@ -20,6 +20,7 @@ from worker.dialects import (
     openai_models,
     recognize,
     responses,
+    tasks,
     tokenize,
     vllm_job,
 )
@@ -184,6 +185,7 @@ DIALECTS = DialectTable(
     (
         openai_chat.DIALECT,
         openai_models.DIALECT,
+        tasks.DIALECT,
         completions.DIALECT,
         tokenize.DIALECT,
         responses.DIALECT,

@@ -1,6 +1,7 @@
 """Continuous batching: some tokens of prompts, then one step of all running answers. Answers join and leave at every
 turn."""
 
+import time
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -9,7 +10,8 @@ from worker.engine.decode_steps import DecodeSteps
 from worker.engine.event_bridge import woken_together
 from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse
-from worker.engine.prefill import Prefill, advance
+from worker.engine.metering import Meter
+from worker.engine.prefill import Pass, Prefill, advance
 from worker.engine.prefix_cache import SHORTEST_PREFIX
 from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.scheduler import Scheduler
@@ -37,12 +39,15 @@ class ContinuousBatch:
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._prefill_chunk = prefill_chunk
-        self.steps = DecodeSteps(runner, scheduler, caches, recovery, self._forget, runs_ahead=runs_ahead)
+        self.meter = Meter()
+        self.steps = DecodeSteps(runner, scheduler, caches, recovery, self.meter, self._forget, runs_ahead=runs_ahead)
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
         self._has_answered = False
 
     def turn(self, pulse: Pulse) -> None:  # noqa: ARG002  # a turn is short
         running = list(self._scheduler.running)
+        if not running and not self._scheduler.prefilling:
+            self.meter.begin()
         self._prefill_some()
         self.steps.step(self._tokens_at_once(len(self._scheduler.running)))
         if not self._has_answered and any(sequence.is_finished for sequence in running):
@@ -74,7 +79,7 @@ class ContinuousBatch:
         """Compute a chunk of a prompt, and others with it as far as the budget has tokens for all that is left of them;
         what it cost in tokens."""
         together: list[Group] = []
-        cost = 0
+        passed: list[Pass] = []
         with contained(partial(self._recovery.prefill_failed, first)):
             self._opened(first)
             together.append(first)
@@ -83,16 +88,25 @@ class ContinuousBatch:
         together += self._joining(first, budget)
         prefills = [self._prefills[group] for group in together]
         with contained(partial(self._prefill_failed, together)):
-            cost = advance(self._runner, prefills, self._caches.features, budget)
-        if not cost:
+            passed.append(advance(self._runner, prefills, self._caches.features, budget))
+        if not passed:
             return 0
+        [done] = passed
+        self._charge(together, done)
         with woken_together():
             for group, prefill in zip(together, prefills, strict=True):
                 group.num_left = prefill.left
                 if not prefill.left:
                     with contained(partial(self._recovery.prefill_failed, group)):
                         self._begin(group, prefill)
-        return cost
+        return done.cost
+
+    def _charge(self, groups: list[Group], done: Pass) -> None:
+        requests = [group.sequences[0].request for group in groups]
+        elapsed = self.meter.charge(zip(requests, done.tokens, strict=True))
+        if done.is_vision:
+            for request, tokens in zip(requests, done.tokens, strict=True):
+                request.vision_s += elapsed if tokens else 0.0
 
     def _prefill_failed(self, groups: list[Group], failure: Failure) -> None:
         """Some of their layers may be further than others: what is tried again begins anew."""
@@ -111,7 +125,8 @@ class ContinuousBatch:
             prefill = Prefill(request.prompt, tokens, group.num_positions, self._caches)
             group.num_left = prefill.left
             if not request.has_begun:  # what it finds of its own when it begins again was computed for it
-                request.num_cached = prefill.reused
+                request.num_cached, request.cached_media = prefill.reused, prefill.cached
+                request.began_at = time.monotonic()
             request.has_begun = True
             self._prefills[group] = prefill
         return prefill
@@ -166,6 +181,7 @@ class ContinuousBatch:
         length = group.num_prompt_tokens + len(group.sequences[0].tokens)
         samplers = [sequence.sampler for sequence in group.sequences]
         rows = LogitsStep()(prefill.logits.expand(len(samplers), -1), samplers)
+        self.meter.charge([(group.sequences[0].request, 1.0)])
         if rows[0].is_finite:
             prefill.keep()
         else:  # what it was computed from may be kept already

@@ -15,6 +15,7 @@ from worker.engine.caches import EngineCaches
 from worker.engine.event_bridge import woken_together
 from worker.engine.logits_step import Launched, LogitsStep
 from worker.engine.masks import MaskWorker
+from worker.engine.metering import Meter
 from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
@@ -46,12 +47,13 @@ class DecodeSteps:
         scheduler: Scheduler[Answer],
         caches: EngineCaches,
         recovery: Recovery,
+        meter: Meter,
         forget: Callable[[Group], None],
         *,
         runs_ahead: bool | None = None,
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
-        self._forget = forget
+        self._meter, self._forget = meter, forget
         works_by_itself = caches.device.type == "cuda" and caches.kv.layout is ARENA
         self._runs_ahead = works_by_itself if runs_ahead is None else runs_ahead
         self._masks = MaskWorker()
@@ -135,6 +137,8 @@ class DecodeSteps:
         rows: list[Row] = []
         with contained(self._recovery.step_failed):
             rows = step.launched.rows()
+            taking_part = [answer for answer in step.answers if id(answer) in step.places and not answer.is_over]
+            self._meter.charge((answer.request, 1.0) for answer in taking_part)
         with woken_together():
             for answer, row in zip(step.answers, rows, strict=False):  # no rows where the step failed
                 # Cancelled, or ended, or another answer to the same prompt has just failed.

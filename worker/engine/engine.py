@@ -3,6 +3,8 @@
 Prompts are built in a pool of threads, answers on the engine's own thread; the event loop never waits for either.
 """
 
+import math
+import time
 from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,11 @@ from typing import Protocol
 
 import torch
 
-from worker.core.contract import ChatRequest, Done, Event, Opened, Piece
+from worker.core.contract import ChatRequest, Done, Event, Piece
 from worker.core.deadline import Deadline
 from worker.core.engine_protocol import EngineInfo, EngineState, EngineStats, OnUsage, TokenCounts
 from worker.core.errors import EngineStopped, InputInvalid, PromptTooLong, WorkerError
+from worker.core.opened import Opened
 from worker.core.pacing import joined
 from worker.core.sampling import Sampling
 from worker.core.settings import MIB, Settings
@@ -28,6 +31,7 @@ from worker.engine.detokenizer import TextStream
 from worker.engine.event_bridge import EventBridge
 from worker.engine.guide import Guide, ThinkingTokens, thinking_tokens
 from worker.engine.loop import Batch, EngineLoop
+from worker.engine.loop_guard import LoopGuard
 from worker.engine.recovery import Recovery
 from worker.engine.sampling import Sampler, resolve
 from worker.engine.scheduler import PrefillGroup, Scheduler
@@ -112,6 +116,7 @@ class Engine:
             kv_cache_bytes=self._caches.kv.num_bytes,
             device_bytes=self._caches.device_bytes,
             caches=self._caches.stats(),
+            busy_s=self.parts.batch.meter.busy_s,
         )
 
     async def count_tokens(self, request: ChatRequest, media: Items[Opened]) -> TokenCounts:
@@ -138,10 +143,12 @@ class Engine:
         bridge = EventBridge(wakes_for_pieces=request.stream)
         with self._loop.preparing():
             async with deadline.watch():
+                came_at = time.monotonic()
                 grammar = await self._grammar(request)
                 prompt = await on_thread(self._pool, self.builder.build, request, media)
         del media  # pixels and files are needed no more
-        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, grammar)
+        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, grammar, request.max_gpu_seconds)
+        submitted.preprocess_s = submitted.came_at - came_at
         del prompt
         try:
             while True:
@@ -173,17 +180,21 @@ class Engine:
         emit: Emit,
         deadline: Deadline | None = None,
         grammar: CompiledGrammar | None = None,
+        max_gpu_seconds: float | None = None,
     ) -> Request:
-        """Hand over a prompt; `emit` is called on the engine's thread. grammar: of the answers.
+        """Hand over a prompt; `emit` is called on the engine's thread. grammar: of the answers; max_gpu_seconds: the
+        request's share of the device's time after which they end.
 
         Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
         request = Request(prompt, self._max_tokens(prompt, sampling), emit, sampling.n, deadline or Deadline())
+        request.max_gpu_seconds = math.inf if max_gpu_seconds is None else max_gpu_seconds
         self._check(request, sampling)
         resolved = resolve(sampling, self._spec.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._spec.eos_ids)
         ends_grammar = frozenset() if grammar is None else self._spec.eos_ids
         known = prompt.distinct_ids if resolved.repetition_penalty != 1 else torch.empty(0, dtype=torch.long)
+        num_alternatives = 0 if sampling.logprobs is None and sampling.wants_confidence else sampling.logprobs
         sequences = [
             Sequence(
                 request=request,
@@ -194,13 +205,16 @@ class Engine:
                     ending | ends_grammar,
                     index,
                     self._guide(prompt, sampling, grammar),
-                    sampling.logprobs,
+                    num_alternatives,
                 ),
                 stream=TextStream(self._spec.tokenizer, sampling.stop, keeps_stop=sampling.keeps_stop),
                 ending=ending,
                 tokenizer=self._spec.tokenizer,
                 stop_ids=frozenset(sampling.stop_token_ids),
-                num_alternatives=sampling.logprobs,
+                num_alternatives=num_alternatives,
+                skips_certain=sampling.logprobs is None,
+                guard=self._guard_of(sampling),
+                min_tokens=sampling.min_tokens,
             )
             for index in range(sampling.n)
         ]
@@ -218,6 +232,13 @@ class Engine:
             budget=sampling.thinking_budget,
             state=None if grammar is None else grammar.begin(),
         )
+
+    def _guard_of(self, sampling: Sampling) -> LoopGuard | None:
+        """An answer that is to go on whatever the model says is not ended for repeating itself."""
+        is_on = self._settings.loop_guard if sampling.loop_guard is None else sampling.loop_guard
+        if not is_on or sampling.ignore_eos:
+            return None
+        return LoopGuard(lambda token: self._spec.tokenizer.bytes_of(token).decode(errors="replace"))
 
     def _max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
         """Raises PromptTooLong."""

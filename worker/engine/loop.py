@@ -16,6 +16,7 @@ from worker.core.engine_protocol import EngineState
 from worker.core.errors import EngineStopped, QueueFull
 from worker.core.interpreter import wait_little_for_the_lock
 from worker.core.memory import trim
+from worker.engine.metering import Meter
 from worker.engine.recovery import Group, Recovery, contained, last_border
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Request, Sequence
@@ -42,7 +43,10 @@ class Pulse(Protocol):
 
 
 class Batch(Protocol):
-    """How prompts become tokens."""
+    """How prompts become tokens. meter: of the device's time for them."""
+
+    @property
+    def meter(self) -> Meter: ...
 
     def turn(self, pulse: Pulse) -> None:
         """Do some work for what the scheduler has. Raises only what ends the engine."""
@@ -221,9 +225,9 @@ class EngineLoop:
             self._scheduler.add(group)
 
     def _end_overdue(self) -> None:
-        """End what is still here at its deadline."""
+        """End what is still here at its deadline, or that has had its share of the device's time."""
         for sequence in list(self._scheduler.sequences()):
-            if not sequence.is_over and sequence.request.deadline.has_passed:
+            if not sequence.is_over and sequence.request.is_overdue:
                 with contained(partial(self._recovery.token_failed, sequence.request)):
                     sequence.run_out_of_time()
 

@@ -2,9 +2,11 @@
 wait for all of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from worker.core.contract import Cached
 from worker.engine.caches import EngineCaches
 from worker.engine.prefix_cache import FeatureCache
 from worker.models.runner import Features, PrefillCache, PrefillChunk, Runner
@@ -13,15 +15,20 @@ from worker.prompt.types import MediaItem, Prompt
 
 class Prefill:
     """One prompt, and the tokens of its answer that are known already. most: as long as both may become. `cache` is
-    whole when `left` is 0, and `logits` are those behind the last token then. Raises NoRoom."""
+    whole when `left` is 0, and `logits` are those behind the last token then. cached: what was known of its pictures
+    and videos, by number. Raises NoRoom."""
 
     def __init__(self, prompt: Prompt, tokens: Sequence[int], most: int, caches: EngineCaches) -> None:
         self._prompt, self._tokens, self._prefixes = prompt, list(tokens), caches.prefixes
         self._seen: dict[int, Features] = {}
+        self.cached: dict[int, Cached] = {}
         self._length = len(prompt.ids) + len(tokens)
         self.cache: PrefillCache = caches.kv.prefill_cache(self._length, most)
         self.reused = self._prefixes.fill(prompt, self.cache) if self._prefixes else 0
         self._done = self.reused
+        for index in set(prompt.item_of[: self.reused].tolist()) - {-1}:
+            if not (prompt.item_of[self.reused :] == index).any():
+                self.cached[index] = "prefix"
         self.logits: torch.Tensor | None = None
 
     @property
@@ -42,7 +49,7 @@ class Prefill:
             if known is None:
                 found.append((index, item, self._prompt.media[index].tokens))
             else:
-                self._seen[index] = known
+                self._seen[index], self.cached[index] = known, "features"
         return found
 
     def see(self, index: int, features: Features) -> None:
@@ -64,10 +71,22 @@ class Prefill:
             self._prefixes.keep(self._prompt, self.cache)
 
 
-def advance(runner: Runner, prefills: Sequence[Prefill], features: FeatureCache, budget: int) -> int:
+@dataclass(frozen=True)
+class Pass:
+    """What was computed in one pass. tokens: of each of the prefills, in order, at least 1 in all; is_vision: by the
+    vision tower."""
+
+    tokens: tuple[float, ...]
+    is_vision: bool
+
+    @property
+    def cost(self) -> int:
+        return round(sum(self.tokens))
+
+
+def advance(runner: Runner, prefills: Sequence[Prefill], features: FeatureCache, budget: int) -> Pass:
     """Compute pictures that the next tokens of the prompts need, as many as the budget has tokens for, or, where all
-    have been seen, those tokens, in one pass; what it cost in tokens, at least 1. `budget` is for all of them, and one
-    picture may be larger."""
+    have been seen, those tokens, in one pass. `budget` is for all of them, and one picture may be larger."""
     sizes = [min(prefill.left, budget) for prefill in prefills]
     unseen = [prefill.unseen(size, features) for prefill, size in zip(prefills, sizes, strict=True)]
     if any(unseen):
@@ -75,7 +94,7 @@ def advance(runner: Runner, prefills: Sequence[Prefill], features: FeatureCache,
     chunks = [prefill.chunk(size) for prefill, size in zip(prefills, sizes, strict=True)]
     for prefill, chunk, logits in zip(prefills, chunks, runner.prefill(chunks), strict=True):
         prefill.take(chunk, logits)
-    return sum(chunk.length for chunk in chunks)
+    return Pass(tuple(chunk.length for chunk in chunks), is_vision=False)
 
 
 def _see(
@@ -84,21 +103,24 @@ def _see(
     unseen: Sequence[Sequence[tuple[int, MediaItem, int]]],
     features: FeatureCache,
     budget: int,
-) -> int:
+) -> Pass:
     """Pictures in one pass through the vision tower; the same one that is shown twice is computed once."""
     wanted: dict[bytes, tuple[MediaItem, list[tuple[Prefill, int]]]] = {}
-    cost = 0
+    sizes: dict[bytes, int] = {}
     for prefill, pictures in zip(prefills, unseen, strict=True):
         for index, item, size in pictures:
             if item.key not in wanted:
-                if wanted and cost + size > budget:
+                if wanted and sum(sizes.values()) + size > budget:
                     continue
-                wanted[item.key] = (item, [])
-                cost += size
+                wanted[item.key], sizes[item.key] = (item, []), size
             wanted[item.key][1].append((prefill, index))
     said = runner.features([item for item, _ in wanted.values()])
     for (item, shown), of_item in zip(wanted.values(), said, strict=True):
         for prefill, index in shown:
             prefill.see(index, of_item)
         features.put(item.key, of_item, of_item.num_bytes)
-    return cost
+    tokens = dict.fromkeys(map(id, prefills), 0.0)
+    for key, (_, shown) in wanted.items():
+        for prefill, _ in shown:
+            tokens[id(prefill)] += sizes[key] / len(shown)
+    return Pass(tuple(tokens.values()), is_vision=True)

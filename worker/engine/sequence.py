@@ -1,14 +1,16 @@
 """One answer on its way through the engine: the only mutable thing of a request."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.checkpoint.tokenizer import Tokenizer
-from worker.core.contract import Done, Event, FinishReason, Piece, Stop, TokenLogprob, Usage
+from worker.core.contract import Cached, Done, Event, FinishReason, MediaInfo, Piece, Stop, TokenLogprob, Usage, Work
 from worker.core.deadline import Deadline
 from worker.core.errors import DeadlineExceeded, InternalError, WorkerError
 from worker.engine.detokenizer import TextStream, alternative
+from worker.engine.loop_guard import LoopGuard
 from worker.engine.sampling import Row, Sampler, likeliest
 from worker.prompt.types import Prompt
 
@@ -17,7 +19,9 @@ Emit = Callable[[Event | WorkerError], None]
 
 @dataclass(eq=False)
 class Request:
-    """What the answers to one prompt share: the prompt, where events go, and who has ended how."""
+    """What the answers to one prompt share: the prompt, where events go, what it took, and who has ended how. The times
+    are seconds, see `core.contract.Work`. began_at: when the first of it was computed; cached_media: what was known of
+    its pictures and videos, by number."""
 
     prompt: Prompt
     max_tokens: int
@@ -27,6 +31,12 @@ class Request:
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     stops: dict[int, Stop] = field(default_factory=dict)
     num_generated: int = 0
+    preprocess_s: float = 0.0
+    max_gpu_seconds: float = math.inf
+    gpu_seconds: float = 0.0
+    vision_s: float = 0.0
+    began_at: float | None = None
+    cached_media: dict[int, Cached] = field(default_factory=dict)
     num_cached: int = 0
     num_reasoning: int = 0
     is_cancelled: bool = False
@@ -45,6 +55,26 @@ class Request:
             cached_tokens=self.num_cached,
             reasoning_tokens=self.num_reasoning,
         )
+
+    @property
+    def work(self) -> Work:
+        """Where its seconds went, up to now."""
+        now = time.monotonic()
+        began_at = now if self.began_at is None else self.began_at
+        first_token_at = now if self.first_token_at is None else self.first_token_at
+        return Work(
+            preprocess_s=self.preprocess_s,
+            queue_s=began_at - self.came_at,
+            vision_s=self.vision_s,
+            prefill_s=max(0.0, first_token_at - began_at - self.vision_s),
+            decode_s=now - first_token_at,
+            gpu_seconds=self.gpu_seconds,
+        )
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its time is over, or its share of the device's."""
+        return self.deadline.has_passed or self.gpu_seconds >= self.max_gpu_seconds
 
     @property
     def is_over(self) -> bool:
@@ -67,11 +97,17 @@ class Request:
                 reasons=tuple(self.reasons[index] for index in range(self.num_answers)),
                 stops=tuple(self.stops.get(index) for index in range(self.num_answers)),
                 usage=self.usage,
-                media=self.prompt.media,
+                media=tuple(self._seen(index, info) for index, info in enumerate(self.prompt.media)),
+                work=self.work,
                 first_token_s=None if self.first_token_at is None else self.first_token_at - self.came_at,
                 first_token_at=self.first_token_at,
             )
         )
+
+    def _seen(self, index: int, info: MediaInfo) -> MediaInfo:
+        seconds = self.prompt.preprocess_s[index : index + 1]
+        update = {"cached": self.cached_media.get(index), "preprocess_s": round(sum(seconds), 3)}
+        return info.model_copy(update=update)
 
     def fail(self, error: WorkerError) -> None:
         """End all answers with an error; once."""
@@ -85,7 +121,8 @@ class Sequence:
     """The tokens of one answer. Only the engine's thread changes it, but for `request.is_cancelled`.
 
     stop_ids: the request's own of the `ending` tokens. num_alternatives: how many likeliest tokens to name with each,
-    None for no log-probabilities.
+    None for no log-probabilities. skips_certain: tokens that the constraint leaves no choice about are taken without
+    asking the model, and have the log-probability 0. guard: ends it where it repeats itself, once it has `min_tokens`.
     num_fresh: how many of its tokens the model has not seen. is_retried: whether it was taken back once.
     """
 
@@ -97,11 +134,15 @@ class Sequence:
     tokenizer: Tokenizer
     stop_ids: frozenset[int] = frozenset()
     num_alternatives: int | None = None
+    skips_certain: bool = False
+    guard: LoopGuard | None = None
+    min_tokens: int = 0
     tokens: list[int] = field(default_factory=list)
     num_fresh: int = 0
     is_finished: bool = False
     is_retried: bool = False
     _is_behind_thought: bool = False
+    _withheld: str = ""  # of what may be the tail of a loop
     _logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
@@ -138,7 +179,7 @@ class Sequence:
             self.request.first_token_at = time.monotonic()
         if self.num_alternatives is not None:
             self._logprobs.append(self._logprob(row, token, self.num_alternatives))
-            at_most = 1
+            at_most = at_most if self.skips_certain else 1
         self.num_fresh = 0
         self._take(token)
         while not self.is_over and self.num_fresh < at_most:
@@ -147,9 +188,12 @@ class Sequence:
                 break
             for token in following[: at_most - self.num_fresh]:
                 if not self.is_over:
-                    self._take(token)
+                    if self.num_alternatives is not None:
+                        self._logprobs.append(TokenLogprob(alternative(self.tokenizer, token, 0.0), ()))
+                    self._take(token, is_certain=True)
 
-    def _take(self, token: int) -> None:
+    def _take(self, token: int, *, is_certain: bool = False) -> None:
+        """is_certain: the constraint has chosen it, which is no loop of the model's."""
         guide = self.sampler.guide
         num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
         self.sampler.accept(token)
@@ -161,7 +205,15 @@ class Sequence:
             self._end("stop", token if token in self.stop_ids else None)
             return
         self.stream.finds_stops = self._is_answering(token, was_thinking=was_thinking)
-        self._emit(self.stream.push(token))
+        text = self.stream.push(token)
+        guard_of_chosen = None if is_certain else self.guard
+        if guard_of_chosen is not None and guard_of_chosen.push(token) and len(self.tokens) >= self.min_tokens:
+            self._end_loop()
+            return
+        if guard_of_chosen is not None and guard_of_chosen.is_repeating:
+            self._withheld += text
+        else:
+            self._emit(text)
         if self.stream.stopped_by is not None or guide.is_complete:
             self._end("stop")
         elif len(self.tokens) >= self.request.max_tokens:
@@ -180,7 +232,8 @@ class Sequence:
         if self.tokens:
             self._end("time")
         else:
-            self.request.fail(DeadlineExceeded())
+            is_late = self.request.deadline.has_passed
+            self.request.fail(DeadlineExceeded(detail=None if is_late else "raise max_gpu_seconds or max_cost_usd"))
 
     def _logprob(self, row: Row, token: int, count: int) -> TokenLogprob:
         logprob, top = likeliest(row, token, count)
@@ -193,14 +246,23 @@ class Sequence:
         self.is_finished = True
         self.request.ended(self.index, reason, self.stream.stopped_by if stop is None else stop)
 
+    def _end_loop(self) -> None:
+        """Without the tail that is withheld."""
+        self._withheld = ""
+        self._logprobs.clear()
+        self.is_finished = True
+        self.request.ended(self.index, "repetition")
+
     def _emit(self, text: str, *, is_last: bool = False) -> None:
         """Log-probabilities of text that is held back wait for it."""
+        text, self._withheld = self._withheld + text, ""
         if text or (is_last and self._logprobs):
             piece = Piece(
                 text=text,
                 index=self.index,
                 logprobs=tuple(self._logprobs),
                 opens_thought=self.request.prompt.opens_thought,
+                media=self.request.prompt.media,
                 usage=self.request.usage,
             )
             self.request.emit(piece)

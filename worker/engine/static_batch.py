@@ -5,6 +5,7 @@ Choosing tokens, streams, stops, seeds, log-probabilities, cancels and deadlines
 that comes while a batch runs waits for its end.
 """
 
+import time
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from worker.engine.decode_steps import take
 from worker.engine.engine import Engine, parts_around
 from worker.engine.logits_step import LogitsStep
 from worker.engine.loop import Pulse
+from worker.engine.metering import Meter
 from worker.engine.recovery import Group, Recovery, contained
 from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
@@ -37,6 +39,7 @@ class StaticBatch:
         self, runner: HfGenerateRunner, scheduler: Scheduler[Sequence], caches: EngineCaches, recovery: Recovery
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
+        self.meter = Meter()
 
     def turn(self, pulse: Pulse) -> None:
         """Answer a batch whole: the first, and those like it that fit beside it when all are as long as the longest."""
@@ -78,12 +81,15 @@ class StaticBatch:
         prompts = [sequence.request.prompt for sequence in sequences]
         samplers = [sequence.sampler for sequence in sequences]
         for sequence in sequences:
-            sequence.request.has_begun = True
-
+            sequence.request.has_begun, sequence.request.began_at = True, time.monotonic()
+        self.meter.begin()
         logits_step = LogitsStep()
 
         def choose(logits: torch.Tensor) -> list[int | None]:
             rows = logits_step(logits, samplers)
+            in_step = [each for each in sequences if not each.is_over]
+            # The first step computes the prompts, too.
+            self.meter.charge((each.request, 1 if each.tokens else each.num_prompt_tokens) for each in in_step)
             return [self._next_token(sequence, row) for sequence, row in zip(sequences, rows, strict=True)]
 
         def is_over() -> list[bool]:

@@ -5,21 +5,9 @@ import queue
 
 import numpy as np
 
-from worker.core.contract import (
-    RGB,
-    ChatRequest,
-    Clip,
-    Done,
-    Event,
-    Kind,
-    Media,
-    Message,
-    Opened,
-    Picture,
-    Text,
-    Url,
-)
+from worker.core.contract import ChatRequest, Done, Event, Kind, Media, Message, Text, Url
 from worker.core.errors import WorkerError
+from worker.core.opened import RGB, Clip, Opened, Picture
 from worker.core.sampling import Sampling
 from worker.engine.engine import Engine
 

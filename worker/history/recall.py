@@ -6,21 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from worker.core.contract import (
-    ChatRequest,
-    ConversationRef,
-    Done,
-    Event,
-    Media,
-    Message,
-    Opened,
-    Piece,
-    Text,
-    Upload,
-)
+from worker.core.contract import ChatRequest, ConversationRef, Done, Event, Media, Message, Piece, Text, Upload
 from worker.core.engine_protocol import Engine
 from worker.core.errors import MediaError, PromptTooLong
 from worker.core.media_protocol import MediaOpener, with_opened
+from worker.core.opened import Opened
 from worker.core.settings import Settings
 from worker.history.history import History
 from worker.history.store import Turn, fitting_turns

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from worker.core.contract import RGB, Clip, Source
 from worker.core.errors import (
     MediaCorrupt,
     MediaDecodeTimeout,
@@ -19,6 +18,7 @@ from worker.core.errors import (
     MediaUnsupportedType,
     MediaVideoTooLong,
 )
+from worker.core.opened import RGB, Clip, Source
 from worker.core.settings import Settings
 from worker.media import color
 from worker.media.picture import BROKEN, bounded, check_size, pixels_of

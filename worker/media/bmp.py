@@ -6,7 +6,7 @@ import struct
 import av
 import numpy as np
 
-from worker.core.contract import RGB
+from worker.core.opened import RGB
 
 _FILE_HEAD_BYTES, _INFO_HEAD_BYTES = 14, 40
 _RUN_LENGTHS = (1, 2)

@@ -4,12 +4,13 @@ To add a kind, as documents that become a picture a page, write its decoder and 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from worker.core.contract import RGB, Clip, Controls, File, Frames, Kind, Media, Opened, Picture, Source
+from worker.core.contract import Controls, File, Frames, Kind, Media
 from worker.core.errors import (
     MediaCorrupt,
     MediaDimensions,
@@ -19,11 +20,12 @@ from worker.core.errors import (
     MediaVideoNoFrames,
 )
 from worker.core.media_protocol import SizePolicy
+from worker.core.opened import RGB, Clip, Opened, Picture, Source
 from worker.core.settings import Settings
 from worker.media import animation, frames, picture, video
 from worker.media.allowance import Allowance
 from worker.media.handing_over import InParent
-from worker.media.sniff import VIDEOS, SniffResult, VideoFormat, sniff
+from worker.media.sniff import VIDEOS, SniffResult, VideoFormat, media_type, sniff
 from worker.media.sources import Sources
 from worker.media.workers import Workers
 
@@ -80,14 +82,27 @@ async def together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
     """An image. Raises MediaError."""
     assert not isinstance(item.source, Frames)
-    policy = context.size_policy
+    policy, began_at = context.size_policy, time.monotonic()
     async with context.sources.opened(item.source, "image", context.left) as data:
+        read_at = time.monotonic()
         header = await _header(context, data, item.controls)
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
+        if item.keeps_size:
+            height, width = header.height, header.width
         resize = InParent(policy.resized)
         rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), resize)
-        source = Source(header.height, header.width, header.orientation, context.kept(data), header.warnings)
+        source = Source(
+            header.height,
+            header.width,
+            header.orientation,
+            files=context.kept(data),
+            type=media_type(sniff(data)),
+            num_bytes=len(data),
+            fetch_s=read_at - began_at,
+            decode_s=time.monotonic() - read_at,
+            warnings=header.warnings,
+        )
         return (Picture(rgb, item.controls, source),)
 
 
@@ -95,11 +110,15 @@ async def open_video(context: DecodeContext, item: Media) -> tuple[Opened, ...]:
     """A list of frames, a video file, or an animation as a video. Raises MediaError."""
     if isinstance(item.source, Frames):
         return (await _clip_of_frames(context, item.source, item.where, item.controls),)
+    began_at = time.monotonic()
     async with context.sources.opened(item.source, "video", context.left) as data:
-        found = sniff(data)
+        read_at, found = time.monotonic(), sniff(data)
         if found.video is None and found.picture not in animation.MOVING:
             raise MediaUnsupportedType(detail=f"this is {found.name}, not a supported video: {VIDEOS}")
-        return (await _clip_of_file(context, data, found, item.controls),)
+        clip = await _clip_of_file(context, data, found, item.controls)
+        assert clip.source is not None
+        fetch_s, decode_s = read_at - began_at, time.monotonic() - read_at
+        return (replace(clip, source=replace(clip.source, fetch_s=fetch_s, decode_s=decode_s)),)
 
 
 DECODERS: Mapping[Kind, Decoder] = {"image": open_picture, "video": open_video}
@@ -121,18 +140,21 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
         raise MediaTooManyItems(detail=f"{count} frames, limit {context.settings.max_frames} (MAX_FRAMES)")
     places = [f"{where}.frames[{index}]" for index in range(count)]
 
-    async def header(file: File, place: str) -> tuple[picture.Header, tuple[bytes, ...]]:
+    async def header(file: File, place: str) -> tuple[picture.Header, tuple[bytes, ...], int, float]:
         with named(place):
             data = await context.sources.read(file, "image", context.left)
-            return await _header(context, data, controls), context.kept(data)
+            read_at = time.monotonic()
+            return await _header(context, data, controls), context.kept(data), len(data), read_at
 
     async def pixels(of: picture.Header, place: str, size: tuple[int, int]) -> RGB:
         with named(place):
             return await context.decode(of.decode_bytes, picture.decode, of, size, InParent(policy.resized))
 
+    began_at = time.monotonic()
     async with context.sources.room_for(count, context.left):
         read = await together([header(file, place) for file, place in zip(source.frames, places, strict=True)])
-        headers, files = [of for of, _ in read], tuple(file for _, kept in read for file in kept)
+        headers, files = [of for of, *_ in read], tuple(file for _, kept, *_ in read for file in kept)
+        read_at = max(at for *_, at in read)
         first = headers[0]
         for other, place in zip(headers, places, strict=True):
             if (other.height, other.width) != (first.height, first.width):
@@ -142,7 +164,16 @@ async def _clip_of_frames(context: DecodeContext, source: Frames, where: str, co
         size = height, width
         shown = await together([pixels(of, place, size) for of, place in zip(headers, places, strict=True)])
     warnings = tuple(dict.fromkeys(told for of in headers for told in of.warnings))
-    opened = Source(first.height, first.width, first.orientation, files, warnings)
+    opened = Source(
+        first.height,
+        first.width,
+        first.orientation,
+        files=files,
+        num_bytes=sum(size for _, _, size, _ in read),
+        fetch_s=read_at - began_at,
+        decode_s=time.monotonic() - read_at,
+        warnings=warnings,
+    )
     return Clip(tuple(shown), source.fps, source.times, controls, is_sized=True, source=opened)
 
 
@@ -153,7 +184,8 @@ async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult,
     else:
         clip = await _clip_of_animation(context, data, found, controls)
     assert clip.source is not None
-    return replace(clip, source=replace(clip.source, files=context.kept(data)))
+    files = context.kept(data)
+    return replace(clip, source=replace(clip.source, type=media_type(found), num_bytes=len(data), files=files))
 
 
 async def _clip_of_film(context: DecodeContext, data: bytes, form: VideoFormat, controls: Controls) -> Clip:

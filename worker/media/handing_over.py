@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from worker.core.contract import RGB
+from worker.core.opened import RGB
 
 FOR_SMALL, FOR_LARGE = b"s", b"l"  # the kinds of children
 NICE = 10  # of large work, below the engine and small pictures
-_TRUSTED = ("worker.core.contract", "worker.core.errors", "worker.core.media_warnings", "worker.media.")
+_TRUSTED = (
+    *("worker.core.contract", "worker.core.errors", "worker.core.media_warnings", "worker.core.opened"),
+    "worker.media.",
+)
 LARGE = 64 * 1024  # bytes that are worth a place in shared memory
 ARENA_BYTES = 2**32  # of addresses; memory is taken as it is written
 KEPT_BYTES = 32 * 2**20

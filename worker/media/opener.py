@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from worker.core.contract import Clip, Frames, Kind, Media, Opened, Picture
+from worker.core.contract import Done, Frames, Kind, Media
 from worker.core.errors import MediaTooManyItems
 from worker.core.media_protocol import SizePolicy
+from worker.core.opened import Clip, Opened, Picture
+from worker.core.outcome import Outcome, Outputs
 from worker.core.settings import Settings
+from worker.media import annotate
 from worker.media.allowance import Allowance
 from worker.media.budget import Share
 from worker.media.decoders import DECODERS, DecodeContext, Decoder, named, together
@@ -56,7 +59,11 @@ class Opener:
     async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator[Room]:
         """The memory for what they become, for as long as any of it is alive. See `core.media_protocol.MediaOpener`."""
         kinds: list[Kind] = [item.kind for item in items] + ["image"] * more_images
+        own_size = self._settings.max_image_pixels
         most = sum(self._size_policy.max_pixels(kind) * RGB_BYTES for kind in kinds)
+        most += sum(
+            max(0, own_size - self._size_policy.max_pixels("image")) * RGB_BYTES for item in items if item.keeps_size
+        )
         async with self.workers.pixels.held(most, items) as share:
             yield Room(share)
 
@@ -66,6 +73,12 @@ class Opener:
         left = self._allowance()
         context = DecodeContext(self._settings, self.sources, self.workers, self._size_policy, left, self._keeps_files)
         return tuple(await together([self._open(context, item) for item in items]))
+
+    async def drawn(self, media: Sequence[Opened], outputs: Outputs, done: Done, max_bytes: int) -> tuple[Outcome, ...]:
+        """See `core.media_protocol.MediaOpener`."""
+        pixels = sum(opened.rgb.nbytes for opened in media if isinstance(opened, Picture))
+        work = (annotate.drawn, media, done.media, outputs, done.outcomes, max_bytes)
+        return await self.workers.run(2 * pixels, *work, owner=done)
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         """The files of pictures, in the order of `items`, not yet opened. Raises MediaError with the item's place."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worker.core.contract import RGB
+from worker.core.opened import RGB
 
 UPRIGHT = 1
 # Pictures that lie on their side, counterclockwise quarters to turn, and those mirrored after it.

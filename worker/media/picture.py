@@ -11,9 +11,10 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from worker.core.contract import RGB, Color
+from worker.core.contract import Color
 from worker.core.errors import MediaCorrupt, MediaDimensions, MediaError, MediaUnsupportedType
 from worker.core.media_warnings import MediaWarning, warning
+from worker.core.opened import RGB
 from worker.core.settings import Settings
 from worker.core.units import megapixels, of_pixels
 from worker.media import av1, bmp, color

@@ -25,6 +25,21 @@ class SniffResult:
     advice: str = ""
 
 
+_PICTURE_TYPES: dict[PictureFormat, str] = {"HEIF": "image/heic", "ICO": "image/x-icon", "JPEG2000": "image/jp2"}
+_VIDEO_TYPES: dict[VideoFormat, str] = {
+    "mov,mp4,m4a,3gp,3g2,mj2": "video/mp4", "matroska,webm": "video/x-matroska", "mpegts": "video/mp2t",
+    "mpeg": "video/mpeg", "avi": "video/x-msvideo", "flv": "video/x-flv", "ogg": "video/ogg", "asf": "video/x-ms-wmv",
+    "h264": "video/h264", "hevc": "video/h265", "m4v": "video/mpeg", "mpegvideo": "video/mpeg", "ivf": "video/x-ivf",
+}  # fmt: skip
+
+
+def media_type(found: SniffResult) -> str:
+    """The type by its name in HTTP; empty for what is read as neither."""
+    if found.picture is not None:
+        return _PICTURE_TYPES.get(found.picture, f"image/{found.picture.lower()}")
+    return "" if found.video is None else _VIDEO_TYPES[found.video]
+
+
 def _film(form: VideoFormat) -> SniffResult:
     return SniffResult("a video file", video=form)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-from worker.core.contract import RGB
+from worker.core.opened import RGB
 
 Curve = Literal["PQ", "HLG"]
 CURVES: dict[int, Curve] = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of transfer characteristics

@@ -9,9 +9,9 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 
-from worker.core.contract import RGB, Clip, Source
 from worker.core.errors import MediaCorrupt, MediaVideoNoFrames
 from worker.core.media_warnings import Code, MediaWarning, warning
+from worker.core.opened import RGB, Clip, Source
 from worker.core.settings import Settings
 from worker.media import tone_map
 from worker.media.demux import opened

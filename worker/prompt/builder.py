@@ -6,6 +6,7 @@ it is spread over several texts. Only a raw prompt, which its caller writes whol
 
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -15,8 +16,10 @@ from worker.checkpoint.chat_template import opens_thought
 from worker.checkpoint.family import VIDEO_SPAN, patch_times
 from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
-from worker.core.contract import ChatRequest, Clip, Kind, MediaInfo, Opened, Picture
+from worker.core.contract import ChatRequest, Kind, MediaInfo
 from worker.core.errors import InputInvalid, ModelError, PromptTooLong
+from worker.core.media_warnings import MediaWarning, warning
+from worker.core.opened import Clip, Opened, Picture, Source
 from worker.core.settings import Settings
 from worker.core.units import context_length
 from worker.prompt import patches
@@ -28,16 +31,19 @@ from worker.prompt.sizes import Size, image_size, video_size, video_tokens
 from worker.prompt.types import MediaItem, Prompt
 
 SCOPE_BYTES = 16
+SHRUNK = 2  # of each side, from which on small text may be lost
 
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """A picture or video in the prompt. times: seconds of a video's frames; num_tokens: of all its temporal patches."""
+    """A picture or video in the prompt. times: seconds of a video's frames; num_tokens: of all its temporal patches;
+    seconds: that its patches took."""
 
     item: MediaItem
     opened: Opened
     num_tokens: int
     times: Sequence[float] = ()
+    seconds: float = 0.0
 
     @property
     def kind(self) -> Kind:
@@ -78,6 +84,7 @@ class PromptBuilder:
             scope=scope,
             opens_thought=not request.is_raw and opens_thought(rendered),
             is_raw=request.is_raw,
+            preprocess_s=tuple(entry.seconds for entry in shown),
         )
         if self._settings.prefix_cache_mib != 0:
             _ = prompt.block_hashes  # computed here, on a thread that nobody's answer waits for
@@ -95,13 +102,15 @@ class PromptBuilder:
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=SCOPE_BYTES).digest()
 
     def _shown(self, opened: Opened, scope: bytes) -> _Shown:
+        began_at, times = time.monotonic(), opened.times if isinstance(opened, Clip) else ()
         if isinstance(opened, Picture):
             item = _item("image", self._picture(opened), scope)
-            return _Shown(item, opened, item.patches.num_tokens(self._spec.preprocessor.merge))
-        fps = opened.fps or self._spec.preprocessor.video_fps
-        times = opened.times or [index / fps for index in range(len(opened.frames))]
-        item = _item("video", self._clip(opened), scope, times)
-        return _Shown(item, opened, item.patches.num_tokens(self._spec.preprocessor.merge), times)
+        else:
+            fps = opened.fps or self._spec.preprocessor.video_fps
+            times = opened.times or tuple(index / fps for index in range(len(opened.frames)))
+            item = _item("video", self._clip(opened), scope, times)
+        num_tokens = item.patches.num_tokens(self._spec.preprocessor.merge)
+        return _Shown(item, opened, num_tokens, times or (), time.monotonic() - began_at)
 
     def _check_length(self, count: int, what: str) -> None:
         """Before more is done with them. Raises PromptTooLong."""
@@ -137,21 +146,26 @@ class PromptBuilder:
     def _info(self, where: str, shown: _Shown) -> MediaInfo:
         _, rows, columns = shown.item.patches.grid
         height, width = shown.opened.size
-        source = shown.opened.source
+        source = shown.opened.source or Source(height, width)
+        seen_width, seen_height = columns * self._spec.preprocessor.patch, rows * self._spec.preprocessor.patch
         return MediaInfo(
             where=where,
             kind=shown.kind,
-            width=columns * self._spec.preprocessor.patch,
-            height=rows * self._spec.preprocessor.patch,
+            width=seen_width,
+            height=seen_height,
             tokens=shown.num_tokens,
             times=tuple(round(at, 3) for at in shown.times),
             source_width=width,
             source_height=height,
-            orientation=1 if source is None else source.orientation,
+            orientation=source.orientation,
             coordinates=self._spec.family.coordinates,
-            frames_lost=0 if source is None else source.frames_lost,
-            truncated=source is not None and source.is_truncated,
-            warnings=() if source is None else source.warnings,
+            frames_lost=source.frames_lost,
+            truncated=source.is_truncated,
+            warnings=(*source.warnings, *_shrunk(shown.kind, (width, height), (seen_width, seen_height))),
+            type=source.type,
+            num_bytes=source.num_bytes,
+            fetch_s=round(source.fetch_s, 3),
+            decode_s=round(source.decode_s, 3),
         )
 
     def _picture(self, picture: Picture) -> Patches:
@@ -214,6 +228,14 @@ class PromptBuilder:
         """Positions from a temporal patch of a video to the next."""
         config, rate = self._spec.preprocessor, self._spec.tokens_per_second
         return 1.0 if rate is None else rate * config.temporal * _frame_interval(times, config.video_fps)
+
+
+def _shrunk(kind: Kind, source: tuple[int, int], seen: tuple[int, int]) -> tuple[MediaWarning, ...]:
+    """Widths and heights: a warning where less than a quarter of the pixels is left."""
+    if min(of / to for of, to in zip(source, seen, strict=True)) < SHRUNK:
+        return ()
+    sizes = {"source": "{}x{}".format(*source), "seen": "{}x{}".format(*seen)}
+    return (warning("IMAGE_SHRUNK" if kind == "image" else "VIDEO_SHRUNK", **sizes),)
 
 
 def _item(kind: Kind, seen: Patches, scope: bytes, times: Sequence[float] = ()) -> MediaItem:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
-from worker.core.contract import RGB
+from worker.core.opened import RGB
 from worker.prompt.sizes import Size
 
 

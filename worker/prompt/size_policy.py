@@ -3,7 +3,8 @@
 import sys
 
 from worker.checkpoint.preprocessor import PreprocessorConfig
-from worker.core.contract import RGB, Controls, Kind
+from worker.core.contract import Controls, Kind
+from worker.core.opened import RGB
 from worker.core.settings import Settings
 from worker.prompt.patches import resized
 from worker.prompt.sizes import Size, image_size, video_size, video_tokens

@@ -148,7 +148,7 @@ def assemble(
     engine = loaded.engine
     opener = Opener(settings, Fetcher(settings), loaded.size_policy, keeps_files=loaded.reads_files)
     service = Service(engine, opener, settings, timeline=timeline, dialects=dialects)
-    show_stats(service.metrics, engine)
+    show_stats(service.metrics, engine, settings.gpu_usd_per_second)
     trusting = settings.model_copy(update={"media_isolate": "thread"})
     checker = Opener(trusting, Fetcher(trusting), loaded.size_policy, keeps_files=loaded.reads_files)
 
@@ -160,12 +160,16 @@ def assemble(
     return Serving(engine, opener, service, close, checking)
 
 
-def show_stats(metrics: Metrics, engine: Engine) -> None:
-    """The engine's numbers among the metrics, read whenever somebody asks."""
+def show_stats(metrics: Metrics, engine: Engine, usd_per_second: float | None = None) -> None:
+    """The engine's numbers among the metrics, read whenever somebody asks. usd_per_second: what the device costs."""
     gauge, stats = metrics.gauge, engine.stats
     gauge("answers_running", "Answers being decoded", lambda: stats().num_running)
     gauge("requests_waiting", "Requests of which nothing is computed yet", lambda: stats().num_waiting)
     gauge("requests_unfinished", "Requests waiting or being answered", lambda: stats().num_unfinished)
+    gauge("device_busy_seconds", "Seconds in which the device worked for requests", lambda: stats().busy_s)
+    if usd_per_second is not None:
+        price = usd_per_second
+        gauge("device_busy_usd", "What those seconds cost", lambda: stats().busy_s * price)
     for name in stats().caches:
         _show_cache(metrics, engine, name)
     gauge("device_memory_bytes", "Memory of the device that is held", lambda: stats().device_bytes)

@@ -13,8 +13,9 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from worker.checkpoint.chat_template import opens_thought
-from worker.core.contract import RGB, ChatRequest, Controls, Kind, MediaInfo, Message, Opened, Picture, Text
+from worker.core.contract import ChatRequest, Controls, Kind, MediaInfo, Message, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
+from worker.core.opened import RGB, Opened, Picture
 from worker.core.settings import Settings
 from worker.core.units import context_length
 from worker.prompt.control_tokens import ControlTokens
