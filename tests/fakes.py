@@ -63,7 +63,8 @@ class FakeEngine:
         self.asked.append(request)
         try:
             for index, piece in enumerate(self.pieces):
-                yield Piece(text=piece, usage=self.usage.model_copy(update={"completion_tokens": index + 1}))
+                usage = self.usage.model_copy(update={"completion_tokens": index + 1})
+                yield Piece(text=piece, media=self.media, usage=usage)
             if self.error is not None:
                 raise self.error
             yield Done(reasons=(self.reason,), stops=(self.stop,), usage=self.usage, media=self.media)

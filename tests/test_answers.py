@@ -165,7 +165,10 @@ def test_pictures_that_come_back_are_within_the_limit(serve: Serve) -> None:
         assert len(json.dumps(reply)) < 80_000
         assert reply["annotated"][0]["width"] < 1500
     with answering(serve, max_result_bytes=60_000) as service:
-        assert failure_of(service, **body)["code"] == "RESULT_TOO_LARGE"
+        reply = reply_of(service, **body)
+        assert reply["drawing_error"]["code"] == "RESULT_TOO_LARGE"
+        assert "annotated" not in reply
+        assert reply["objects"]
 
 
 def test_the_report_says_what_became_of_a_picture(service: Service) -> None:

@@ -35,7 +35,8 @@ def outputs(body: object, engine: FakeEngine | None = None, opener: FakeOpener |
 def test_the_case_is_answered_to_the_byte(path: Path) -> None:
     case = json.loads(path.read_text(encoding="utf-8"))
     says = case["model"]
-    engine = FakeEngine(says["pieces"], says["finish_reason"], says.get("stop"), Usage(**says["usage"]))
+    media = tuple(MediaInfo(**info) for info in says.get("media", ()))
+    engine = FakeEngine(says["pieces"], says["finish_reason"], says.get("stop"), Usage(**says["usage"]), media=media)
     assert outputs(case["input"], engine) == case["outputs"]
 
 

@@ -354,11 +354,16 @@ class Service:
         return done
 
     async def _drawn(self, done: Done, request: ChatRequest, media: tuple[Opened, ...]) -> Done:
-        """The end with the pictures that the request wants back."""
+        """The end with the pictures that the request wants back. The answer is not lost where they cannot be made."""
         if not media:
             return done
         room = self._settings.max_chunk_bytes if request.stream else self._settings.max_result_bytes
-        return done.model_copy(update={"outcomes": await self._opener.drawn(media, request.outputs, done, room)})
+        try:
+            outcomes = await self._opener.drawn(media, request.outputs, done, room)
+        except WorkerError as error:
+            problem = {"drawing_problem": (error.code, error.message)}
+            outcomes = tuple(outcome.model_copy(update=problem) for outcome in done.outcomes)
+        return done.model_copy(update={"outcomes": outcomes})
 
     def _with_cold_start(self, done: Done, run: _Run) -> Done:
         """The first answer alone says where the time of the start went."""

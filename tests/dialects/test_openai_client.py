@@ -155,3 +155,15 @@ def test_the_client_keeps_the_media_report() -> None:
     stream = openai_client.chat.completions.create(model="tiny-qwen3-vl", messages=MESSAGES, stream=True)
     [report] = [chunk.model_extra["media"] for chunk in stream if chunk.model_extra]
     assert report[0]["warnings"][0]["code"] == "IMAGE_COLOR_CONVERTED"
+
+
+def test_objects_are_read_off_a_completion_and_a_stream() -> None:
+    info = MediaInfo(where="image", kind="image", width=64, height=64, tokens=4, source_width=640, source_height=320)
+    engine = FakeEngine(pieces=['[{"bbox_2d": [0, 0, 500,', ' 500], "label": "cat"}]'], media=(info,))
+    ask = client(engine).chat.completions.create
+    completion = ask(model="tiny-qwen3-vl", messages=MESSAGES, extra_body={"objects": True})
+    [found] = completion.choices[0].model_extra["objects"]  # type: ignore[index]
+    assert (found["label"], found["box"]) == ("cat", [0, 0, 320, 160])
+    with ask(model="tiny-qwen3-vl", messages=MESSAGES, extra_body={"objects": True}, stream=True) as chunks:
+        told = [(chunk.choices[0].model_extra or {}).get("objects") for chunk in chunks if chunk.choices]
+    assert [each for each in told if each] == [[found], [found]], "as soon as it is whole, and at the end"

@@ -88,14 +88,16 @@ class DrawnPicture(Value):
 
 class Outcome(Value):
     """Of one answer. objects: None where they were not asked for; num_broken: objects that could not be read; is_whole:
-    the list was not cut off. result: of the task, with problem where the text has no such form. confidence: probability
-    of each field's value by its path, uncalibrated; None where the answer has no schema."""
+    the list was not cut off. drawing_problem: why there are no pictures, a code and a sentence. result: of the task;
+    result_problem: a code where the text has no such form. confidence: probability of each field's value by its path,
+    uncalibrated; None where the answer has no schema."""
 
     objects: tuple[DetectedObject, ...] | None = None
     num_broken: int = 0
     is_whole: bool = True
     annotated: tuple[DrawnPicture, ...] = ()
     crops: tuple[DrawnPicture, ...] = ()
+    drawing_problem: tuple[str, str] | None = None
     result: Json = None
     result_problem: str | None = None
     confidence: dict[str, float] | None = None

@@ -78,6 +78,7 @@ class ChatChoice(ReplyBody):
     result: Json = None
     annotated: list[JsonObject] | None = None
     crops: list[JsonObject] | None = None
+    drawing_error: JsonObject | None = None
     confidence: JsonObject | None = None
 
 

@@ -26,6 +26,9 @@ def outcome_report(outcome: Outcome | None) -> JsonObject:
         report["annotated"] = [_picture(picture) for picture in outcome.annotated]
     if outcome.crops:
         report["crops"] = [_picture(picture) for picture in outcome.crops]
+    if outcome.drawing_problem is not None:
+        code, message = outcome.drawing_problem
+        report["drawing_error"] = {"code": code, "message": message}
     if outcome.confidence is not None:
         report["confidence"] = {"calibrated": False, "fields": outcome.confidence}
     return report

@@ -44,6 +44,8 @@ class LoopGuard:
         tail, end = tuple(tokens[-MIN_MATCH:]), len(tokens)
         period = end - self._last_at.get(tail, -MAX_PERIOD)
         self._last_at[tail] = end
+        if len(self._last_at) > 2 * MAX_PERIOD:
+            self._last_at = {tail: at for tail, at in self._last_at.items() if end - at <= MAX_PERIOD}
         if period <= MAX_PERIOD and period not in self._runs:
             self._runs[period] = self._agreeing(period)
             self._plain.pop(period, None)

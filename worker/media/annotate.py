@@ -16,6 +16,7 @@ from worker.core.outcome import Box, DetectedObject, Drawing, DrawnPicture, Outc
 MAX_CROPS = 64
 MAX_DRAWN = 32
 SPARE_BYTES = 65_536  # of a reply, for all that is no picture
+OBJECT_BYTES = 512  # and for each object
 BASE64 = 4 / 3
 QUALITY = 88
 MAX_TRIES = 8
@@ -48,7 +49,8 @@ def drawn(
     count += sum(len(each) for each in crops) * (outputs.crops is not None)
     if not count:
         return tuple(outcomes)
-    room = int((max_bytes - SPARE_BYTES) / BASE64 / count)
+    spare = SPARE_BYTES + OBJECT_BYTES * sum(len(outcome.objects or ()) for outcome in outcomes)
+    room = int((max_bytes - spare) / BASE64 / count)
     return tuple(
         outcome.model_copy(
             update={
@@ -174,7 +176,7 @@ def _draw(picture: Image.Image, objects: Sequence[tuple[int, DetectedObject]], i
             taken.append(rect)
         rects.append((rect, _written(number, found), color))
     for rect, text, color in rects:
-        place = _label_place(pen, text, font, rect, picture.size, taken, line)
+        place = label_place(pen, text, font, rect, picture.size, taken, line)
         taken.append(place)
         pen.rectangle(place, fill=color)
         pad = _pad(font)
@@ -204,7 +206,7 @@ def _pad(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> float:
     return max(2.0, float(getattr(font, "size", 11)) / 5)
 
 
-def _label_place(
+def label_place(
     pen: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,

@@ -33,7 +33,7 @@ class Prompt:
     each token's item and its place in that item's features, -1 for text. fingerprint: (tokens,) int64; prompts that
     begin with the same fingerprints begin with the same keys and values. media: what the items look like. scope: only
     prompts of the same one may share anything. opens_thought: the answer begins within a thought. is_raw: no template
-    made it, so that nothing in the answer is told apart. preprocess_s: seconds that the patches of each picture and video took.
+    made it, so that nothing in the answer is told apart. preprocess_s: seconds that the patches of each item took.
     """
 
     ids: tuple[int, ...]
