@@ -85,6 +85,16 @@ def _writer(request: ChatRequest, meta: Meta, dialect: Dialect) -> Writer:
     return PlainWriter(meta, dialect.reply, dialect.refuse)
 
 
+def _card(query: ModelQuery, info: EngineInfo, now: float) -> ModelCard:
+    return ModelCard(
+        model=info.model,
+        created=int(now),
+        is_named=bool(query.model),
+        max_model_len=info.max_model_len,
+        topic=query.topic,
+    )
+
+
 def _counted(meta: Meta, counts: TokenCounts, info: EngineInfo) -> Counted:
     return Counted(
         meta=meta,
@@ -235,15 +245,7 @@ class Service:
         if request.model not in (None, self._engine.info.model):
             raise ModelNotFound(where="model", detail=f"write {self._engine.info.model}")
         if isinstance(request, ModelQuery):
-            info = self._engine.info
-            card = ModelCard(
-                model=info.model,
-                created=int(self._clock()),
-                is_named=bool(request.model),
-                max_model_len=info.max_model_len,
-                topic=request.topic,
-            )
-            yield run.dialect.reply(card)
+            yield run.dialect.reply(_card(request, self._engine.info, self._clock()))
             return
         if self._settings.log_prompts:
             log.info("asked", extra={"request": run.id, "messages": legible(request)})
@@ -357,7 +359,8 @@ class Service:
         """The end with the pictures that the request wants back. The answer is not lost where they cannot be made."""
         if not media:
             return done
-        room = self._settings.max_chunk_bytes if request.stream else self._settings.max_result_bytes
+        limits = self._settings
+        room = limits.max_chunk_bytes if request.stream else limits.max_result_bytes
         try:
             outcomes = await self._opener.drawn(media, request.outputs, done, room)
         except WorkerError as error:

@@ -24,6 +24,7 @@ from worker.core.error_table import request_errors
 from worker.core.errors import InternalError
 from worker.core.opened import Opened
 from worker.core.settings import EMBEDDED_MODEL, load
+from worker.core.tasks import TASKS
 from worker.models.native.qwen3_vl import QWEN3_VL
 from worker.platform import sdk
 from worker.prompt.builder import PromptBuilder
@@ -101,8 +102,14 @@ body = st.one_of(
     form(group_id=leaves, **user),
     fields,
 )
+outputs = st.dictionaries(
+    st.sampled_from(["task", "prompt", "objects", "annotate", "crops", "labels", "fields", "language", "confidence"]),
+    st.one_of(st.sampled_from([*TASKS]), st.booleans(), st.just(["cup"]), st.just({"type": "object"}), anything),
+    max_size=4,
+)
 job = st.one_of(
     form(prompt=words, stream=st.booleans()),
+    st.tuples(form(image=st.just(PIXEL), stream=st.booleans()), outputs).map(lambda made: {**made[0], **made[1]}),
     chat,
     form(route=st.sampled_from(ROUTES), body=body),
     form(openai_route=st.sampled_from(ROUTES), openai_input=body),
@@ -174,5 +181,4 @@ def _code(last: Any) -> str | None:
         return None
     error = json.loads(last["error"])
     found = error.get("error", error)
-    code = found["code"]
-    return "MODEL_NOT_FOUND" if code == "model_not_found" else str(code)
+    return str(found.get("worker_code", found["code"]))

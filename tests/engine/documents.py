@@ -37,12 +37,14 @@ def _phrase(rng: random.Random, low: int, high: int) -> str:
 
 
 def table_with_equal_rows(rng: random.Random) -> str:
+    """At most four in a row."""
     columns = rng.randint(2, 5)
     head = "| " + " | ".join(_word(rng) for _ in range(columns)) + " |\n" + "|---" * columns + "|\n"
     rows = []
     for _ in range(rng.randint(2, 5)):
         cells = [rng.choice((_word(rng), str(rng.randint(0, 999)), "N/A", "0.00")) for _ in range(columns)]
-        rows += ["| " + " | ".join(cells) + " |\n"] * rng.choice((1, 1, 2, 3, 4))
+        row = "| " + " | ".join(cells) + " |\n"
+        rows += [row] * rng.choice((1, 1, 2, 3, 4)) if row not in rows else []
     return head + "".join(rows)
 
 

@@ -20,6 +20,7 @@ from worker.engine.caches import EngineCaches
 from worker.engine.continuous_batch import ContinuousBatch
 from worker.engine.decode_steps import DecodeSteps
 from worker.engine.engine import Engine, continuous_engine
+from worker.engine.metering import Meter
 from worker.engine.prefix_cache import FeatureCache
 from worker.engine.recovery import Recovery
 from worker.engine.scheduler import Scheduler
@@ -110,7 +111,7 @@ def test_steps_run_ahead_on_a_gpu_with_an_arena_alone(
     kv = model.runner.kv_cache(2**20) if is_arena else KVPools(0, 1, torch.device("cpu"), torch.float32, lambda _: None)
     caches = EngineCaches(kv, FeatureCache(0), None, torch.device(device))
     scheduler: Any = Scheduler(kv, 4, 2**20, 1)
-    steps = DecodeSteps(model.runner, scheduler, caches, Recovery(scheduler, caches), lambda _: None)
+    steps = DecodeSteps(model.runner, scheduler, caches, Recovery(scheduler, caches), Meter(), lambda _: None)
     assert steps._can_run_ahead is expected
 
 
