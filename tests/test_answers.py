@@ -222,9 +222,13 @@ def test_the_seconds_of_all_answers_are_those_of_the_device(serve: Serve) -> Non
 
 
 def test_the_first_answer_alone_has_the_price_of_the_start(serve: Serve) -> None:
+    """Without the time in which nobody asked."""
+    timeline = Timeline()
+    timeline.end("warmup")
     with answering(serve, gpu_usd_per_second=PRICE) as made:
-        service = Service(made._engine, made._opener, made._settings, timeline=Timeline())
+        service = Service(made._engine, made._opener, made._settings, timeline=timeline)
         first, second = (reply_of(service, prompt="Who are you?")["cost"] for _ in range(2))
+    assert first["start_seconds"] == timeline.report["warmup"] < timeline.report["total"]
     assert first["start_cost_usd"] == pytest.approx(first["start_seconds"] * PRICE, rel=1e-3)
     assert second.keys() == {"gpu_seconds", "cost_usd"}
 

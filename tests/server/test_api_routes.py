@@ -65,6 +65,17 @@ def test_a_question_mark_that_is_part_of_a_path_begins_no_query() -> None:
         assert requests.get(f"{address}/v1/models%3Fx=1", timeout=10).status_code == 404
 
 
+def test_the_task_presets_are_listed() -> None:
+    with served(FakeEngine()) as address:
+        listed = requests.get(f"{address}/v1/tasks", timeout=10)
+        one = requests.get(f"{address}/v1/tasks/detect", timeout=10)
+        other = requests.get(f"{address}/v1/tasks/other", timeout=10)
+    assert listed.status_code == one.status_code == 200
+    assert one.json() in listed.json()["data"]
+    assert (other.status_code, other.json()["code"]) == (404, "ROUTE_UNKNOWN")
+    assert "caption" in other.json()["detail"]
+
+
 @pytest.mark.parametrize("path", BODIES)
 def test_ids_are_known_by_both_names_and_answers_have_them(path: str) -> None:
     with served(FakeEngine()) as address:

@@ -40,7 +40,7 @@ def cost_of(done: Done, usd_per_second: float | None, start: Timeline | None) ->
     if usd_per_second is not None:
         cost["cost_usd"] = _rounded(done.work.gpu_seconds * usd_per_second)
     if start is not None:
-        seconds = start.report["total"]
+        seconds = start.start_s
         cost["start_seconds"] = seconds
         if usd_per_second is not None:
             cost["start_cost_usd"] = _rounded(seconds * usd_per_second)

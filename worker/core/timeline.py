@@ -3,6 +3,9 @@
 import time
 from pathlib import Path
 
+# Phases that are no part of the start: waiting for somebody to ask, and answering.
+AFTER_START = ("wait_for_request", "first_token", "rest_of_first_answer")
+
 
 class Timeline:
     """Phases one after the other, and what ran beside them. Seconds."""
@@ -23,6 +26,11 @@ class Timeline:
     def ran_beside(self, phase: str, seconds: float) -> None:
         """Something that no phase had to wait for, or only its end."""
         self._beside[phase] = round(seconds, 3)
+
+    @property
+    def start_s(self) -> float:
+        """From the process's first moment until it could answer."""
+        return round(sum(seconds for phase, seconds in self._phases.items() if phase not in AFTER_START), 3)
 
     @property
     def report(self) -> dict[str, float]:

@@ -178,7 +178,9 @@ class DialectTable:
 
 def envelope_at(dialect: Dialect, path: str, body: JsonObject) -> JsonObject:
     """The input in which a job carries what an HTTP route takes."""
-    return {"openai_route": path} if dialect.has_tail else {"route": path, "body": body}
+    if dialect.has_tail:
+        return {"openai_route" if dialect.is_openai else "route": path}
+    return {"route": path, "body": body}
 
 
 DIALECTS = DialectTable(
