@@ -207,6 +207,21 @@ def counts_only(shape: Callable[[Counted], Chunk]) -> Callable[[Reply], Chunk]:
     return reply
 
 
+def cards_only(shape: Callable[[ModelCard], JsonObject]) -> Callable[[Reply], Chunk]:
+    """The `reply` of a dialect whose requests ask about what is served and about nothing else."""
+
+    def reply(outcome: Reply) -> Chunk:
+        match outcome:
+            case ModelCard():
+                return shape(outcome)
+            case Answer() | Counted() | Silence():
+                raise AssertionError(f"{type(outcome).__name__} is no outcome of this dialect's requests")
+            case _:
+                assert_never(outcome)
+
+    return reply
+
+
 class Body(BaseModel):
     """A part of an outside body: every field is known, of its own type, and finite."""
 

@@ -1,10 +1,10 @@
 """OpenAI's list of models: `GET /v1/models` and `/v1/models/<name>`."""
 
-from typing import Literal, assert_never
+from typing import Literal
 
-from worker.core.contract import Answer, Counted, ModelCard, ModelQuery, Reply, Silence
+from worker.core.contract import ModelCard, ModelQuery
 from worker.core.safe_json import JsonObject
-from worker.dialects.base import Dialect, ReplyBody
+from worker.dialects.base import Dialect, ReplyBody, cards_only
 from worker.dialects.openai_reply import FAULTS, OpenAIFault
 
 
@@ -29,16 +29,10 @@ def _parse(body: JsonObject) -> ModelQuery:
     return ModelQuery(model=body["tail"] or None)
 
 
-def _reply(outcome: Reply) -> JsonObject:
-    match outcome:
-        case ModelCard():
-            card = {"id": outcome.model, "object": "model", "created": outcome.created, "owned_by": "worker-qwen-vl"}
-            card["max_model_len"] = outcome.max_model_len  # vLLM's
-            return card if outcome.is_named else {"object": "list", "data": [card]}
-        case Answer() | Counted() | Silence():
-            raise AssertionError(f"{type(outcome).__name__} is no outcome of a question about the model")
-        case _:
-            assert_never(outcome)
+def _shape(card: ModelCard) -> JsonObject:
+    shown = {"id": card.model, "object": "model", "created": card.created, "owned_by": "worker-qwen-vl"}
+    shown["max_model_len"] = card.max_model_len  # vLLM's
+    return shown if card.is_named else {"object": "list", "data": [shown]}
 
 
 DIALECT = Dialect(
@@ -50,7 +44,7 @@ DIALECT = Dialect(
     is_openai=True,
     is_named=False,
     parse=_parse,
-    reply=_reply,
+    reply=cards_only(_shape),
     refuse=FAULTS.refuse,
     http_error=FAULTS.http_error,
     reply_model=OpenAIModelList,

@@ -1,12 +1,12 @@
 """`GET /v1/tasks` and `/v1/tasks/<name>`: the task presets, with their words and options, an example and its result."""
 
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
-from worker.core.contract import Answer, Counted, ModelCard, ModelQuery, Reply, Silence
+from worker.core.contract import ModelCard, ModelQuery
 from worker.core.errors import RouteUnknown
 from worker.core.safe_json import JsonObject
 from worker.core.tasks import TASKS, listed
-from worker.dialects.base import Dialect, ReplyBody
+from worker.dialects.base import Dialect, ReplyBody, cards_only
 
 
 class TaskCard(ReplyBody):
@@ -35,15 +35,9 @@ def _parse(body: JsonObject) -> ModelQuery:
     return ModelQuery(topic=body["tail"] or "")
 
 
-def _reply(outcome: Reply) -> JsonObject:
-    match outcome:
-        case ModelCard():
-            found = [card for card in listed() if card["id"] == outcome.topic]
-            return found[0] if found else {"object": "list", "data": listed()}
-        case Answer() | Counted() | Silence():
-            raise AssertionError(f"{type(outcome).__name__} is no outcome of a question about tasks")
-        case _:
-            assert_never(outcome)
+def _shape(card: ModelCard) -> JsonObject:
+    found = [task for task in listed() if task["id"] == card.topic]
+    return found[0] if found else {"object": "list", "data": listed()}
 
 
 DIALECT = Dialect(
@@ -54,7 +48,7 @@ DIALECT = Dialect(
     has_tail=True,
     is_named=False,
     parse=_parse,
-    reply=_reply,
+    reply=cards_only(_shape),
     reply_model=TaskList,
     tail_reply_model=TaskCard,
 )
