@@ -16,7 +16,6 @@ from worker.core.value import Value
 
 TaskName = Literal["caption", "ocr", "ocr_layout", "detect", "point", "count", "extract", "video_events", "compare"]
 Language = Literal["en", "zh"]
-TASK_FIELDS = ("labels", "fields", "language")
 
 
 class TaskCall(Value):

@@ -7,8 +7,6 @@ from typing import Any
 from worker.core.outcome import DetectedObject, DrawnPicture, Outcome
 from worker.core.safe_json import JsonObject
 
-_PLACES = ("box", "point", "box_norm", "point_norm", "box_stored", "point_stored")
-
 
 def outcome_report(outcome: Outcome | None) -> JsonObject:
     """The fields that were asked for, and no others."""
@@ -46,7 +44,15 @@ def _object(found: DetectedObject) -> JsonObject:
     shown: JsonObject = {"label": found.label, "image": found.image}
     if found.box is None and found.point is None:
         shown["box"] = None
-    shown |= {name: list(place) for name in _PLACES if (place := getattr(found, name)) is not None}
+    places = {
+        "box": found.box,
+        "point": found.point,
+        "box_norm": found.box_norm,
+        "point_norm": found.point_norm,
+        "box_stored": found.box_stored,
+        "point_stored": found.point_stored,
+    }
+    shown |= {name: list(place) for name, place in places.items() if place is not None}
     if found.relative:
         shown["relative"] = list(found.relative)
     if found.time is not None:
