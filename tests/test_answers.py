@@ -47,11 +47,11 @@ def question(scene: scenes.Scene) -> tuple[str, scenes.Thing]:
     return f"Locate the {thing.colour} {thing.shape}.", thing
 
 
-@pytest.mark.parametrize(("width", "height"), [(300, 240), (160, 420), (900, 300), (2400, 1800), (120, 90)])
+@pytest.mark.parametrize(("width", "height"), [(300, 240), (160, 420), (900, 300), (1600, 1200), (120, 90)])
 def test_a_box_is_in_pixels_of_the_source(service: Service, width: int, height: int) -> None:
     """Tall, wide, large and small ones."""
     overlaps = []
-    for seed in range(3):
+    for seed in range(2):
         scene = scene_of(seed, width / height)
         prompt, thing = question(scene)
         reply = reply_of(service, prompt=prompt, image=encoded(drawn(scene, width, height)), objects=True)
