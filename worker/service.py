@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 OnPhase = Callable[[str], None]
 OnFailure = Callable[[WorkerError], None]
 OnTokens = Callable[[int], None]
+DRAWING_S = 1.0  # after a deadline, for the pictures of what was answered in time
 MANY_VALUES = 1000  # of a body: validating them takes milliseconds, and is done off the event loop
 
 
@@ -326,7 +327,7 @@ class Service:
                 for event in (each for split in parser.feed(raw) for each in outcomes.feed(split, raw.media)):
                     told: Event = event
                     if isinstance(event, Done):
-                        told = self._ended(await self._drawn(event, request, drawn_on), run)
+                        told = self._ended(await self._drawn(event, request, drawn_on, run), run)
                     if answering is not None:
                         await answering.feed(told)
                     for chunk in writer.feed(told):
@@ -355,14 +356,15 @@ class Service:
         self.metrics.answered(seconds)
         return done
 
-    async def _drawn(self, done: Done, request: ChatRequest, media: tuple[Opened, ...]) -> Done:
+    async def _drawn(self, done: Done, request: ChatRequest, media: tuple[Opened, ...], run: _Run) -> Done:
         """The end with the pictures that the request wants back. The answer is not lost where they cannot be made."""
         if not media:
             return done
         limits = self._settings
         room = limits.max_chunk_bytes if request.stream else limits.max_result_bytes
         try:
-            outcomes = await self._opener.drawn(media, request.outputs, done, room)
+            async with run.deadline.watch(DRAWING_S):
+                outcomes = await self._opener.drawn(media, request.outputs, done, room)
         except WorkerError as error:
             problem = {"drawing_problem": (error.code, error.message)}
             outcomes = tuple(outcome.model_copy(update=problem) for outcome in done.outcomes)

@@ -16,6 +16,7 @@ from worker.dialects.base import Body, Whole
 from worker.dialects.constraint_fields import Schema, schema_constraint
 
 MAX_LABELS = 256
+ANNOTATED_SIDE = 2048  # of a picture that is to be looked at; what is cut out keeps its pixels
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -25,8 +26,8 @@ class DrawingForm(Body):
     format: PictureFormat = "jpeg"
     max_side: Annotated[Whole, Field(ge=64, le=16_384)] | None = None
 
-    def drawing(self) -> Drawing:
-        return Drawing(format=self.format, max_side=self.max_side)
+    def drawing(self, default_max_side: int | None = None) -> Drawing:
+        return Drawing(format=self.format, max_side=self.max_side or default_max_side)
 
 
 def _as_form(value: object) -> object:
@@ -52,7 +53,7 @@ class OutputFields(Body):
         """Raises InputInvalid."""
         return Outputs(
             objects=self.objects or False,
-            annotate=None if self.annotate is None else self.annotate.drawing(),
+            annotate=None if self.annotate is None else self.annotate.drawing(ANNOTATED_SIDE),
             crops=None if self.crops is None else self.crops.drawing(),
             task=self._task(),
             confidence=self.confidence is not False,

@@ -11,14 +11,19 @@ from PIL import Image, ImageDraw, ImageFont
 from worker.core.contract import MediaInfo
 from worker.core.errors import ResultTooLarge
 from worker.core.opened import RGB, Opened, Picture
-from worker.core.outcome import Box, DetectedObject, Drawing, DrawnPicture, Outcome, Outputs
+from worker.core.outcome import Box, DetectedObject, Drawing, DrawnPicture, Outcome, Outputs, PictureFormat
 
 MAX_CROPS = 64
 MAX_DRAWN = 32
 SPARE_BYTES = 65_536  # of a reply, for all that is no picture
 OBJECT_BYTES = 512  # and for each object
 BASE64 = 4 / 3
-QUALITY = 88
+# Fast ones: a reply waits for them.
+ENCODING: dict[PictureFormat, dict[str, int]] = {
+    "jpeg": {"quality": 88},
+    "png": {"compress_level": 3},
+    "webp": {"quality": 88, "method": 2},
+}
 MAX_TRIES = 8
 MAX_LABEL_CHARS = 32
 # Colours that are told apart on light and on dark, one a label; dark ones have white writing.
@@ -142,8 +147,7 @@ def _scaled(picture: Image.Image, scale: float) -> Image.Image:
 
 def _encoded(picture: Image.Image, drawing: Drawing) -> bytes:
     buffer = io.BytesIO()
-    options = {} if drawing.format == "png" else {"quality": QUALITY}
-    picture.save(buffer, drawing.format, **options)
+    picture.save(buffer, drawing.format, **ENCODING[drawing.format])
     return buffer.getvalue()
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from worker.core.contract import Done, Frames, Kind, Media
-from worker.core.errors import MediaTooManyItems
+from worker.core.errors import MediaDecodeTimeout, MediaTooManyItems
 from worker.core.media_protocol import SizePolicy
 from worker.core.opened import Clip, Opened, Picture
 from worker.core.outcome import Outcome, Outputs
@@ -78,7 +78,10 @@ class Opener:
         """See `core.media_protocol.MediaOpener`."""
         pixels = sum(opened.rgb.nbytes for opened in media if isinstance(opened, Picture))
         work = (annotate.drawn, media, done.media, outputs, done.outcomes, max_bytes)
-        return await self.workers.run(2 * pixels, *work, owner=done)
+        try:
+            return await self.workers.run(2 * pixels, *work, owner=done)
+        except MediaDecodeTimeout:
+            raise MediaDecodeTimeout(detail="drawing: ask for fewer pictures, or for a smaller max_side") from None
 
     async def read(self, items: Sequence[Media]) -> tuple[bytes, ...]:
         """The files of pictures, in the order of `items`, not yet opened. Raises MediaError with the item's place."""
