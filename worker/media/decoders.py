@@ -97,7 +97,7 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
             header.width,
             header.orientation,
             files=context.kept(data),
-            type=media_type(sniff(data)),
+            type=media_type(data),
             num_bytes=len(data),
             fetch_s=read_at - began_at,
             decode_s=time.monotonic() - read_at,
@@ -185,7 +185,7 @@ async def _clip_of_file(context: DecodeContext, data: bytes, found: SniffResult,
         clip = await _clip_of_animation(context, data, found, controls)
     assert clip.source is not None
     files = context.kept(data)
-    return replace(clip, source=replace(clip.source, type=media_type(found), num_bytes=len(data), files=files))
+    return replace(clip, source=replace(clip.source, type=media_type(data), num_bytes=len(data), files=files))
 
 
 async def _clip_of_film(context: DecodeContext, data: bytes, form: VideoFormat, controls: Controls) -> Clip:

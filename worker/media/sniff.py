@@ -33,8 +33,13 @@ _VIDEO_TYPES: dict[VideoFormat, str] = {
 }  # fmt: skip
 
 
-def media_type(found: SniffResult) -> str:
-    """The type by its name in HTTP; empty for what is read as neither."""
+def media_type(data: bytes) -> str:
+    """The type by its name in HTTP; empty for what is read as no picture and no video."""
+    found = sniff(data)
+    if found.video == "matroska,webm" and b"webm" in data[:64]:
+        return "video/webm"
+    if data[4:12] == b"ftypqt  ":
+        return "video/quicktime"
     if found.picture is not None:
         return _PICTURE_TYPES.get(found.picture, f"image/{found.picture.lower()}")
     return "" if found.video is None else _VIDEO_TYPES[found.video]
