@@ -47,3 +47,15 @@ def test_what_is_no_json_has_none(text: str) -> None:
 
 def test_an_empty_object_has_no_fields() -> None:
     assert confidence_of("{}", tokens(("{}", 0.5))) == {}
+
+
+def test_places_are_counted_in_bytes_whatever_stands_between() -> None:
+    values = [f"{number}-é-红" for number in range(200)]
+    said = [("[", 0.5)]
+    for number, value in enumerate(values):
+        said += [(', "' if number else '"', 0.5), (value, 1 - number / 1000), ('"', 0.5)]
+    said.append(("]", 0.5))
+    text = "".join(part for part, _ in said)
+    assert confidence_of(text, tokens(*said)) == {
+        f"[{number}]": pytest.approx(1 - number / 1000, abs=1e-4) for number in range(200)
+    }

@@ -98,6 +98,8 @@ def test_long_and_hostile_texts_take_no_longer_than_their_length() -> None:
         '{"a' * 5_000,
         '{"box": [' * 5_000,
         "{ " * 20_000,
+        "( " * 100 + "x",
+        "( , (" * 40 + "x",
         '{"' + "\n{" * 20_000,
     ):
         parsed(text, media, 50)

@@ -68,6 +68,11 @@ def test_a_text_without_the_form_is_told_apart(name: TaskName, text: str) -> Non
         result_of(name, text, (), [PICTURE])
 
 
+@pytest.mark.parametrize("text", ["9" * 100_000, "9 " * 50_000, "1.1" * 30_000])
+def test_long_numbers_that_are_no_times_are_looked_at_once(text: str) -> None:
+    assert result_of("video_events", text + " things", (), [VIDEO]) == {"events": []}
+
+
 def test_objects_are_counted_by_label_where_they_are_valid() -> None:
     objects = [DetectedObject(label="a", image=0), DetectedObject(label="a", image=0, problem="empty"),
                DetectedObject(label=None, image=0)]  # fmt: skip

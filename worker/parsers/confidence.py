@@ -26,11 +26,13 @@ def confidence_of(text: str, tokens: Sequence[TokenLogprob]) -> dict[str, float]
         return None
     logprobs = _by_byte(tokens)[begin:]
     found: dict[str, float] = {}
+    char, byte = 0, 0
     for path, start, end in _values(body):
         if len(found) == MAX_FIELDS:
             break
-        span = slice(len(body[:start].encode()), len(body[:end].encode()))
-        found[path] = round(math.exp(min(logprobs[span])), 4)
+        first = byte + len(body[char:start].encode())
+        char, byte = end, first + len(body[start:end].encode())
+        found[path] = round(math.exp(min(logprobs[first:byte])), 4)
     return found
 
 

@@ -22,7 +22,8 @@ _HAS_PLACE = re.compile(rf"[\"'](?:{'|'.join((*BOX_KEYS, *POINT_KEYS, BOX_3D_KEY
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _PAIR = rf"\({_NUMBER},{_NUMBER}\)"
 _PAIRS = re.compile(rf"{_PAIR}(?:\s*,?\s*{_PAIR}){{0,7}}")
-_PAIRS_GO_ON = re.compile(r"(?:[\s,]*\([\s\d.,-]*\)?)*[\s,]*(?:\([\s\d.,-]*)?", re.ASCII)
+# Possessive: there is one way to read it, and none is tried twice.
+_PAIRS_GO_ON = re.compile(r"[\s,]*+(?:\([\s\d.,(-]*+(?:\)[\s,]*+|\Z))*+", re.ASCII)
 _FOUR = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _FOUR_GOES_ON = re.compile(r"\[[\s\d.,-]*", re.ASCII)
 _MARKS = re.compile(r"""\\.|["'{}\[\](]""", re.DOTALL)

@@ -20,9 +20,9 @@ _SENTENCE_END = re.compile(r"(?<=[!?。！？\n])|(?<=\.)(?!\d)")
 _CLOCK = r"\d+:\d+(?::\d+)?(?:\.\d+)?"
 _NUMBER = r"\d+(?:\.\d+)?"
 _SECONDS = r"\s*(?:seconds?|s\b|秒)"
-# A time, or the first of two: `2 to 3 s`, `00:01 - 00:02`.
+# A time, or the first of two: `2 to 3 s`, `00:01 - 00:02`. It is looked for where a number begins, not at each digit.
 _TIME = re.compile(
-    rf"({_CLOCK})|({_NUMBER}){_SECONDS}|({_NUMBER})(?=\s*(?:to|until|and|-|–|到|至)\s*{_NUMBER}{_SECONDS})"
+    rf"(?<!\d)(?:({_CLOCK})|({_NUMBER}){_SECONDS}|({_NUMBER})(?=\s*(?:to|until|and|-|–|到|至)\s*{_NUMBER}{_SECONDS}))"
 )
 _ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "一": 1, "二": 2, "三": 3, "四": 4}
 _BOTH = re.compile(r"\bboth\b|\bneither\b|两张|都|一样|\bnone of\b", re.IGNORECASE)
