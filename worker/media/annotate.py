@@ -2,8 +2,9 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +25,6 @@ ENCODING: dict[PictureFormat, dict[str, int]] = {
     "png": {"compress_level": 3},
     "webp": {"quality": 88, "method": 2},
 }
-MAX_TRIES = 8
 MAX_LABEL_CHARS = 32
 # Colours that are told apart on light and on dark, one a label; dark ones have white writing.
 PALETTE = ("#ffb000", "#dc267f", "#00a6d6", "#3fb618", "#ff5a1f", "#785ef0", "#00c2a8", "#ffe14d")
@@ -32,14 +32,19 @@ _WHITE_ON = ("#dc267f", "#785ef0")
 _Rect = tuple[float, float, float, float]
 
 
+def _as_it_is(_: Image.Image) -> None:
+    pass
+
+
 @dataclass(frozen=True)
-class _Sheet:
-    """A picture to draw on. places: numbers of the objects on it."""
+class _Wanted:
+    """A picture that is wanted back. draw: on it, at the size at which it is sent; the rest as in `DrawnPicture`."""
 
     image: int
     rgb: RGB
-    info: MediaInfo
-    places: tuple[int, ...]
+    drawing: Drawing
+    draw: Callable[[Image.Image], None] = _as_it_is
+    object: int | None = None
     time: float | None = None
 
 
@@ -48,59 +53,52 @@ def drawn(
 ) -> tuple[Outcome, ...]:
     """The outcomes with the pictures that are wanted back, together at most `max_bytes` in base64: they are made
     smaller until they fit. Raises ResultTooLarge."""
-    sheets = [_sheets(media, infos, outcome.objects or ()) for outcome in outcomes]
-    crops = [_cropped(media, infos, outcome.objects or ()) for outcome in outcomes]
-    count = sum(len(each) for each in sheets) * (outputs.annotate is not None)
-    count += sum(len(each) for each in crops) * (outputs.crops is not None)
+    of_each = [
+        [
+            *(_annotated(media, infos, outcome.objects or (), outputs.annotate) if outputs.annotate else ()),
+            *(_crops(media, infos, outcome.objects or (), outputs.crops) if outputs.crops else ()),
+        ]
+        for outcome in outcomes
+    ]
+    count = sum(map(len, of_each))
     if not count:
         return tuple(outcomes)
     spare = SPARE_BYTES + OBJECT_BYTES * sum(len(outcome.objects or ()) for outcome in outcomes)
     room = int((max_bytes - spare) / BASE64 / count)
     return tuple(
-        outcome.model_copy(
-            update={
-                "annotated": tuple(_annotated(sheet, outcome.objects or (), outputs.annotate, room) for sheet in own)
-                if outputs.annotate
-                else (),
-                "crops": tuple(_crop(rgb, place, outputs.crops, room) for rgb, place in cut) if outputs.crops else (),
-            }
-        )
-        for outcome, own, cut in zip(outcomes, sheets, crops, strict=True)
+        _with_pictures(outcome, [_encoded(picture, room) for picture in wanted])
+        for outcome, wanted in zip(outcomes, of_each, strict=True)
     )
 
 
-def _sheets(media: Sequence[Opened], infos: Sequence[MediaInfo], objects: Sequence[DetectedObject]) -> list[_Sheet]:
+def _with_pictures(outcome: Outcome, pictures: Sequence[DrawnPicture]) -> Outcome:
+    annotated = tuple(picture for picture in pictures if picture.object is None)
+    crops = tuple(picture for picture in pictures if picture.object is not None)
+    return outcome.model_copy(update={"annotated": annotated, "crops": crops})
+
+
+def _annotated(
+    media: Sequence[Opened], infos: Sequence[MediaInfo], objects: Sequence[DetectedObject], drawing: Drawing
+) -> list[_Wanted]:
     """Each picture, also without an object, and each frame of a video that has one."""
-    sheets = []
+    wanted = []
     for image, (opened, info) in enumerate(zip(media, infos, strict=True)):
-        here = [number for number, found in enumerate(objects) if found.image == image and found.is_valid]
+        here = [(number, found) for number, found in enumerate(objects) if found.image == image and found.is_valid]
         if isinstance(opened, Picture):
-            sheets.append(_Sheet(image, opened.rgb, info, tuple(here)))
+            wanted.append(_Wanted(image, opened.rgb, drawing, partial(_draw, objects=here, info=info)))
             continue
-        for at, time in enumerate(info.times[: len(opened.frames)]):
-            on_frame = tuple(number for number in here if objects[number].frame_time == time)
-            if on_frame:
-                sheets.append(_Sheet(image, opened.frames[at], info, on_frame, time))
-    return sheets[:MAX_DRAWN]
+        for frame, time in zip(opened.frames, info.times, strict=False):
+            if on_frame := [(number, found) for number, found in here if found.frame_time == time]:
+                draw = partial(_draw, objects=on_frame, info=info)
+                wanted.append(_Wanted(image, frame, drawing, draw, time=time))
+    return wanted[:MAX_DRAWN]
 
 
-def _annotated(sheet: _Sheet, objects: Sequence[DetectedObject], drawing: Drawing, max_bytes: int) -> DrawnPicture:
-    canvas = _limited(Image.fromarray(sheet.rgb), drawing)
-    while True:
-        picture = canvas.copy()
-        _draw(picture, [(number, objects[number]) for number in sheet.places], sheet.info)
-        data = _encoded(picture, drawing)
-        if len(data) <= max_bytes:
-            size = {"width": picture.width, "height": picture.height}
-            return DrawnPicture(image=sheet.image, format=drawing.format, time=sheet.time, data=data, **size)
-        canvas = _smaller(canvas, len(data), max_bytes)
-
-
-def _cropped(
-    media: Sequence[Opened], infos: Sequence[MediaInfo], objects: Sequence[DetectedObject]
-) -> list[tuple[RGB, tuple[int, int]]]:
-    """Of each box its pixels, with the number of the picture and of the object."""
-    found = []
+def _crops(
+    media: Sequence[Opened], infos: Sequence[MediaInfo], objects: Sequence[DetectedObject], drawing: Drawing
+) -> list[_Wanted]:
+    """Of each box its pixels."""
+    wanted = []
     for number, each in enumerate(objects):
         if each.image is None or each.box is None or not each.is_valid:
             continue
@@ -113,19 +111,29 @@ def _cropped(
         left, top, right, bottom = _on(each.box, info, rgb.shape[1], rgb.shape[0])
         columns = slice(math.floor(left), max(math.floor(left) + 1, math.ceil(right)))
         rows = slice(math.floor(top), max(math.floor(top) + 1, math.ceil(bottom)))
-        found.append((rgb[rows, columns], (each.image, number)))
-    return found[:MAX_CROPS]
+        wanted.append(_Wanted(each.image, rgb[rows, columns], drawing, object=number))
+    return wanted[:MAX_CROPS]
 
 
-def _crop(rgb: RGB, place: tuple[int, int], drawing: Drawing, max_bytes: int) -> DrawnPicture:
-    picture = _limited(Image.fromarray(rgb), drawing)
+def _encoded(wanted: _Wanted, max_bytes: int) -> DrawnPicture:
+    """The file, made smaller until it fits. Raises ResultTooLarge."""
+    form = wanted.drawing.format
+    canvas = _limited(Image.fromarray(wanted.rgb), wanted.drawing)
     while True:
-        data = _encoded(picture, drawing)
-        if len(data) <= max_bytes:
-            image, number = place
-            size = {"width": picture.width, "height": picture.height}
-            return DrawnPicture(image=image, object=number, format=drawing.format, data=data, **size)
-        picture = _smaller(picture, len(data), max_bytes)
+        picture, buffer = canvas.copy(), io.BytesIO()
+        wanted.draw(picture)
+        picture.save(buffer, form, **ENCODING[form])
+        if buffer.tell() <= max_bytes:
+            return DrawnPicture(
+                image=wanted.image,
+                format=form,
+                width=picture.width,
+                height=picture.height,
+                object=wanted.object,
+                time=wanted.time,
+                data=buffer.getvalue(),
+            )
+        canvas = _smaller(canvas, buffer.tell(), max_bytes)
 
 
 def _limited(picture: Image.Image, drawing: Drawing) -> Image.Image:
@@ -143,12 +151,6 @@ def _smaller(picture: Image.Image, num_bytes: int, max_bytes: int) -> Image.Imag
 def _scaled(picture: Image.Image, scale: float) -> Image.Image:
     width, height = (max(1, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _encoded(picture: Image.Image, drawing: Drawing) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, drawing.format, **ENCODING[drawing.format])
-    return buffer.getvalue()
 
 
 def _on(box: Box, info: MediaInfo, width: int, height: int) -> _Rect:
