@@ -49,6 +49,12 @@ def test_an_empty_object_has_no_fields() -> None:
     assert confidence_of("{}", tokens(("{}", 0.5))) == {}
 
 
+def test_a_long_name_is_not_repeated_with_each_of_its_values() -> None:
+    name = "a" * 300
+    text = f'{{"{name}": [{", ".join("1" * 500)}], "b": 2}}'
+    assert confidence_of(text, tokens((text, 0.5))) == {"b": 0.5}
+
+
 def test_places_are_counted_in_bytes_whatever_stands_between() -> None:
     values = [f"{number}-é-红" for number in range(200)]
     said = [("[", 0.5)]
@@ -56,6 +62,6 @@ def test_places_are_counted_in_bytes_whatever_stands_between() -> None:
         said += [(', "' if number else '"', 0.5), (value, 1 - number / 1000), ('"', 0.5)]
     said.append(("]", 0.5))
     text = "".join(part for part, _ in said)
-    assert confidence_of(text, tokens(*said)) == {
-        f"[{number}]": pytest.approx(1 - number / 1000, abs=1e-4) for number in range(200)
-    }
+    found = confidence_of(text, tokens(*said))
+    assert found is not None
+    assert found == {f"[{number}]": pytest.approx(1 - number / 1000, abs=1e-4) for number in range(200)}

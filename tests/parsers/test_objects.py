@@ -10,8 +10,10 @@ from PIL import Image, ImageOps
 
 from worker.core.contract import MediaInfo
 from worker.models.families import FAMILIES
+from worker.parsers.object_scan import MAX_OBJECTS
 from worker.parsers.objects import ObjectParser, seconds_of
 
+PICTURE = MediaInfo(where="image", kind="image", width=100, height=100, tokens=1, coordinates="thousandths")
 CASES = json.loads((Path(__file__).parent / "grounding" / "cases.json").read_text())["cases"]
 
 
@@ -89,6 +91,28 @@ def test_times_as_models_write_them(value: object, seconds: float | None) -> Non
     assert seconds_of(value) == seconds
 
 
+def test_a_picture_0_that_comes_late_counts_for_those_before_as_well() -> None:
+    media = [PICTURE, PICTURE]
+    parser = ObjectParser(media)
+    told = parser.push('{"image": 1, "bbox_2d": [0, 0, 100, 100]}')
+    assert [each.image for each in told] == [0]
+    told = parser.push('{"image": 0, "bbox_2d": [0, 0, 100, 100]}')
+    assert [each.image for each in told] == [0]
+    assert parser.finish() == []
+    assert [each.image for each in parser.objects] == [1, 0]
+
+
+def test_thousands_of_points_of_one_object_do_not_repeat_all_that_is_said_of_it() -> None:
+    points = [[1, 1]] * (2 * MAX_OBJECTS)
+    text = json.dumps({"points": points, "label": "a" * 5_000, "note": "b" * 5_000})
+    objects = parsed(text, [PICTURE], 10_000).objects
+    assert len(objects) == MAX_OBJECTS
+    assert objects[0].attributes == {"note": "b" * 5_000}
+    assert sum(len(str(each)) for each in objects) < 2_000_000
+    [small, other] = parsed('{"points": [[1, 1], [2, 2]], "label": "a", "color": "red"}', [PICTURE], 10).objects
+    assert small.attributes == other.attributes == {"color": "red"}
+
+
 def test_long_and_hostile_texts_take_no_longer_than_their_length() -> None:
     """Each piece is looked at once: what is undecided is bounded."""
     media = media_of(CASES[0])
@@ -101,5 +125,9 @@ def test_long_and_hostile_texts_take_no_longer_than_their_length() -> None:
         "( " * 100 + "x",
         "( , (" * 40 + "x",
         '{"' + "\n{" * 20_000,
+        '{"a' + '{"b' * 20_000,
+        "<point x" * 10_000,
+        "<points " + "x1" * 20_000,
+        "{'a': " + "-" * 50_000 + "1, 'bbox': [1]}",
     ):
         parsed(text, media, 50)

@@ -10,6 +10,7 @@ from worker.core.contract import TokenLogprob
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null|[{}\[\],:]', re.DOTALL)
 MAX_FIELDS = 1000
+MAX_PATH_CHARS = 256  # a field with a longer path is left out
 
 
 def confidence_of(text: str, tokens: Sequence[TokenLogprob]) -> dict[str, float] | None:
@@ -32,7 +33,8 @@ def confidence_of(text: str, tokens: Sequence[TokenLogprob]) -> dict[str, float]
             break
         first = byte + len(body[char:start].encode())
         char, byte = end, first + len(body[start:end].encode())
-        found[path] = round(math.exp(min(logprobs[first:byte])), 4)
+        if len(path) <= MAX_PATH_CHARS:
+            found[path] = round(math.exp(min(logprobs[first:byte])), 4)
     return found
 
 

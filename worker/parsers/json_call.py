@@ -1,11 +1,14 @@
-"""A call of a tool as JSON, `{"name": …, "arguments": {…}}`: where it ends, and what it says."""
+"""JSON as models write it, and a call of a tool in it, `{"name": …, "arguments": {…}}`: where it ends, and what it
+says."""
 
 import json
+import math
 import re
 from typing import Any, NoReturn
 
 _NO_OBJECT = re.compile(r'\{\s*[^\s"}]')
 _MARKS = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+MAX_DEPTH = 64  # lists and objects within each other, as in a request
 # What a JSON text may raise that is none, or none of ours.
 _REFUSED = (ValueError, TypeError, RecursionError)
 
@@ -65,12 +68,35 @@ def as_json(arguments: dict[str, Any]) -> str | None:
 
 
 def loaded(text: str, *, is_strict: bool) -> Any:
-    """What JSON says, None where it is none. is_strict: no line breaks within strings."""
+    """What JSON says, None where it is none, is deeper than MAX_DEPTH, or has a number that JSON cannot give back.
+    is_strict: no line breaks within strings."""
     try:
-        return json.loads(text, strict=is_strict, parse_constant=_refuse)
+        value = json.loads(text, strict=is_strict, parse_constant=_refuse, parse_float=_finite)
     except _REFUSED:
         return None
+    is_deep = text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH
+    return None if is_deep else value
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    """Raises ValueError for `1e999`."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(number)
+    return value
+
+
+def _depth(value: Any) -> int:
+    """Of lists and objects within each other; it goes down no further than MAX_DEPTH + 1."""
+    layer, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        layer = [each for each in layer if isinstance(each, list | dict)]
+        if not layer:
+            break
+        depth += 1
+        layer = [inner for each in layer for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth

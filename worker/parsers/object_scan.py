@@ -1,10 +1,14 @@
-"""Places in a text as it comes: JSON objects with a box or a point, `(x,y),(x,y)`, `[x1, y1, x2, y2]`. Knows no
-pictures.
+"""Places in a text as it comes: JSON objects with a box or a point, `(x,y),(x,y)`, `[x1, y1, x2, y2]`,
+`<points x1="…" y1="…" alt="…">`. Knows no pictures.
 
 Each JSON object is found by itself, so that those of a list that is cut off, or that has a broken one in it, are there.
 """
 
+import ast
+import json
 import re
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worker.core.safe_json import JsonObject
@@ -15,6 +19,7 @@ MAX_OBJECTS = 2000  # of one answer
 MAX_LABEL_CHARS = 200
 _WINDOW = 64  # in which a sign's neighbour is looked for
 MAX_PLACE_CHARS = 256  # of numbers in brackets
+MAX_PYTHON_CHARS = 10_000  # of an object in Python's form: its parser is slow and deep
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box", "bounding_box", "bboxes", "boxes")
 POINT_KEYS = ("point_2d", "point", "points")
 BOX_3D_KEY = "bbox_3d"
@@ -26,10 +31,17 @@ _PAIRS = re.compile(rf"{_PAIR}(?:\s*,?\s*{_PAIR}){{0,7}}")
 _PAIRS_GO_ON = re.compile(r"[\s,]*+(?:\([\s\d.,(-]*+(?:\)[\s,]*+|\Z))*+", re.ASCII)
 _FOUR = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _FOUR_GOES_ON = re.compile(r"\[[\s\d.,-]*", re.ASCII)
-_MARKS = re.compile(r"""\\.|["'{}\[\](]""", re.DOTALL)
+_MARKS = re.compile(r"""\\.|["'{}\[\](<]""", re.DOTALL)
 _BOUNDARY = re.compile(r"[.!?;:,\n。，；：！？()\[\]{}]")
 _TAG = re.compile(r"</?[a-z_]+>|[*`]")
-_NEW_OBJECT = re.compile(r"\n\s*\Z")
+# An object begins within a string, which in JSON cannot be: a quote ends the string, and no name follows.
+_NEW_OBJECT = re.compile(r"""\{\s{0,32}(["'])[^"'\n{}\[\]:,]{1,48}\1\s{0,32}:""")
+_NEW_GOES_ON = re.compile(r"""\{\s{0,32}(?:(["'])[^"'\n{}\[\]:,]{0,48}(?:\1\s{0,32})?)?""")
+MAX_POINTS_CHARS = 4096  # of a tag with points
+_POINTS = re.compile(rf"<points?\s([^<>]{{0,{MAX_POINTS_CHARS}}})>")
+_POINTS_GO_ON = re.compile(r"<(?:p(?:o(?:i(?:n(?:t(?:s?(?:\s[^<>]*+)?)?)?)?)?)?)?")
+_COORDINATE = re.compile(r"""\b([xy])(\d{0,4})\s*=\s*["']?(-?\d+(?:\.\d+)?)""")
+_ALT = re.compile(r"""\balt\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class ObjectScan:
         self._at = 0
         self._label_from = 0
         self._stack: list[_Open] = []
-        self._string_at: int | None = None
+        self._string_quote = ""  # of the string that it is in
         self._is_in_list = False
         self._found: list[Written] = []
         self._num_found = 0
@@ -97,13 +109,13 @@ class ObjectScan:
 
     def _mark(self, sign: str, at: int, *, is_last: bool) -> int | None:
         """The place behind it; None where more text must come."""
-        if self._string_at is not None:
+        if self._string_quote:
             return self._in_string(sign, at, is_last=is_last)
         if sign == "{":
             return self._opened(at, is_last=is_last)
         if self._stack:
-            if sign == self._stack[-1].quote:
-                self._string_at = at
+            if sign == self._stack[-1].quote or sign == '"':  # Python's quotes are `'`, and `"` around an apostrophe
+                self._string_quote = sign
             elif sign == "}":
                 self._closed(at + 1)
             return at + len(sign)
@@ -111,21 +123,22 @@ class ObjectScan:
             return self._pairs(at, is_last=is_last)
         if sign == "[":
             return self._four(at, is_last=is_last)
+        if sign == "<":
+            return self._points(at, is_last=is_last)
         if sign == "]":
             self._is_in_list = False
         return at + len(sign)
 
     def _in_string(self, sign: str, at: int, *, is_last: bool) -> int | None:
-        """A string that was never closed ends where a new object begins on a line of its own."""
-        assert self._string_at is not None
-        if sign == self._stack[-1].quote:
-            self._string_at = None
-        elif sign == "{" and _NEW_OBJECT.search(self._text, max(self._string_at, at - _WINDOW), at):
-            following = self._following(at + 1)
-            if not following and not is_last:
+        """A string that was never closed, or that a quote too many opened, ends where a new object begins."""
+        if sign == self._string_quote:
+            self._string_quote = ""
+        elif sign == "{":
+            following = _NEW_OBJECT.match(self._text, at)
+            if following is None and not is_last and _NEW_GOES_ON.fullmatch(self._text, at):
                 return None
-            if following == self._stack[-1].quote:
-                self._string_at = None
+            if following is not None and following.group(1) == self._string_quote:
+                self._string_quote = ""
                 self._stack.pop()
                 self.num_broken += 1
                 return at
@@ -136,7 +149,7 @@ class ObjectScan:
 
     def _opened(self, at: int, *, is_last: bool) -> int | None:
         following = self._following(at + 1)
-        if not following and not is_last:
+        if not following and not is_last and len(self._text) - at <= _WINDOW:
             return None
         if following == "{":
             self.num_broken += 1  # an object begins with a name
@@ -154,9 +167,7 @@ class ObjectScan:
         self._label_from = end
         if not _HAS_PLACE.search(written):
             return
-        fields = loaded(written, is_strict=False)
-        if fields is None:
-            fields = loaded(_repaired(written, entry.quote), is_strict=False)
+        fields = _fields(written, entry.quote)
         if isinstance(fields, dict):
             if has_place(fields):
                 self._found.append(Written(fields=fields))
@@ -185,13 +196,25 @@ class ObjectScan:
         self._label_from = match.end()
         return match.end()
 
+    def _points(self, at: int, *, is_last: bool) -> int | None:
+        match = _POINTS.match(self._text, at)
+        if match is None:
+            is_short = len(self._text) - at <= MAX_POINTS_CHARS
+            return None if not is_last and is_short and _POINTS_GO_ON.fullmatch(self._text, at) else at + 1
+        label = next((each for each in _ALT.findall(match.group(1)) for each in each if each), "")
+        for numbers in _coordinates(match.group(1)):
+            self._found.append(Written(label=label[:MAX_LABEL_CHARS], numbers=numbers))
+        self._label_from = match.end()
+        return match.end()
+
     def _is_open(self, goes_on: re.Pattern[str], at: int) -> bool:
         """Whether what comes next may belong to it."""
         return len(self._text) - at < MAX_PLACE_CHARS and goes_on.fullmatch(self._text, at) is not None
 
     def _label_before(self, at: int) -> str:
         before = _TAG.sub("", self._text[max(self._label_from, at - MAX_LABEL_CHARS) : at]).rstrip(" :=：")
-        return _BOUNDARY.split(before)[-1].strip(" -")
+        label = _BOUNDARY.split(before)[-1].strip(" -").strip("\"'")
+        return "" if label in (*BOX_KEYS, *POINT_KEYS) else label
 
 
 def has_place(fields: JsonObject) -> bool:
@@ -199,10 +222,36 @@ def has_place(fields: JsonObject) -> bool:
     return any(fields.get(key) is not None for key in (*BOX_KEYS, *POINT_KEYS, BOX_3D_KEY))
 
 
-def _repaired(written: str, quote: str) -> str:
-    """Commas too many, and quotes of Python."""
-    text = re.sub(r",\s*([}\]])", r"\1", written)
-    return text.replace("'", '"') if quote == "'" and '"' not in text else text
+def _fields(written: str, quote: str) -> object:
+    """What a JSON object says, also with commas too many, or as Python writes it; None where it cannot be read."""
+    fields = loaded(written, is_strict=False)
+    if fields is None:
+        fields = loaded(re.sub(r",\s*([}\]])", r"\1", written), is_strict=False)
+    if fields is None and quote == "'" and len(written) <= MAX_PYTHON_CHARS:
+        fields = _of_python(written)
+        if fields is None and '"' not in written:  # `null` and `true` among Python's quotes
+            fields = loaded(written.replace("'", '"'), is_strict=False)
+    return fields
+
+
+def _of_python(written: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of unknown escapes, before Python 3.12
+        try:
+            return loaded(json.dumps(ast.literal_eval(written), allow_nan=False), is_strict=False)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return None
+
+
+def _coordinates(attributes: str) -> Iterator[tuple[float, float]]:
+    """The points of a tag, `x1="…" y1="…" x2=…`."""
+    columns: dict[str, float] = {}
+    for axis, number, value in _COORDINATE.findall(attributes):
+        if axis == "x":
+            columns[number] = float(value)
+        elif number in columns:
+            yield columns.pop(number), float(value)
 
 
 def _corners(written: str) -> tuple[float, ...]:

@@ -12,7 +12,15 @@ from typing import Any
 from worker.core.contract import MediaInfo
 from worker.core.outcome import DetectedObject, Point, Problem
 from worker.core.safe_json import JsonObject
-from worker.parsers.object_scan import BOX_3D_KEY, BOX_KEYS, POINT_KEYS, ObjectScan, Written
+from worker.parsers.object_scan import (
+    BOX_3D_KEY,
+    BOX_KEYS,
+    MAX_LABEL_CHARS,
+    MAX_OBJECTS,
+    POINT_KEYS,
+    ObjectScan,
+    Written,
+)
 
 LABEL_KEYS = (
     *("label", "name", "class", "category", "text_content", "text", "content", "ref", "title", "caption"),
@@ -22,6 +30,8 @@ PICTURE_KEYS = ("image", "picture", "image_index", "image_id", "image_number", "
 VIDEO_KEYS = ("video", "video_index")
 TIME_KEYS = ("time", "timestamp", "time_s", "seconds")
 THOUSAND = 1000
+_NO_NUMBERS: list[tuple[float, ...]] = [()]
+MAX_SHARED_CHARS = 200  # of the attributes that each of several places of one JSON object is given
 _LARGEST = 1e7
 _NUMBERS = re.compile(r"-?\d+(?:\.\d+)?")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
@@ -39,11 +49,19 @@ _STORED: dict[int, Callable[[float, float, float, float], Point]] = {
 
 
 class ObjectParser:
-    """The objects of one answer, as its text comes. media: the request's, in order."""
+    """The objects of one answer, as its text comes. media: the request's, in order.
+
+    Pictures are counted from 1, unless one of the answer's objects is in picture 0 and all numbers fit that. Where that
+    is known late, the `objects` at the end say another picture of earlier ones than what was told before.
+    """
 
     def __init__(self, media: Sequence[MediaInfo]) -> None:
         self._scan = ObjectScan()
         self._media = media
+        self._numbers: set[int] = set()  # of pictures, as the answer has them
+        self._counts_from = 1
+        self._is_told_otherwise = False
+        self._written: list[Written] = []
         self.objects: list[DetectedObject] = []
 
     @property
@@ -61,32 +79,70 @@ class ObjectParser:
 
     def finish(self) -> list[DetectedObject]:
         """Those that the end makes certain."""
-        return self._placed(self._scan.finish())
+        last = self._placed(self._scan.finish())
+        if self._is_told_otherwise:
+            self.objects = self._objects(self._written)[:MAX_OBJECTS]
+        return last
 
     def _placed(self, found: list[Written]) -> list[DetectedObject]:
-        placed = [each for written in found for each in _objects(written, self._media)]
+        if len(self._media) > 1:
+            self._count(found)
+        placed = self._objects(found)[: MAX_OBJECTS - len(self.objects)]
+        self._written += found
         self.objects += placed
         return placed
 
+    def _count(self, found: list[Written]) -> None:
+        for written in found:
+            fields = written.fields or {}
+            named = [fields[key] for key in (*PICTURE_KEYS, *VIDEO_KEYS) if key in fields]
+            # A name, `Picture 1`, is the chat template's, which counts from 1.
+            self._numbers.update(
+                len(self._media) if isinstance(name, str) and not name.isdecimal() else number
+                for name in named
+                if (number := _ordinal(name)) is not None
+            )
+        counts_from = 0 if 0 in self._numbers and max(self._numbers) < len(self._media) else 1
+        self._is_told_otherwise |= counts_from != self._counts_from and bool(self.objects)
+        self._counts_from = counts_from
 
-def _objects(written: Written, media: Sequence[MediaInfo]) -> Iterator[DetectedObject]:
+    def _objects(self, found: list[Written]) -> list[DetectedObject]:
+        return [each for written in found for each in _objects(written, self._media, self._counts_from)]
+
+
+def _objects(written: Written, media: Sequence[MediaInfo], counts_from: int) -> Iterator[DetectedObject]:
     """Those of one place in the text: a JSON object may have several boxes or points."""
     if written.fields is None:
         image = 0 if len(media) == 1 else None
-        yield _placed(written.label or None, image, None, written.numbers, media, {})
+        yield _placed(written.label or None, image, None, [written.numbers], media, {})
         return
     fields = dict(written.fields)
-    boxes, points = _popped(fields, BOX_KEYS), _popped(fields, POINT_KEYS)
-    image, time = _image(fields, media), None
+    boxes, points = _groups(_popped(fields, BOX_KEYS), 4), _groups(_popped(fields, POINT_KEYS), 2)
+    image, time = _image(fields, media, counts_from), None
     if image is not None and media[image].kind == "video":
         time = _time(fields)
     label = _label(fields)
-    numbers = [*_groups(boxes, 4), *_groups(points, 2)]
-    if not numbers and BOX_3D_KEY in fields:
+    places = _together(boxes, points)
+    if not places and BOX_3D_KEY in fields:
         yield DetectedObject(label=label, image=image, attributes=fields)
         return
-    for group in numbers or [()]:
-        yield _placed(label, image, time, group, media, fields)
+    for number, place in enumerate(places or [_NO_NUMBERS]):
+        yield _placed(label, image, time, place, media, fields)
+        if number == 0 and len(places) > 1:  # what belongs to all of them is not said thousands of times
+            label = label[:MAX_LABEL_CHARS] if label else label
+            fields = fields if len(str(fields)) <= MAX_SHARED_CHARS else {}
+
+
+def _together(boxes: list[tuple[float, ...]], points: list[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
+    """The places of each object: as many points as boxes are points of those; one that is no numbers is left out where
+    the other is some."""
+    if any(boxes) and not any(points):
+        points = []
+    if any(points) and not any(boxes):
+        boxes = []
+    if len(boxes) == len(points):
+        return [[box, point] for box, point in zip(boxes, points, strict=True)]
+    return [[place] for place in (*boxes, *points)]
 
 
 def _popped(fields: JsonObject, keys: Sequence[str]) -> Any:
@@ -118,8 +174,8 @@ def _flat(value: Any) -> list[float] | None:
     return None if any(part is None for part in parts) else [number for part in parts if part for number in part]
 
 
-def _image(fields: JsonObject, media: Sequence[MediaInfo]) -> int | None:
-    """Which one is meant. Models count from 1, pictures and videos each by themselves."""
+def _image(fields: JsonObject, media: Sequence[MediaInfo], counts_from: int) -> int | None:
+    """Which one is meant. Models count pictures and videos each by themselves."""
     videos = [index for index, info in enumerate(media) if info.kind == "video"]
     pictures = [index for index, info in enumerate(media) if info.kind == "image"]
     named = _popped(fields, VIDEO_KEYS) if videos else None
@@ -132,7 +188,7 @@ def _image(fields: JsonObject, media: Sequence[MediaInfo]) -> int | None:
         return 0 if len(media) == 1 else videos[0] if is_said_by_time else None
     if len(media) == 1 and number == 0:
         return 0
-    return among[number - 1] if 1 <= number <= len(among) else None
+    return among[number - counts_from] if 0 <= number - counts_from < len(among) else None
 
 
 def _ordinal(named: Any) -> int | None:
@@ -178,41 +234,49 @@ def _placed(
     label: str | None,
     image: int | None,
     time: float | None,
-    numbers: tuple[float, ...],
+    places: Sequence[tuple[float, ...]],
     media: Sequence[MediaInfo],
     attributes: JsonObject,
 ) -> DetectedObject:
-    """A box of four numbers, or a point of two, on its picture."""
-    if len(numbers) not in (2, 4) or max(map(abs, numbers)) > _LARGEST:
+    """A box of four numbers, or a point of two, or one of each, on its picture."""
+    if any(len(numbers) not in (2, 4) or max(map(abs, numbers)) > _LARGEST for numbers in places):
         return DetectedObject(label=label, image=image, time=time, problem="not_numbers", attributes=attributes)
     if image is None:
-        relative = tuple(numbers)
+        relative = tuple(number for numbers in places for number in numbers)
         return DetectedObject(
             label=label, image=None, relative=relative, problem="image_unknown", attributes=attributes
         )
     info = media[image]
-    width, height = info.source_width or info.width, info.source_height or info.height
-    scaled = _in_source(numbers, info, width, height)
-    left_to_right, top_to_bottom = sorted(scaled[::2]), sorted(scaled[1::2])
-    ordered = [number for pair in zip(left_to_right, top_to_bottom, strict=True) for number in pair]
-    clipped = [
-        _hundredths(min(max(number, 0), side)) for number, side in zip(ordered, (width, height) * 2, strict=False)
-    ]
-    is_clipped = any(abs(before - after) > 0.006 for before, after in zip(ordered, clipped, strict=True))
-    norm = [round(number / side, 6) for number, side in zip(clipped, (width, height) * 2, strict=False)]
-    stored = _stored(clipped, info.orientation, width, height)
-    shape = "box" if len(numbers) == 4 else "point"
-    places = {shape: clipped, f"{shape}_norm": norm, f"{shape}_stored": stored}
+    on_picture = [_Place(numbers, info) for numbers in places]
     return DetectedObject(
         label=label,
         image=image,
         time=time,
         frame_time=_nearest(time, info.times),
-        is_clipped=is_clipped,
-        problem=_problem(ordered, width, height),
+        is_clipped=any(place.is_clipped for place in on_picture),
+        problem=next((place.problem for place in on_picture if place.problem), None),
         attributes=attributes,
-        **{name: None if place is None else tuple(place) for name, place in places.items()},
+        **{name: value for place in on_picture for name, value in place.fields.items()},
     )
+
+
+class _Place:
+    """A box or a point in its picture. fields: of a DetectedObject."""
+
+    def __init__(self, numbers: Sequence[float], info: MediaInfo) -> None:
+        width, height = info.source_width or info.width, info.source_height or info.height
+        sides = (width, height, width, height)[: len(numbers)]
+        scaled = _in_source(numbers, info, width, height)
+        ordered = [side for pair in zip(sorted(scaled[::2]), sorted(scaled[1::2]), strict=True) for side in pair]
+        clipped = [_hundredths(min(max(number, 0), side)) for number, side in zip(ordered, sides, strict=True)]
+        self.is_clipped = any(abs(before - after) > 0.006 for before, after in zip(ordered, clipped, strict=True))
+        self.problem = _problem(ordered, clipped, width, height)
+        norm = [round(number / side, 6) for number, side in zip(clipped, sides, strict=True)]
+        stored = _stored(clipped, info.orientation, width, height)
+        shape = "box" if len(numbers) == 4 else "point"
+        self.fields: dict[str, Any] = {shape: tuple(clipped), f"{shape}_norm": tuple(norm)}
+        if stored is not None:
+            self.fields[f"{shape}_stored"] = tuple(stored)
 
 
 def _in_source(numbers: Sequence[float], info: MediaInfo, width: int, height: int) -> list[float]:
@@ -223,13 +287,14 @@ def _in_source(numbers: Sequence[float], info: MediaInfo, width: int, height: in
     return [number * sides[index % 2] for index, number in enumerate(numbers)]
 
 
-def _problem(ordered: Sequence[float], width: int, height: int) -> Problem | None:
+def _problem(ordered: Sequence[float], clipped: Sequence[float], width: int, height: int) -> Problem | None:
+    """Of a box whose sides are in order, in pixels; clipped: as it is told."""
     if len(ordered) == 2:
         return None if 0 <= ordered[0] <= width and 0 <= ordered[1] <= height else "outside"
     left, top, right, bottom = ordered
-    if left >= right or top >= bottom:
-        return "empty"
-    return None if left < width and top < height and right > 0 and bottom > 0 else "outside"
+    if left < right and top < bottom and not (left < width and top < height and right > 0 and bottom > 0):
+        return "outside"
+    return "empty" if clipped[0] >= clipped[2] or clipped[1] >= clipped[3] else None
 
 
 def _stored(numbers: Sequence[float], orientation: int, width: int, height: int) -> list[float] | None:

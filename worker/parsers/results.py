@@ -1,5 +1,6 @@
 """The typed result of a task preset, from an answer's text and its objects."""
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,13 +10,17 @@ from worker.core.contract import MediaInfo
 from worker.core.outcome import DetectedObject
 from worker.core.safe_json import Json, JsonObject
 from worker.core.tasks import TaskName
-from worker.parsers.json_call import loaded
+from worker.parsers.json_call import JsonEnd, loaded
 from worker.parsers.objects import seconds_of
 
 START_KEYS = ("start", "start_time", "begin", "from", "time", "timestamp")
 END_KEYS = ("end", "end_time", "to", "until")
 WHAT_KEYS = ("description", "event", "caption", "label", "sentence", "activity", "text")
-_FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[\w+-]*+[ \t]*\n?((?:(?!```).)*+)", re.DOTALL)  # up to its end, or the text's
+_FENCE_LINE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*$", re.MULTILINE)
+_COUNT = re.compile(r"\d{1,3}(?:,\d{3})++(?!\d)|\d+")
+MAX_DIGITS = 9  # of a count
+_FLAT = re.compile(r"\{[^{}]*+\}")  # an object without another in it
 _SENTENCE_END = re.compile(r"(?<=[!?。！？\n])|(?<=\.)(?!\d)")
 _CLOCK = r"\d+:\d+(?::\d+)?(?:\.\d+)?"
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -40,7 +45,7 @@ def result_of(name: TaskName, text: str, objects: Sequence[DetectedObject], medi
         case "caption":
             return {"caption": text.strip()}
         case "ocr":
-            lines = _body(text).strip().splitlines()
+            lines = _unfenced(text).splitlines()
             return {"text": "\n".join(lines), "lines": [line.strip() for line in lines if line.strip()]}
         case "ocr_layout":
             found = [{"text": each.label or "", "object": index} for index, each in enumerate(objects)]
@@ -60,21 +65,43 @@ def result_of(name: TaskName, text: str, objects: Sequence[DetectedObject], medi
             assert_never(name)
 
 
-def _body(text: str) -> str:
-    """Without the fence around it, where there is one."""
-    fenced = _FENCE.search(text)
-    return fenced.group(1) if fenced else text
+def _unfenced(text: str) -> str:
+    """Without the fence around all of it, where there is one: fences within it stay."""
+    body = text.strip()
+    fences = list(_FENCE_LINE.finditer(body))
+    if not fences or fences[0].start() > 0:
+        return body
+    depth = 0
+    for fence in fences:  # one with a language opens; one without closes what is open
+        depth += 1 if fence.group(1) or depth == 0 else -1
+        if depth == 0:
+            inside = body[fences[0].end() : fence.start()]
+            return inside.strip() if fence.end() == len(body) else body
+    return body[fences[0].end() :].strip()  # it was cut off
+
+
+def _value(text: str) -> Any:
+    """What the JSON in an answer says: all of it, or what is in its first fence. None for none."""
+    value = loaded(text.strip(), is_strict=False)
+    if value is None and (fence := _FENCE.search(text)):
+        value = loaded(fence.group(1).strip(), is_strict=False)
+    return value
 
 
 def _count(text: str) -> JsonObject:
-    found = re.search(r"\d+", text)
-    if found is None or len(found.group()) > 9:
+    found = _COUNT.search(text)
+    digits = "" if found is None else found.group().replace(",", "")
+    if not digits or len(digits) > MAX_DIGITS:
         raise NotInFormError
-    return {"count": int(found.group())}
+    return {"count": int(digits)}
 
 
 def _extracted(text: str) -> JsonObject:
-    value = loaded(_body(text).strip(), is_strict=False)
+    value = _value(text)
+    if value is None and (begin := text.find("{")) >= 0:  # the first object, with words around it
+        with contextlib.suppress(ValueError):
+            end = JsonEnd().find(text[begin:])
+            value = None if end is None else loaded(text[begin : begin + end], is_strict=False)
     if not isinstance(value, dict):
         raise NotInFormError
     return value
@@ -84,7 +111,8 @@ def _events(text: str, media: Sequence[MediaInfo]) -> list[JsonObject]:
     """JSON objects with a start, or sentences that name a time. Raises NotInFormError."""
     videos = [index for index, info in enumerate(media) if info.kind == "video"]
     video = videos[0] if len(videos) == 1 else None
-    events = [event for written in re.findall(r"\{[^{}]*\}", text) if (event := _event(written, video))]
+    written = list(_objects_of(_value(text))) or [loaded(each, is_strict=False) for each in _FLAT.findall(text)]
+    events = [event for fields in written if (event := _event(fields, video))]
     if not events and "{" not in text:
         events = [event for sentence in _SENTENCE_END.split(text) if (event := _told(sentence, video))]
     if not events and ("{" in text or _TIME.search(text)):
@@ -92,8 +120,15 @@ def _events(text: str, media: Sequence[MediaInfo]) -> list[JsonObject]:
     return events
 
 
-def _event(written: str, video: int | None) -> JsonObject | None:
-    fields = loaded(written, is_strict=False)
+def _objects_of(value: Any) -> list[JsonObject]:
+    """The objects of a list, or of the list that is an object's only one."""
+    if isinstance(value, dict):
+        lists = [each for each in value.values() if isinstance(each, list)]
+        value = lists[0] if len(lists) == 1 and not any(key in value for key in START_KEYS) else [value]
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _event(fields: Any, video: int | None) -> JsonObject | None:
     if not isinstance(fields, dict):
         return None
     start, end = (_first_time(fields, keys) for keys in (START_KEYS, END_KEYS))
@@ -109,7 +144,8 @@ def _first_time(fields: JsonObject, keys: Sequence[str]) -> float | None:
 
 
 def _told(sentence: str, video: int | None) -> JsonObject | None:
-    times = [seconds_of(clock or plain or first) for clock, plain, first in _TIME.findall(sentence)]
+    found = (seconds_of(clock or plain or first) for clock, plain, first in _TIME.findall(sentence))
+    times = [at for at in found if at is not None]
     if not times:
         return None
     end = times[1] if len(times) > 1 else None
