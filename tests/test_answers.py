@@ -171,6 +171,27 @@ def test_pictures_that_come_back_are_within_the_limit(serve: Serve) -> None:
         assert reply["objects"]
 
 
+def test_pictures_of_several_answers_come_once_and_fit(serve: Serve) -> None:
+    scene = scene_of(4, 1.5)
+    body = {"prompt": question(scene)[0], "image": encoded(drawn(scene, 900, 600)), "annotate": True, "n": 3}
+    with answering(serve, max_result_bytes=150_000, max_chunk_bytes=150_000) as service:
+        [[plain], stream] = outputs_of(service, body, {**body, "stream": True})
+        assert "annotated" not in plain
+        assert [len(choice["annotated"]) for choice in plain["choices"]] == [1, 1, 1]
+        assert "annotated" not in stream[-1]
+        assert [len(outcome["annotated"]) for outcome in stream[-1]["outcomes"]] == [1, 1, 1]
+
+
+def test_an_answer_whose_pictures_cannot_be_drawn_is_not_lost(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.media.annotate._draw", lambda *_, **__: [].pop())
+    scene = scene_of(4, 1.5)
+    reply = reply_of(service, prompt=question(scene)[0], image=encoded(drawn(scene, 300, 200)), annotate=True)
+    assert reply["objects"]
+    assert reply["drawing_error"]["code"] == "INTERNAL"
+
+
 def test_the_report_says_what_became_of_a_picture(service: Service) -> None:
     scene = scene_of(2, 1.5)
     picture = encoded(drawn(scene, 1800, 1200), "JPEG")

@@ -53,7 +53,7 @@ MAY_IMPORT_LATE = {
 # Where everything may be caught, and why: the border of a request, of a thread's or a child's work, of the engine's
 # turn, and a library that raises `Exception` itself. Decoding needs none: what it raises is its request's.
 MAY_CATCH_ALL = {
-    "worker/service.py": 1,
+    "worker/service.py": 2,
     "worker/core/threads.py": 1,
     "worker/media/decode_server.py": 1,
     "worker/engine/recovery.py": 2,

@@ -365,8 +365,10 @@ class Service:
         try:
             async with run.deadline.watch(DRAWING_S):
                 outcomes = await self._opener.drawn(media, request.outputs, done, room)
-        except WorkerError as error:
-            problem = {"drawing_problem": (error.code, error.message)}
+        except Exception as error:
+            failure = error if isinstance(error, WorkerError) else InternalError()
+            _log_failure(failure, run.id, error)
+            problem = {"drawing_problem": (failure.code, failure.message)}
             outcomes = tuple(outcome.model_copy(update=problem) for outcome in done.outcomes)
         return done.model_copy(update={"outcomes": outcomes})
 

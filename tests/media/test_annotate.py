@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from worker.core.contract import MediaInfo
 from worker.core.errors import ResultTooLarge
-from worker.core.opened import Clip, Picture
+from worker.core.opened import Clip, Opened, Picture
 from worker.core.outcome import DetectedObject, Drawing, Outcome, Outputs
 from worker.media.annotate import drawn, label_place
 
@@ -37,7 +37,8 @@ def test_labels_do_not_cover_each_other_while_there_is_room() -> None:
     taken: list[tuple[float, float, float, float]] = []
     for number in range(20):
         left, top = rng.uniform(0, 1000), rng.uniform(0, 700)
-        place = label_place(pen, f"person {number}", font, (left, top, left + 90, top + 70), (1200, 800), taken, 3)
+        rect, others = (left, top, left + 90, top + 70), np.reshape(taken, (-1, 4))
+        place = label_place(pen, f"person {number}", font, rect, (1200, 800), others, 3)
         assert place[0] >= 0
         assert place[1] >= 0
         assert place[2] <= 1200
@@ -51,7 +52,8 @@ def test_a_crowded_picture_still_has_all_labels() -> None:
     pen, font = ImageDraw.Draw(Image.new("RGB", (100, 40))), ImageFont.load_default(size=11)
     taken: list[tuple[float, float, float, float]] = []
     for _ in range(30):
-        taken.append(label_place(pen, "a label", font, (10, 10, 90, 30), (100, 40), taken, 2))
+        others = np.reshape(taken, (-1, 4))
+        taken.append(label_place(pen, "a label", font, (10, 10, 90, 30), (100, 40), others, 2))
     assert all(place[2] <= 100 and place[3] <= 40 for place in taken)
 
 
@@ -80,6 +82,7 @@ def test_what_has_no_place_is_not_drawn_and_other_letters_become_a_number() -> N
         DetectedObject(label="b", image=None, relative=(1.0, 2.0), problem="image_unknown"),
         DetectedObject(label="红色圆形", image=0, point=(50.0, 50.0)),
         DetectedObject(label=None, image=0, box=(10.0, 60.0, 90.0, 90.0)),
+        DetectedObject(label="car", image=0, attributes={"bbox_3d": [1]}),
     )
     outputs = Outputs(annotate=Drawing(format="png"), crops=Drawing(format="png"))
     [outcome] = drawn([grey(100, 100)], [info_of(100, 100)], outputs, [Outcome(objects=objects)], ROOM)
@@ -95,7 +98,7 @@ def test_every_picture_comes_back_and_each_frame_that_has_an_object() -> None:
         DetectedObject(label="b", image=1, box=(0.0, 0.0, 20.0, 20.0), time=2.0, frame_time=2.0),
     )
     outputs = Outputs(annotate=Drawing(format="png"), crops=Drawing(format="png"))
-    media = [grey(50, 50), Clip(frames, 1.0)]
+    media: list[Opened] = [grey(50, 50), Clip(frames, 1.0)]
     [outcome] = drawn(media, [info_of(50, 50), film], outputs, [Outcome(objects=objects)], ROOM)
     assert [(each.image, each.time) for each in outcome.annotated] == [(0, None), (1, 1.0), (1, 2.0)]
     crop = opened(outcome.crops[0].data)
@@ -113,6 +116,31 @@ def test_pictures_are_made_smaller_until_they_fit_or_fail() -> None:
     assert 100 < picture.width < 800
     with pytest.raises(ResultTooLarge):
         drawn([noisy], [info_of(800, 600)], outputs, [Outcome(objects=())], 65_000)
+
+
+def test_more_objects_than_anybody_can_read_are_drawn_all_the_same() -> None:
+    rng = random.Random(1)
+    corners = [(rng.uniform(0, 900), rng.uniform(0, 500)) for _ in range(2000)]
+    objects = tuple(DetectedObject(label="x", image=0, box=(x, y, x + 9, y + 9), point=(x, y)) for x, y in corners)
+    outputs = Outputs(annotate=Drawing())
+    [outcome] = drawn([grey(1000, 600)], [info_of(1000, 600)], outputs, [Outcome(objects=objects)], ROOM)
+    assert (np.abs(opened(outcome.annotated[0].data) - GREY).max(2) > 60).mean() > 0.5
+
+
+def test_a_box_at_the_edge_that_has_next_to_no_width_is_a_column_of_pixels() -> None:
+    found = DetectedObject(label="x", image=0, box=(999.99, 2.0, 1000.0, 400.0))
+    outputs = Outputs(crops=Drawing())
+    [outcome] = drawn([grey(500, 300)], [info_of(1000, 600)], outputs, [Outcome(objects=(found,))], ROOM)
+    assert (outcome.crops[0].width, outcome.crops[0].height) == (1, 199)
+    wrong = found.model_copy(update={"box": (1000.0, 2.0, 1000.0, 400.0)})
+    [outcome] = drawn([grey(500, 300)], [info_of(1000, 600)], outputs, [Outcome(objects=(wrong,))], ROOM)
+    assert outcome.crops[0].width == 1
+
+
+def test_a_side_that_the_format_has_no_room_for_is_made_smaller() -> None:
+    outputs = Outputs(annotate=Drawing(format="webp"))
+    [outcome] = drawn([grey(20_000, 4)], [info_of(20_000, 4)], outputs, [Outcome(objects=())], ROOM)
+    assert outcome.annotated[0].width == 16_383
 
 
 def test_a_longer_side_is_bounded() -> None:

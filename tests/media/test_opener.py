@@ -393,6 +393,27 @@ def test_a_picture_is_shrunk_where_it_is_decoded_and_its_file_goes() -> None:
     opener.close()
 
 
+def test_pictures_that_keep_their_size_stay_within_the_memory_for_pixels() -> None:
+    settings = Settings(max_image_tokens=64, decode_memory_bytes=64 * 2**20)
+    opener = Opener(settings, Slow(), SmartResizePolicy(read_preprocessor(EMBEDDED_MODEL), settings))
+    items = [image(inline("red", (2400, 1200))).model_copy(update={"keeps_size": True}) for _ in range(3)]
+
+    async def run() -> None:
+        async with opener.room(items) as room:
+            held = opener.workers.pixels.total - opener.workers.pixels.free
+            pictures = [only for [only] in await opener.open(items)]
+            taken = sum(only.rgb.nbytes for only in pictures if isinstance(only, Picture))
+            assert 0.9 * held < taken <= held
+            room.settle(pictures)
+        async with opener.room(items[:1]):
+            [[only]] = await opener.open(items[:1])
+            assert isinstance(only, Picture)
+            assert only.rgb.shape == (1200, 2400, 3)
+
+    asyncio.run(run())
+    opener.close()
+
+
 def test_a_small_picture_does_not_wait_for_anothers_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three requests of eight large pictures each once made it wait for all of them."""
     go_on, order = threading.Event(), list[str]()

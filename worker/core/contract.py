@@ -93,7 +93,7 @@ class Text(Value):
 
 class Media(Value):
     """A picture or video in a message; `where` is its place in the request, for error messages. keeps_size: a picture
-    is decoded at its own size, whatever the model's."""
+    is decoded at its own size, whatever the model's, or at a large one."""
 
     kind: Kind
     source: File | Frames

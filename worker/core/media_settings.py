@@ -85,7 +85,7 @@ class DecodeSettings(Group):
     decode_memory_bytes: Positive = Field(
         2048 * MIB,
         description="Memory for media of all requests: a quarter for files, half for decoders, a quarter for decoded "
-        "pixels at the size that the model sees",
+        "pixels at the size that the model sees, or, for `annotate` and `crops`, at up to 16 million each",
     )
     video_pixel_aspect: Literal["display", "coded"] = Field(
         "display",

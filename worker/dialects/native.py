@@ -99,13 +99,15 @@ def _messages(form: NativeBody) -> tuple[Message, ...]:
 
 
 def _shape(answer: Answer) -> JsonObject:
-    """`text` is the first answer; where `n` asked for several, `choices` has all."""
-    first, *others = choices = [_choice(choice, answer.meta, index) for index, choice in enumerate(answer.choices)]
-    head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **first}
-    more = {"choices": choices} if others else {}
+    """`text` is the first answer; where `n` asked for several, `choices` has all, and what is beside their texts is
+    there alone."""
+    texts = [_choice(choice, answer.meta, index) for index, choice in enumerate(answer.choices)]
+    reports = [outcome_report(choice.outcome) for choice in answer.choices]
+    head = {"id": answer.meta.id, "model": answer.meta.model, "model_code": answer.meta.code, **texts[0]}
+    choices = [{**text, **report} for text, report in zip(texts, reports, strict=True)]
     return {
         **head,
-        **more,
+        **(reports[0] if len(choices) == 1 else {"choices": choices}),
         **media_report(answer.media),
         "usage": _usage(answer.usage),
         "timing": answer.timing,
@@ -126,7 +128,7 @@ def _choice(choice: Choice, meta: Meta, index: int) -> JsonObject:
         shown["tool_calls"] = CallWriter(meta).written(choice.tool_calls, index)
     if choice.logprobs:
         shown["logprobs"] = logprobs(choice.logprobs)
-    return {**shown, **outcome_report(choice.outcome)}
+    return shown
 
 
 def _usage(usage: Usage) -> dict[str, int]:
@@ -183,9 +185,8 @@ def _end(event: Done, meta: Meta) -> JsonObject:
     end["finish_reason"] = event.reasons[0]
     if len(event.reasons) > 1:
         end["finish_reasons"] = list(event.reasons)
-    end |= outcome_report(event.outcome_of(0))
-    if len(event.outcomes) > 1:
-        end["outcomes"] = [outcome_report(outcome) for outcome in event.outcomes]
+    reports = [outcome_report(outcome) for outcome in event.outcomes]
+    end |= {"outcomes": reports} if len(reports) > 1 else outcome_report(event.outcome_of(0))
     end |= {**media_report(event.media), "usage": _usage(event.usage), "timing": event.timing}
     return {**end, **cost_report(event.cost), **_cold_start(event.cold_start)}
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from worker.core.contract import MediaInfo
@@ -25,7 +27,9 @@ ENCODING: dict[PictureFormat, dict[str, int]] = {
     "png": {"compress_level": 3},
     "webp": {"quality": 88, "method": 2},
 }
+MAX_SIDE: dict[PictureFormat, int] = {"jpeg": 65_500, "webp": 16_383}  # what the format has room for
 MAX_LABEL_CHARS = 32
+FEW_LABELS = 200  # of a picture; with more, each goes to the best corner of its box
 # Colours that are told apart on light and on dark, one a label; dark ones have white writing.
 PALETTE = ("#ffb000", "#dc267f", "#00a6d6", "#3fb618", "#ff5a1f", "#785ef0", "#00c2a8", "#ffe14d")
 _WHITE_ON = ("#dc267f", "#785ef0")
@@ -109,10 +113,15 @@ def _crops(
             at = info.times.index(each.frame_time) if each.frame_time in info.times else 0
             rgb = opened.frames[min(at, len(opened.frames) - 1)]
         left, top, right, bottom = _on(each.box, info, rgb.shape[1], rgb.shape[0])
-        columns = slice(math.floor(left), max(math.floor(left) + 1, math.ceil(right)))
-        rows = slice(math.floor(top), max(math.floor(top) + 1, math.ceil(bottom)))
+        rows, columns = _pixels(top, bottom, rgb.shape[0]), _pixels(left, right, rgb.shape[1])
         wanted.append(_Wanted(each.image, rgb[rows, columns], drawing, object=number))
     return wanted[:MAX_CROPS]
+
+
+def _pixels(low: float, high: float, side: int) -> slice:
+    """Those that a box touches, one at least."""
+    first = min(math.floor(low), side - 1)
+    return slice(first, max(first + 1, math.ceil(high)))
 
 
 def _encoded(wanted: _Wanted, max_bytes: int) -> DrawnPicture:
@@ -137,7 +146,9 @@ def _encoded(wanted: _Wanted, max_bytes: int) -> DrawnPicture:
 
 
 def _limited(picture: Image.Image, drawing: Drawing) -> Image.Image:
-    scale = 1.0 if drawing.max_side is None else min(1.0, drawing.max_side / max(picture.size))
+    longest = max(picture.size)
+    sides = (drawing.max_side or longest, MAX_SIDE.get(drawing.format, longest), longest)
+    scale = min(sides) / longest
     return picture if scale == 1 else _scaled(picture, scale)
 
 
@@ -167,23 +178,26 @@ def _draw(picture: Image.Image, objects: Sequence[tuple[int, DetectedObject]], i
     font = ImageFont.load_default(size=min(max(11, min(mean_side / 34, min(picture.size) / 12)), 64))
     colors = _colors([found.label or "" for _, found in objects])
     rects: list[tuple[_Rect, str, str]] = []
-    taken: list[_Rect] = []  # by points and labels
+    taken, num_taken = np.empty((2 * len(objects), 4)), 0  # by points and labels
     for number, found in sorted(objects, key=lambda each: -_area(each[1])):
         color = colors[found.label or ""]
+        rect: _Rect | None = None
         if found.box is not None:
             rect = _on(found.box, info, *picture.size)
             pen.rectangle(rect, outline=color, width=line)
-        else:
-            assert found.point is not None
+        if found.point is not None:
             x, y, *_ = _on((*found.point, *found.point), info, *picture.size)
             radius = line * 2.5
-            rect = (x - radius, y - radius, x + radius, y + radius)
-            pen.ellipse(rect, fill=color, outline="white", width=max(1, line // 2))
-            taken.append(rect)
-        rects.append((rect, _written(number, found), color))
+            spot = (x - radius, y - radius, x + radius, y + radius)
+            pen.ellipse(spot, fill=color, outline="white", width=max(1, line // 2))
+            taken[num_taken], num_taken = spot, num_taken + 1
+            rect = rect or spot
+        if rect is not None:
+            rects.append((rect, _written(number, found), color))
+    searches = len(objects) <= FEW_LABELS
     for rect, text, color in rects:
-        place = label_place(pen, text, font, rect, picture.size, taken, line)
-        taken.append(place)
+        place = label_place(pen, text, font, rect, picture.size, taken[:num_taken], line, searches=searches)
+        taken[num_taken], num_taken = place, num_taken + 1
         pen.rectangle(place, fill=color)
         pad = _pad(font)
         pen.text(
@@ -218,38 +232,44 @@ def label_place(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     rect: _Rect,
     size: tuple[int, int],
-    taken: Sequence[_Rect],
+    taken: npt.NDArray[np.float64],
     line: int,
+    *,
+    searches: bool = True,
 ) -> _Rect:
-    """Where the label goes: at a corner of the box, outside or inside, else as near as there is room; the place that
-    covers the least of other labels where there is none."""
+    """Where the label goes: at a corner of the box, outside or inside, else, where it `searches`, as near as there is
+    room; the place that covers the least of what is taken, rectangles (n, 4), where there is none."""
     pad = _pad(font)
     width = pen.textlength(text, font=font) + 2 * pad
     height = float(getattr(font, "size", 11)) + 2 * pad
-    best, least = (0.0, 0.0, width, height), math.inf
-    for left, top in _candidates(rect, width, height, line):
-        x = min(max(left, 0), max(0, size[0] - width))
-        y = min(max(top, 0), max(0, size[1] - height))
-        place = (x, y, x + width, y + height)
-        covered = sum(_overlap(place, other) for other in taken)
-        if covered == 0:
-            return place
-        if covered < least:
-            best, least = place, covered
-    return best
+    corners = _at_corners(rect, width, height, line)
+    candidates = [*corners, *_around(rect, width, height)] if searches else corners
+    lefts, tops = np.array(candidates).T
+    lefts = lefts.clip(0, max(0, size[0] - width))
+    tops = tops.clip(0, max(0, size[1] - height))
+    places = np.stack([lefts, tops, lefts + width, tops + height], 1)
+    best = places[_covered(places, taken).argmin()]  # the first of those that cover the least
+    return float(best[0]), float(best[1]), float(best[2]), float(best[3])
 
 
-def _candidates(rect: _Rect, width: float, height: float, line: int) -> Iterator[tuple[float, float]]:
+def _at_corners(rect: _Rect, width: float, height: float, line: int) -> list[tuple[float, float]]:
     left, top, right, bottom = rect
     lefts, tops = (left, right - width), (top - height, top + line, bottom, bottom - height - line)
-    yield from ((x, y) for y, x in product(tops, lefts))
+    return [(x, y) for y, x in product(tops, lefts)]
+
+
+def _around(rect: _Rect, width: float, height: float) -> Iterator[tuple[float, float]]:
+    left, top, *_ = rect
     for step in range(1, 24):
         for sign in (-1, 1):
             yield left, top + sign * step * height
             yield left + sign * step * width / 2, top - height
 
 
-def _overlap(one: _Rect, other: _Rect) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+def _covered(places: npt.NDArray[np.float64], taken: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of each place (n, 4), how many square pixels of what is taken (m, 4) are below it."""
+    ours, others = places[:, None], taken[None]
+    widths = np.minimum(ours[..., 2], others[..., 2]) - np.maximum(ours[..., 0], others[..., 0])
+    heights = np.minimum(ours[..., 3], others[..., 3]) - np.maximum(ours[..., 1], others[..., 1])
+    covered: npt.NDArray[np.float64] = (widths.clip(0) * heights.clip(0)).sum(1)
+    return covered

@@ -4,6 +4,7 @@ To add a kind, as documents that become a picture a page, write its decoder and 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ INDEX_BYTES = 96 * 2**20  # to read the times of all frames of a file
 @dataclass(frozen=True)
 class DecodeContext:
     """What a decoder works with. left: what the request may still bring; keeps_files: whether what is opened remembers
-    its file's bytes."""
+    its file's bytes; kept_pixels: of each picture that keeps its size, larger ones are made so small."""
 
     settings: Settings
     sources: Sources
@@ -45,6 +46,7 @@ class DecodeContext:
     size_policy: SizePolicy
     left: Allowance
     keeps_files: bool = False
+    kept_pixels: int = 0
 
     async def decode(
         self, num_bytes: int, work: Callable[..., T], *arguments: Any, timeout_s: float | None = None
@@ -89,7 +91,8 @@ async def open_picture(context: DecodeContext, item: Media) -> tuple[Opened, ...
         height, width, tokens = policy.picture(header.height, header.width, item.controls)
         context.left.take_tokens(tokens)
         if item.keeps_size:
-            height, width = header.height, header.width
+            scale = min(1.0, math.sqrt(context.kept_pixels / header.num_pixels))
+            height, width = max(height, int(header.height * scale)), max(width, int(header.width * scale))
         resize = InParent(policy.resized)
         rgb = await context.decode(header.decode_bytes, picture.decode, header, (height, width), resize)
         source = Source(

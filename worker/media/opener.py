@@ -22,6 +22,8 @@ from worker.media.picture import RGB_BYTES
 from worker.media.sources import Fetches, Sources
 from worker.media.workers import Workers
 
+KEPT_PIXELS = 16_000_000  # of a picture that is to be drawn on or cut out of
+
 
 @dataclass(frozen=True)
 class Room:
@@ -59,19 +61,25 @@ class Opener:
     async def room(self, items: Sequence[Media], more_images: int = 0) -> AsyncIterator[Room]:
         """The memory for what they become, for as long as any of it is alive. See `core.media_protocol.MediaOpener`."""
         kinds: list[Kind] = [item.kind for item in items] + ["image"] * more_images
-        own_size = self._settings.max_image_pixels
-        most = sum(self._size_policy.max_pixels(kind) * RGB_BYTES for kind in kinds)
-        most += sum(
-            max(0, own_size - self._size_policy.max_pixels("image")) * RGB_BYTES for item in items if item.keeps_size
-        )
-        async with self.workers.pixels.held(most, items) as share:
+        most = sum(self._size_policy.max_pixels(kind) for kind in kinds)
+        more_of_each = max(0, self._kept_pixels(items) - self._size_policy.max_pixels("image"))
+        most += more_of_each * sum(item.keeps_size for item in items)
+        async with self.workers.pixels.held(most * RGB_BYTES, items) as share:
             yield Room(share)
 
     async def open(self, items: Sequence[Media]) -> tuple[tuple[Opened, ...], ...]:
         """For each reference what it became, in order. Raises MediaError with the item's place."""
         self._check_counts(items)
         left = self._allowance()
-        context = DecodeContext(self._settings, self.sources, self.workers, self._size_policy, left, self._keeps_files)
+        context = DecodeContext(
+            self._settings,
+            self.sources,
+            self.workers,
+            self._size_policy,
+            left,
+            keeps_files=self._keeps_files,
+            kept_pixels=self._kept_pixels(items),
+        )
         return tuple(await together([self._open(context, item) for item in items]))
 
     async def drawn(self, media: Sequence[Opened], outputs: Outputs, done: Done, max_bytes: int) -> tuple[Outcome, ...]:
@@ -97,6 +105,11 @@ class Opener:
         assert not isinstance(item.source, Frames)
         with named(item.where):
             return await self.sources.read(item.source, "image", left)
+
+    def _kept_pixels(self, items: Sequence[Media]) -> int:
+        """Of each picture that keeps its size."""
+        own = self._settings.max_image_pixels
+        return min(KEPT_PIXELS, own, self.workers.pixels.largest // RGB_BYTES // max(1, len(items)))
 
     def _allowance(self) -> Allowance:
         return Allowance(self._settings.max_job_bytes, self._settings.max_job_pixels, self._size_policy.max_tokens)
