@@ -398,6 +398,30 @@ def test_an_answer_that_repeats_itself_is_ended_without_its_tail(service: Servic
     assert two[-1]["finish_reasons"] == ["repetition", "repetition"]
 
 
+def test_the_tail_of_an_answer_in_a_schema_is_cut_as_well(service: Service) -> None:
+    """Though most of its tokens are certain."""
+    tokenizer = service._engine.builder._spec.tokenizer  # type: ignore[attr-defined]
+    item = {"type": "object", "properties": {"label": {"enum": ["red", "blue"]}, "size": {"enum": ["small", "large"]}}}
+    item["required"] = ["label", "size"]
+    bias = {str(tokenizer.encode(text)[0]): 100 for text in ("red", "small", '"}, {"', ",")}
+    bias[str(tokenizer.encode("]")[0])] = -100
+    body = {"prompt": "Which?", "json_schema": {"type": "array", "items": item}, "logit_bias": bias, "temperature": 0}
+    [[plain], stream] = outputs_of(service, body, {**body, "stream": True})
+    assert plain["finish_reason"] == stream[-1]["finish_reason"] == "repetition"
+    assert "".join(chunk["text"] for chunk in stream) == plain["text"]
+    assert 1 <= plain["text"].count("small") <= 3
+
+
+def test_a_loop_in_a_thought_with_a_budget_ends_the_thought(service: Service) -> None:
+    token = service._engine.builder._spec.tokenizer.encode(" red")[0]  # type: ignore[attr-defined]
+    body = {"prompt": "Who are you?", "logit_bias": {str(token): 100}, "temperature": 0, "enable_thinking": True}
+    [[within], [without]] = outputs_of(service, {**body, "thinking_budget": 200}, body)
+    assert within["usage"]["reasoning_tokens"] == 68, "three periods of one token, and 64, and its end"
+    assert 1 <= within["reasoning"].count("red") < 30
+    assert within["text"].startswith("red")
+    assert (without["text"], without["finish_reason"]) == ("", "repetition")
+
+
 def test_the_guard_can_be_off_for_all(serve: Serve) -> None:
     with answering(serve, loop_guard=False) as service:
         token = serve.model.spec.tokenizer.encode(" red")[0]

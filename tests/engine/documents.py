@@ -107,9 +107,47 @@ def prose(rng: random.Random) -> str:
     return ". ".join(_phrase(rng, 4, 14) for _ in range(rng.randint(3, 9))) + "."
 
 
+def prices(rng: random.Random) -> str:
+    """Columns that are alike to the end of the page, as most of the tables below."""
+    cell = rng.choice(("$0.00", "€ 0,00", "0.00 EUR", "USD 10.00", "£5", "¥0", "0元", "0%", "100 %", "0 kg", "20.0 °C"))
+    row = "| " + " | ".join([cell] * rng.randint(1, 3)) + " |\n"
+    return f"| {_word(rng)} |\n|---|\n" + row * rng.randint(6, 25)
+
+
+def matrix(rng: random.Random) -> str:
+    joint, end = rng.choice(((" & ", " \\\\\n"), (" ", "\n"), ("\t", "\n"), (", ", ",\n")))
+    row = joint.join([rng.choice(("0", "1", "0.0", "-1"))] * rng.randint(2, 6)) + end
+    lined = rng.choice(("", "\\hline\n")) if "&" in row else ""
+    return "\\begin{matrix}\n" + (row + lined) * rng.randint(5, 20) + "\\end{matrix}"
+
+
+def bytes_of_a_program(rng: random.Random) -> str:
+    sign = rng.choice(("0x00", "0xFF", "0x00000000UL", "0", "'\\0'"))
+    row = "    " + ", ".join([sign] * rng.choice((4, 8))) + ",\n"
+    return f"static const uint8_t {_word(rng)}[] = {{\n" + row * rng.randint(4, 10) + "};"
+
+
+def check_boxes(rng: random.Random) -> str:
+    sign = rng.choice(("☐", "□", "○", "●", "✓", "★", "[ ]", "[x]", "X", "(  )"))
+    row = rng.choice((f"{sign}\n", f"| {sign} | {sign} |\n", f"- {sign} \n", f"{sign} {sign} {sign} {sign} {sign}\n"))
+    return _phrase(rng, 2, 5) + "\n" + row * rng.randint(6, 30)
+
+
+def empty_records(rng: random.Random) -> str:
+    names = [_word(rng) for _ in range(rng.randint(1, 3))]
+    values = ('""', "null", "[]", "{}", "0", "false", '{"of": ""}')
+    record = "{" + ", ".join(f'"{name}": {rng.choice(values)}' for name in names) + "}"
+    return "[" + ",\n ".join([record] * rng.randint(6, 20)) + "]"
+
+
+def log_lines(rng: random.Random) -> str:
+    time = rng.choice(("1970-01-01T00:00:00Z", "00:00:00", "01.01.1970", "1970-01-01 00:00:00.000"))
+    return "\n".join([f"{time}; 0; -; N/A"] * rng.randint(5, 20))
+
+
 TRUE: tuple[Callable[[random.Random], str], ...] = (
     table_with_equal_rows, empty_form, html_table, zeros, numbers, readings, records, code, refrain, contents, rulers,
-    prose,
+    prose, prices, matrix, bytes_of_a_program, check_boxes, empty_records, log_lines,
 )  # fmt: skip
 
 

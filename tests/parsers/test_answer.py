@@ -291,6 +291,18 @@ def test_each_of_several_answers_has_its_own_calls_and_its_own_end() -> None:
     assert done.reasons == ("tool_calls", "length")
 
 
+def test_calls_that_are_whole_before_a_loop_are_made() -> None:
+    text = f"{found(FIND)}\n{found(FIND)}\n<tool_call>\n{FIND[:20]}"
+    ended = DONE.model_copy(update={"reasons": ("repetition",)})
+    *pieces, done = through(request(*TOOLS), Piece(text=text), ended)
+    assert sum(len(piece.tool_calls) for piece in pieces if isinstance(piece, Piece)) == 2
+    assert isinstance(done, Done)
+    assert done.reasons == ("tool_calls",)
+    *_, done = through(request(*TOOLS), Piece(text="red red"), ended)
+    assert isinstance(done, Done)
+    assert done.reasons == ("repetition",)
+
+
 def test_what_is_held_back_takes_its_log_probabilities_along() -> None:
     first, second = ((TokenLogprob(TokenAlternative(text, text.encode(), -1.0), ()),) for text in ("<tool_call>", "x"))
     one, done = through(

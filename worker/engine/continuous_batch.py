@@ -17,6 +17,7 @@ from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.runner import Runner
+from worker.models.transfer import marker_for
 from worker.prompt.types import BLOCK
 
 SMALLEST_CHUNK = 64
@@ -39,7 +40,7 @@ class ContinuousBatch:
     ) -> None:
         self._runner, self._scheduler, self._caches, self._recovery = runner, scheduler, caches, recovery
         self._prefill_chunk = prefill_chunk
-        self.meter = Meter()
+        self.meter = Meter(marker=marker_for(caches.device))
         self.steps = DecodeSteps(runner, scheduler, caches, recovery, self.meter, self._forget, runs_ahead=runs_ahead)
         self._prefills: WeakKeyDictionary[Group, Prefill] = WeakKeyDictionary()
         self._has_answered = False
@@ -88,11 +89,12 @@ class ContinuousBatch:
         together += self._joining(first, budget)
         prefills = [self._prefills[group] for group in together]
         with contained(partial(self._prefill_failed, together)):
-            passed.append(advance(self._runner, prefills, self._caches.features, budget))
+            done = advance(self._runner, prefills, self._caches.features, budget)
+            self._charge(together, done)
+            passed.append(done)
         if not passed:
             return 0
         [done] = passed
-        self._charge(together, done)
         with woken_together():
             for group, prefill in zip(together, prefills, strict=True):
                 group.num_left = prefill.left
@@ -103,10 +105,7 @@ class ContinuousBatch:
 
     def _charge(self, groups: list[Group], done: Pass) -> None:
         requests = [group.sequences[0].request for group in groups]
-        elapsed = self.meter.charge(zip(requests, done.tokens, strict=True))
-        if done.is_vision:
-            for request, tokens in zip(requests, done.tokens, strict=True):
-                request.vision_s += elapsed if tokens else 0.0
+        self.meter.launched(zip(requests, done.tokens, strict=True), is_vision=done.is_vision)
 
     def _prefill_failed(self, groups: list[Group], failure: Failure) -> None:
         """Some of their layers may be further than others: what is tried again begins anew."""

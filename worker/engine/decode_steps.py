@@ -15,7 +15,7 @@ from worker.engine.caches import EngineCaches
 from worker.engine.event_bridge import woken_together
 from worker.engine.logits_step import Launched, LogitsStep
 from worker.engine.masks import MaskWorker
-from worker.engine.metering import Meter
+from worker.engine.metering import Mark, Meter
 from worker.engine.recovery import Failure, Group, Recovery, contained
 from worker.engine.sampling import Row
 from worker.engine.scheduler import Scheduler
@@ -29,12 +29,14 @@ ON_DEVICE = -1  # a token that only the device has
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """Under way. places: the number of each answer that took part, by identity; at_most: tokens that each may take."""
+    """Under way. places: the number of each answer that took part, by identity; at_most: tokens that each may take;
+    mark: where it ends, of a device that works by itself."""
 
     answers: list[Answer]
     places: dict[int, int]
     launched: Launched
     at_most: int
+    mark: Mark | None
 
 
 class DecodeSteps:
@@ -122,7 +124,7 @@ class DecodeSteps:
         launched = self._logits_step.launch(logits, samplers, late)
         self._caches.kv.end_step()
         took_part = {id(answer): row for row, answer in enumerate(answers) if counts[row]}
-        return _Step(answers, took_part, launched, at_most)
+        return _Step(answers, took_part, launched, at_most, self._meter.mark())
 
     def _step_failed(self, failure: Failure) -> None:
         """What the step before said is not lost: it is read first."""
@@ -138,7 +140,7 @@ class DecodeSteps:
         with contained(self._recovery.step_failed):
             rows = step.launched.rows()
             taking_part = [answer for answer in step.answers if id(answer) in step.places and not answer.is_over]
-            self._meter.charge((answer.request, 1.0) for answer in taking_part)
+            self._meter.charge(((answer.request, 1.0) for answer in taking_part), step.mark)
         with woken_together():
             for answer, row in zip(step.answers, rows, strict=False):  # no rows where the step failed
                 # Cancelled, or ended, or another answer to the same prompt has just failed.

@@ -238,7 +238,7 @@ class Engine:
         is_on = self._settings.loop_guard if sampling.loop_guard is None else sampling.loop_guard
         if not is_on or sampling.ignore_eos:
             return None
-        return LoopGuard(lambda token: self._spec.tokenizer.bytes_of(token).decode(errors="replace"))
+        return LoopGuard(self._spec.tokenizer.bytes_of)
 
     def _max_tokens(self, prompt: Prompt, sampling: Sampling) -> int:
         """Raises PromptTooLong."""

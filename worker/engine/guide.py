@@ -64,7 +64,7 @@ class Guide:
     ) -> None:
         self._tokens, self._budget, self._state = tokens, budget, state
         self._forced: deque[int] = deque()
-        self._has_begun = False
+        self._has_begun = self._is_cut = False
         self.num_reasoning = 0
         self.is_thinking = opens_thought and tokens.end is not None
         self._end_overdue()
@@ -101,6 +101,16 @@ class Guide:
         grammar = self.grammar
         return grammar is not None and self._has_begun and grammar.is_complete
 
+    def end_thought(self) -> bool:
+        """Have the thought end with the next token, as at the end of its budget. False where that cannot be: no thought
+        goes on, or its steps are launched before the last token is known (`is_free`)."""
+        if not self.is_thinking or self._tokens.end is None or self.is_free:
+            return False
+        self._is_cut = True
+        if not self._forced:
+            self._forced.append(self._tokens.end)
+        return True
+
     def may_end(self, ending: Iterable[int], *, has_enough: bool) -> bool:
         """Whether the answer may end with the next token: not before it has enough tokens, unless its grammar allows no
         others, and not before its grammar has begun."""
@@ -131,7 +141,7 @@ class Guide:
 
     @property
     def _is_spent(self) -> bool:
-        return self._budget is not None and self.num_reasoning > self._budget
+        return self._is_cut or (self._budget is not None and self.num_reasoning > self._budget)
 
     def _end_overdue(self) -> None:
         is_due = self._budget is not None and self.num_reasoning >= self._budget

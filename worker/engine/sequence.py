@@ -193,7 +193,7 @@ class Sequence:
                     self._take(token, is_certain=True)
 
     def _take(self, token: int, *, is_certain: bool = False) -> None:
-        """is_certain: the constraint has chosen it, which is no loop of the model's."""
+        """is_certain: the constraint has chosen it, so that no loop of the model's ends here."""
         guide = self.sampler.guide
         num_reasoning, was_thinking = guide.num_reasoning, guide.is_thinking
         self.sampler.accept(token)
@@ -206,11 +206,16 @@ class Sequence:
             return
         self.stream.finds_stops = self._is_answering(token, was_thinking=was_thinking)
         text = self.stream.push(token)
-        guard_of_chosen = None if is_certain else self.guard
-        if guard_of_chosen is not None and guard_of_chosen.push(token) and len(self.tokens) >= self.min_tokens:
-            self._end_loop()
-            return
-        if guard_of_chosen is not None and guard_of_chosen.is_repeating:
+        guard = self.guard
+        is_loop = guard is not None and guard.push(token, is_certain=is_certain)
+        if guard is not None and is_loop and len(self.tokens) >= self.min_tokens:
+            if not guide.end_thought():
+                self._end_loop()
+                return
+            self._withheld = text = ""
+            self._logprobs.clear()
+            guard.clear()
+        if guard is not None and guard.is_repeating:
             self._withheld += text
         else:
             self._emit(text)

@@ -41,7 +41,7 @@ class EventParser:
             if parser is not None:
                 yield from self._pieces(index, parser.finish(is_cut=reason != "stop"), (), is_last=True)
             has_called = parser is not None and parser.has_calls
-            reasons.append("tool_calls" if has_called and reason == "stop" else reason)
+            reasons.append("tool_calls" if has_called and reason in ("stop", "repetition") else reason)
         yield done.model_copy(update={"reasons": tuple(reasons)})
 
     def _pieces(
