@@ -343,6 +343,9 @@ def test_events_have_their_times(service: Service) -> None:
         ({"task": "extract", "image": "x"}, "fields", "needs the JSON schema"),
         ({"task": "extract", "image": "x", "fields": {"type": "array"}}, "fields", "schema of an object"),
         ({"task": "detct", "image": "x"}, "task", "must be one of"),
+        ({"task": "detect", "image": "x", "video": "y"}, "task", "pictures or videos, not both"),
+        ({"prompt": "x", "objects": True}, "objects", "needs a picture or video"),
+        ({"prompt": "x", "crops": True}, "crops", "needs a picture or video"),
         ({"prompt": "x", "labels": ["a"]}, "labels", "write task beside it"),
         ({"prompt": "x", "annotate": {"format": "gif"}}, "annotate.format", "must be one of"),
         ({"prompt": "x", "annotate": {"size": 3}}, "annotate.size", "unknown field"),
@@ -362,6 +365,58 @@ def test_wrong_use_is_a_coded_error_that_says_what_to_do(
         assert failure.get("worker_code", failure["code"]) == "INPUT_INVALID"
         assert where in (failure.get("where") or failure.get("param") or failure["message"])
         assert words in failure["message"]
+
+
+COLOR = {"type": "object", "properties": {"color": {"type": "string"}}, "required": ["color"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        (COLOR, {"color"}),
+        ({"properties": COLOR["properties"], "required": ["color"]}, {"color"}),
+        ({"$ref": "#/$defs/it", "$defs": {"it": COLOR}}, {"color"}),
+        ({"anyOf": [COLOR, COUNT]}, {"color"}),
+        ({"allOf": [COLOR, COUNT]}, {"color", "count"}),
+    ],
+)
+def test_fields_may_be_any_schema_of_an_object(service: Service, fields: dict[str, Any], names: set[str]) -> None:
+    picture = encoded(drawn(scene_of(0, 1.5), 300, 200))
+    reply = reply_of(service, task="extract", image=picture, fields=fields, max_tokens=80)
+    assert names <= reply["result"].keys()
+    assert reply_of(service, task="extract", image=picture, fields={"type": "object"}, max_tokens=80)["result"]
+
+
+def test_objects_of_a_film_say_when_they_are_seen(service: Service) -> None:
+    clip = scenes.random_clip(random.Random(3), 1.0, 4)
+    frames = [encoded(drawn(scene, 128, 128)) for scene in clip.frames]
+    bias = {str(service._engine.builder._spec.tokenizer.encode("]")[0]): -100}  # type: ignore[attr-defined]
+    body = {"task": "detect", "video": {"frames": frames, "fps": 2}, "logit_bias": bias, "max_tokens": 60}
+    found = reply_of(service, **body)["objects"]
+    assert found
+    assert all(each["image"] == 0 and each["frame_time"] in (0.0, 0.5, 1.0, 1.5) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("completions", {"prompt": "Who are you?"}),
+        ("responses", {"input": "Who are you?"}),
+        ("messages", {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 300}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "Who are you?"}]}),
+    ],
+)
+def test_every_api_tells_the_cost_and_why_an_answer_ended(
+    service: Service, monkeypatch: pytest.MonkeyPatch, route: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("worker.engine.loop_guard.LoopGuard.push", lambda *_, **__: True)
+    [[plain], stream] = outputs_of(
+        service, *({"route": f"/v1/{route}", "body": {**body, "stream": stream}} for stream in (False, True))
+    )
+    assert plain["cost"]["gpu_seconds"] > 0
+    for told in (json.dumps(plain), "".join(stream)):
+        assert '"gpu_seconds"' in told
+        assert '"worker_finish_reason": "repetition"' in told
 
 
 def test_the_presets_are_listed(service: Service) -> None:

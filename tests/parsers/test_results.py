@@ -6,7 +6,7 @@ import pytest
 
 from worker.core.contract import MediaInfo
 from worker.core.outcome import DetectedObject
-from worker.core.tasks import TASKS, TaskCall, TaskName, prompt_of, schema_of
+from worker.core.tasks import TASKS, Language, MediaCounts, TaskCall, TaskName, prompt_of, schema_of
 from worker.parsers.results import NotInFormError, result_of
 
 PICTURE = MediaInfo(where="image", kind="image", width=32, height=32, tokens=1)
@@ -115,9 +115,26 @@ def test_a_preset_has_words_in_both_languages_and_all_is_filled_in(name: TaskNam
 
 
 def test_objects_of_several_pictures_must_say_which() -> None:
-    one, two = (schema_of(TaskCall(name="detect"), count) for count in (1, 2))
+    one, two = (schema_of(TaskCall(name="detect"), MediaCounts(images=count)) for count in (1, 2))
     assert one is not None
     assert two is not None
     assert "image" not in one["items"]["properties"]
     assert two["items"]["properties"]["image"] == {"type": "integer", "minimum": 1, "maximum": 2}
     assert "image" in two["items"]["required"]
+    assert '"image"' not in prompt_of(TaskCall(name="detect"))
+    assert '"image"' in prompt_of(TaskCall(name="detect"), MediaCounts(images=2))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.reads_objects])
+def test_objects_of_videos_must_say_when_and_of_several_in_which(name: TaskName, language: Language) -> None:
+    call, counts = TaskCall(name=name, language=language), [MediaCounts(0, 1), MediaCounts(0, 3)]
+    one, several = (schema_of(call, count) for count in counts)
+    assert one is not None
+    assert several is not None
+    assert {"time"} == one["items"]["properties"].keys() - several["items"]["properties"].keys() | {"time"}
+    assert several["items"]["properties"]["video"]["maximum"] == 3
+    words = [prompt_of(call, count) for count in counts]
+    assert all('"time"' in word and ("video" in word or "视频" in word) for word in words)
+    assert ['"video"' in word for word in words] == [False, True]
+    assert not any("image" in word or "图" in word for word in words)

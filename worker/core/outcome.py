@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from worker.core.safe_json import Json, JsonObject
-from worker.core.tasks import TaskCall
+from worker.core.tasks import TASKS, TaskCall
 from worker.core.value import Value
 
 Box = tuple[float, float, float, float]
@@ -36,7 +36,7 @@ class Outputs(Value):
 
     @property
     def reads_objects(self) -> bool:
-        return self.objects or self.draws
+        return self.objects or self.draws or (self.task is not None and TASKS[self.task.name].reads_objects)
 
     @property
     def draws(self) -> bool:

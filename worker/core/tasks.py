@@ -31,16 +31,16 @@ class TaskCall(Value):
 @dataclass(frozen=True)
 class Task:
     """A preset. prompts: by language; `labelled` where labels are given, with `{labels}` in them. takes: of the fields
-    beside `task`. schema: of the answer, None where it is text; names_images: its objects say in which of several
-    pictures they are. min_images, min_videos: of the request. result: an example of the typed output."""
+    beside `task`. schema: of the answer, None where it is text. reads_objects: its answer has places, which say in
+    which of several pictures or videos they are, and when. min_images, min_videos: of the request. result: an example
+    of the typed output."""
 
     about: str
     prompts: Mapping[Language, str]
-    result: JsonObject | int
+    result: JsonObject
     labelled: Mapping[Language, str] = field(default_factory=dict)
     takes: tuple[str, ...] = ()
     schema: JsonObject | None = None
-    names_images: bool = False
     reads_objects: bool = False
     min_images: int = 0
     min_videos: int = 0
@@ -48,10 +48,20 @@ class Task:
 
 _BOX = '[{"bbox_2d": [x1, y1, x2, y2], "label": "…"}]'
 _POINT = '[{"point_2d": [x, y], "label": "…"}]'
-_SEVERAL = (
-    ' Where there are several pictures, add "image": the number of the picture, counted from 1.',
-    '如果有多张图片，请加上 "image"：图片的编号，从1开始。',
-)
+# What the words of tasks with places say as well: in which picture or video, and when.
+_WHICH: Mapping[Language, str] = {
+    "en": ' Add "{kind}": the number of the {kind}, counted from 1.',
+    "zh": '请加上 "{kind}"：{name}的编号，从1开始。',
+}
+_WHEN: Mapping[Language, str] = {
+    "en": """ Add "time": when it is seen in the video, in 'mm:ss.ff'.""",
+    "zh": '请加上 "time"：它在视频中出现的时间（mm:ss.ff）。',
+}
+# What a picture is called, and a video instead.
+_VIDEO_WORDS: Mapping[Language, tuple[tuple[str, str], ...]] = {
+    "en": (("in the image", "in the video"),),
+    "zh": (("图中", "视频中"),),
+}
 
 _INTEGER = {"type": "integer", "minimum": 0}
 
@@ -86,46 +96,42 @@ TASKS: Mapping[TaskName, Task] = {
         about="Each line of text with its place",
         prompts={
             "en": "Spot all the text in the image, line by line. Report each line in JSON: "
-            '[{"bbox_2d": [x1, y1, x2, y2], "text_content": "…"}].' + _SEVERAL[0],
-            "zh": "检测并识别图中的所有文字行，以JSON格式输出："
-            '[{"bbox_2d": [x1, y1, x2, y2], "text_content": "…"}]。' + _SEVERAL[1],
+            '[{"bbox_2d": [x1, y1, x2, y2], "text_content": "…"}].',
+            "zh": '检测并识别图中的所有文字行，以JSON格式输出：[{"bbox_2d": [x1, y1, x2, y2], "text_content": "…"}]。',
         },
         result={"text": "Total", "lines": [{"text": "Total", "object": 0}]},
         schema=_list_of(bbox_2d=_numbers(4), text_content=_TEXT),
-        names_images=True,
         reads_objects=True,
     ),
     "detect": Task(
         about="Boxes around objects, of the labels where they are given",
         prompts={
-            "en": f"Locate every object in the image. Report bbox coordinates in JSON: {_BOX}." + _SEVERAL[0],
-            "zh": f"定位图中的每个物体，以JSON格式输出边界框坐标：{_BOX}。" + _SEVERAL[1],
+            "en": f"Locate every object in the image. Report bbox coordinates in JSON: {_BOX}.",
+            "zh": f"定位图中的每个物体，以JSON格式输出边界框坐标：{_BOX}。",
         },
         labelled={
             "en": "Locate every instance that belongs to the following categories: {labels}. Report bbox coordinates "
-            f"in JSON: {_BOX}." + _SEVERAL[0],
-            "zh": "定位图中属于以下类别的所有物体：{labels}。以JSON格式输出边界框坐标：" + f"{_BOX}。" + _SEVERAL[1],
+            f"in JSON: {_BOX}.",
+            "zh": "定位图中属于以下类别的所有物体：{labels}。以JSON格式输出边界框坐标：" + f"{_BOX}。",
         },
         result={"count": 2, "labels": {"cup": 2}},
         takes=("labels",),
         schema=_list_of(bbox_2d=_numbers(4), label=_TEXT),
-        names_images=True,
         reads_objects=True,
     ),
     "point": Task(
         about="A point on each object, of the labels where they are given",
         prompts={
-            "en": f"Point to every object in the image. Report point coordinates in JSON: {_POINT}." + _SEVERAL[0],
-            "zh": f"用点标出图中的每个物体，以JSON格式输出点坐标：{_POINT}。" + _SEVERAL[1],
+            "en": f"Point to every object in the image. Report point coordinates in JSON: {_POINT}.",
+            "zh": f"用点标出图中的每个物体，以JSON格式输出点坐标：{_POINT}。",
         },
         labelled={
-            "en": f"Point to every instance of: {{labels}}. Report point coordinates in JSON: {_POINT}." + _SEVERAL[0],
-            "zh": "用点标出图中的所有：{labels}。以JSON格式输出点坐标：" + f"{_POINT}。" + _SEVERAL[1],
+            "en": f"Point to every instance of: {{labels}}. Report point coordinates in JSON: {_POINT}.",
+            "zh": "用点标出图中的所有：{labels}。以JSON格式输出点坐标：" + f"{_POINT}。",
         },
         result={"count": 1, "labels": {"handle": 1}},
         takes=("labels",),
         schema=_list_of(point_2d=_numbers(2), label=_TEXT),
-        names_images=True,
         reads_objects=True,
     ),
     "count": Task(
@@ -170,13 +176,30 @@ TASKS: Mapping[TaskName, Task] = {
 }
 
 
-def prompt_of(call: TaskCall) -> str:
+@dataclass(frozen=True)
+class MediaCounts:
+    """Of a request, whatever order they are in."""
+
+    images: int = 1
+    videos: int = 0
+
+
+ONE_IMAGE = MediaCounts()
+
+
+def prompt_of(call: TaskCall, counts: MediaCounts = ONE_IMAGE) -> str:
     """The preset's words for what a request asks."""
     task = TASKS[call.name]
-    if call.labels:
-        joined = ("、" if call.language == "zh" else ", ").join(call.labels)
-        return task.labelled[call.language].replace("{labels}", joined)
-    return task.prompts[call.language].replace("{fields}", call.fields or "")
+    words = task.labelled[call.language] if call.labels else task.prompts[call.language]
+    if task.reads_objects and counts.videos:
+        for of_picture, of_video in _VIDEO_WORDS[call.language]:
+            words = words.replace(of_picture, of_video)
+        words += _WHEN[call.language]
+    if task.reads_objects and max(counts.images, counts.videos) > 1:
+        kind, name = ("video", "视频") if counts.videos else ("image", "图片")
+        words += _WHICH[call.language].replace("{kind}", kind).replace("{name}", name)
+    joined = ("、" if call.language == "zh" else ", ").join(call.labels)
+    return words.replace("{labels}", joined).replace("{fields}", call.fields or "")
 
 
 def listed() -> list[JsonObject]:
@@ -210,13 +233,18 @@ def _example(name: TaskName, task: Task) -> JsonObject:
     return body
 
 
-def schema_of(call: TaskCall, num_images: int) -> JsonObject | None:
-    """Of the answer to the preset's words, where it has one. num_images: in the request."""
+def schema_of(call: TaskCall, counts: MediaCounts = ONE_IMAGE) -> JsonObject | None:
+    """Of the answer to the preset's words, where it has one."""
     if call.fields is not None:
         found: JsonObject = json.loads(call.fields)
         return found
     task = TASKS[call.name]
-    if task.schema is None or not (task.names_images and num_images > 1):
+    if task.schema is None or not task.reads_objects:
         return task.schema
-    properties = task.schema["items"]["properties"]
-    return _list_of(image={"type": "integer", "minimum": 1, "maximum": num_images}, **properties)
+    where: JsonObject = {}
+    if max(counts.images, counts.videos) > 1:
+        number = {"type": "integer", "minimum": 1, "maximum": max(counts.images, counts.videos)}
+        where["video" if counts.videos else "image"] = number
+    if counts.videos:
+        where["time"] = _CLOCK
+    return _list_of(**where, **task.schema["items"]["properties"])

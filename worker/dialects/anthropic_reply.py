@@ -8,7 +8,7 @@ from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.tools import ToolCall
 from worker.dialects.base import Chunk, HttpError, ReplyBody, status_without_media
-from worker.dialects.media_report import media_report
+from worker.dialects.media_report import own_reason, work_report
 from worker.dialects.sse import named_event
 from worker.dialects.tool_fields import CallWriter
 
@@ -60,6 +60,8 @@ class AnthropicReply(ReplyBody):
     usage: JsonObject
     media: list[JsonObject] | None = None
     timing: dict[str, float]
+    cost: dict[str, float] | None = None
+    worker_finish_reason: Literal["time", "repetition"] | None = None
 
 
 class AnthropicCount(ReplyBody):
@@ -82,7 +84,7 @@ def shape(answer: Answer) -> JsonObject:
     content = content or [{"type": "text", "text": ""}]
     head = _head(answer.meta, content)
     ended = {**_ended(choice.reason, choice.stop), "usage": _usage(answer.usage)}
-    return {**head, **ended, **media_report(answer.media), "timing": answer.timing}
+    return {**head, **ended, **own_reason(choice.reason), **work_report(answer)}
 
 
 def _head(meta: Meta, content: list[JsonObject]) -> JsonObject:
@@ -182,7 +184,7 @@ class AnthropicEvents:
     def _finished(self, done: Done) -> str:
         said = self._closed() if self._num_blocks else self._grown("text", "") + self._closed()
         delta = _ended(done.reasons[0], done.stop_of(0))
-        more = {**media_report(done.media), "timing": done.timing}
+        more = {**own_reason(done.reasons[0]), **work_report(done)}
         return said + _event("message_delta", delta=delta, usage=_usage(done.usage), **more) + _event("message_stop")
 
     def flush(self) -> list[Chunk]:

@@ -23,6 +23,7 @@ from worker.core.errors import InputInvalid, WorkerError
 from worker.core.safe_json import JsonObject
 from worker.dialects.base import BoundedText, Chunk, Dialect, ReplyBody, answers_only
 from worker.dialects.constraint_fields import only_one
+from worker.dialects.media_report import own_reason, work_report
 from worker.dialects.openai_fields import OpenAIFields, refuse_unbuilt
 from worker.dialects.openai_reply import (
     REASONS,
@@ -66,6 +67,7 @@ class CompletionChoice(ReplyBody):
     logprobs: JsonObject | None
     finish_reason: Literal["stop", "length"]
     stop_reason: str | int | None
+    worker_finish_reason: Literal["time", "repetition"] | None = None
 
 
 class CompletionReply(ReplyBody):
@@ -79,6 +81,7 @@ class CompletionReply(ReplyBody):
     choices: list[CompletionChoice]
     usage: ChatUsage
     timing: dict[str, float]
+    cost: dict[str, float] | None = None
 
 
 def parse_completion(body: JsonObject) -> ChatRequest:
@@ -121,11 +124,12 @@ def completion(answer: Answer) -> JsonObject:
             "logprobs": _Logprobs().told(choice.logprobs),
             "finish_reason": REASONS[choice.reason],
             "stop_reason": choice.stop,
+            **own_reason(choice.reason),
         }
         for index, choice in enumerate(answer.choices)
     ]
     head = head_of(answer.meta, _KIND, "cmpl")
-    return {**head, "choices": choices, "usage": chat_usage(answer.usage), "timing": answer.timing}
+    return {**head, "choices": choices, "usage": chat_usage(answer.usage), **work_report(answer)}
 
 
 class _Logprobs:

@@ -1,7 +1,7 @@
 """What a body may say about the constraint on its answer: in this worker's words, OpenAI's and vLLM's."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -135,7 +135,7 @@ def constraints(
         yield Constraint(kind="grammar", text=rules, where=f"{place}{prefix}grammar")
 
 
-def only_one(asked: Iterator[Constraint]) -> Constraint | None:
+def only_one(asked: Iterable[Constraint]) -> Constraint | None:
     """The one constraint that a body asks for. Raises InputInvalid."""
     found = list(asked)
     if len(found) > 1:

@@ -1,9 +1,10 @@
-"""How the model saw the pictures and videos of a request: the part of an answer that says so, in any API format."""
+"""How the model saw the pictures and videos of a request, and what the answer took: the part of an answer that says so,
+in any API format."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from worker.core.contract import MediaInfo
+from worker.core.contract import Answer, Done, FinishReason, MediaInfo
 from worker.core.safe_json import JsonObject
 
 _SHOWN = (
@@ -22,7 +23,7 @@ def media_report(media: tuple[MediaInfo, ...]) -> JsonObject:
 
 
 def _entry(item: MediaInfo) -> JsonObject:
-    known = {**item.model_dump(mode="json", exclude_defaults=True)}
+    known = item.model_dump(mode="json", exclude_defaults=True)
     known["bytes"] = known.get("num_bytes")
     entry: JsonObject = {name: known[name] for name in _SHOWN if known.get(name) is not None}
     if item.truncated:
@@ -35,3 +36,13 @@ def _entry(item: MediaInfo) -> JsonObject:
 def cost_report(cost: Mapping[str, float]) -> JsonObject:
     """`cost`: seconds of the device, and dollars where the operator said what one costs. An estimate."""
     return {"cost": dict(cost)} if cost else {}
+
+
+def work_report(ended: Answer | Done) -> JsonObject:
+    """`media`, `timing` and `cost`, where there are any."""
+    return {**media_report(ended.media), "timing": ended.timing, **cost_report(ended.cost)}
+
+
+def own_reason(reason: FinishReason) -> JsonObject:
+    """`worker_finish_reason`, where the reasons of another API say less."""
+    return {"worker_finish_reason": reason} if reason in ("time", "repetition") else {}

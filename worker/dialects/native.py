@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Annotated
 
 from pydantic import Field
@@ -31,7 +30,7 @@ from worker.dialects.media_fields import MAX_FORMS, MediaForm, VideoControls, Vi
 from worker.dialects.media_report import cost_report, media_report
 from worker.dialects.messages import Turn, conversation, spoken
 from worker.dialects.outcome_report import objects_report, outcome_report
-from worker.dialects.output_fields import OutputFields, asked_for, task_constraint
+from worker.dialects.output_fields import OutputFields, asked
 from worker.dialects.sampling_fields import SamplingFields, logprobs
 from worker.dialects.tool_fields import CallWriter, ToolFields
 from worker.dialects.validation import validated
@@ -63,17 +62,16 @@ def _parse(body: JsonObject) -> ChatRequest:
     if "route" in body:
         raise RouteUnknown(where="route")
     form = validated(NativeBody, body)
-    outputs = form.outputs()
-    asked = conversation(_messages(form))
-    messages = asked_for(asked, outputs)
+    said = asked(form, conversation(_messages(form)))
+    messages = said.messages
     if form.strict_media is not None:
         messages = tuple(seen_as(turn, VideoControls(strict_media=form.strict_media)) for turn in messages)
-    constraint = only_one(chain(form.constraints(), task_constraint(outputs, asked)))
+    constraint = only_one((*form.constraints(), *said.forms))
     return ChatRequest(
         messages=messages,
-        sampling=form.sampling(constraint, reports_confidence=outputs.confidence),
+        sampling=form.sampling(constraint, reports_confidence=said.outputs.confidence),
         **form.limits(),
-        outputs=outputs,
+        outputs=said.outputs,
         stream=form.stream,
         tools=form.offered(),
         template=() if form.enable_thinking is None else (("enable_thinking", form.enable_thinking),),

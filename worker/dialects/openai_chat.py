@@ -1,7 +1,6 @@
 """OpenAI Chat Completions, as the platform's OpenAI route carries it: `openai_route` and `openai_input`."""
 
 from functools import partial
-from itertools import chain
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -15,7 +14,7 @@ from worker.dialects.constraint_fields import only_one
 from worker.dialects.messages import OPENAI_ROLES, BlockHints, Turn, conversation, spoken
 from worker.dialects.openai_fields import OpenAIFields, refuse_unbuilt
 from worker.dialects.openai_reply import FAULTS, ChunkWriter, OpenAIFault, OpenAIReply, shape
-from worker.dialects.output_fields import OutputFields, asked_for, task_constraint
+from worker.dialects.output_fields import OutputFields, asked
 from worker.dialects.prompt_fields import PromptFields
 from worker.dialects.sampling_fields import Effort, MaxTokens
 from worker.dialects.tool_fields import ToolFields
@@ -56,16 +55,14 @@ def parse_chat(body: JsonObject, *, has_flat_defaults: bool = False) -> ChatRequ
         chat = chat.model_copy(update={"max_tokens": chat.max_completion_tokens})
     if has_flat_defaults and chat.model is None:
         chat = chat.model_copy(update={name: flat for name, flat in _FLAT.items() if getattr(chat, name) is None})
-    outputs = chat.outputs()
-    asked = conversation(spoken(chat.messages, OPENAI_ROLES))
-    messages = chat.seen(asked_for(asked, outputs))
-    constraint = only_one(chain(chat.forms(), task_constraint(outputs, asked)))
+    said = asked(chat, conversation(spoken(chat.messages, OPENAI_ROLES)))
+    constraint = only_one((*chat.forms(), *said.forms))
     return ChatRequest(
-        messages=messages,
+        messages=chat.seen(said.messages),
         template=chat.variables(chat.reasoning_effort),
-        sampling=chat.sampling(constraint, reports_confidence=outputs.confidence),
+        sampling=chat.sampling(constraint, reports_confidence=said.outputs.confidence),
         **chat.limits(),
-        outputs=outputs,
+        outputs=said.outputs,
         stream=chat.stream or False,
         include_usage=chat.includes_usage,
         continuous_usage=chat.continues_usage,

@@ -8,7 +8,6 @@ from worker.core.contract import (
     Answer,
     Choice,
     Done,
-    FinishReason,
     Meta,
     Piece,
     Start,
@@ -20,7 +19,7 @@ from worker.core.errors import WorkerError
 from worker.core.safe_json import Json, JsonObject
 from worker.dialects.base import Chunk, HttpError, ReplyBody, status_without_media
 from worker.dialects.chat_vl import TokenUsage, token_usage
-from worker.dialects.media_report import cost_report, media_report
+from worker.dialects.media_report import own_reason, work_report
 from worker.dialects.outcome_report import objects_report, outcome_report
 from worker.dialects.sampling_fields import logprobs
 from worker.dialects.sse import data_event
@@ -36,7 +35,6 @@ _CODES = {
 # The API knows no end by time.
 REASONS = {"stop": "stop", "length": "length", "time": "length", "tool_calls": "tool_calls", "repetition": "stop"}
 # Those that the API does not tell apart.
-_OWN_REASONS = ("time", "repetition")
 
 
 class OpenAIFault(ReplyBody):
@@ -121,12 +119,7 @@ def shape(answer: Answer) -> JsonObject:
     ]
     head = head_of(answer.meta, "chat.completion")
     words = {"choices": choices, "usage": chat_usage(answer.usage), "response": answer.choices[0].text}
-    return {**head, **words, **media_report(answer.media), "timing": answer.timing, **cost_report(answer.cost)}
-
-
-def own_reason(reason: FinishReason) -> JsonObject:
-    """`worker_finish_reason`, where the API's own says less."""
-    return {"worker_finish_reason": reason} if reason in _OWN_REASONS else {}
+    return {**head, **words, **work_report(answer)}
 
 
 def _message(choice: Choice, meta: Meta, index: int) -> JsonObject:
@@ -247,7 +240,7 @@ def last_events(chunks: list[JsonObject], done: Done, meta: Meta, head: JsonObje
     for index, (chunk, reason) in enumerate(zip(chunks, done.reasons, strict=True)):
         own = {**own_reason(reason), **outcome_report(done.outcome_of(index))}
         chunk["choices"][0] |= {"finish_reason": REASONS[reason], "stop_reason": done.stop_of(index), **own}
-    chunks[-1] |= {**media_report(done.media), "timing": done.timing, **cost_report(done.cost)}
+    chunks[-1] |= work_report(done)
     if meta.include_usage:
         chunks.append({**head, "choices": [], "usage": chat_usage(done.usage)})
     return "".join(data_event(chunk) for chunk in chunks) + END

@@ -1,6 +1,8 @@
 """What a body may ask for beside the text: objects, pictures with boxes, task presets, confidence."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -11,7 +13,7 @@ from worker.core.json_schema import prepared
 from worker.core.outcome import Drawing, Outputs, PictureFormat
 from worker.core.safe_json import JsonObject
 from worker.core.sampling import Constraint
-from worker.core.tasks import TASKS, Language, Task, TaskCall, TaskName, prompt_of, schema_of
+from worker.core.tasks import TASKS, Language, MediaCounts, Task, TaskCall, TaskName, prompt_of, schema_of
 from worker.dialects.base import Body, Whole
 from worker.dialects.constraint_fields import Schema, schema_constraint
 
@@ -85,51 +87,70 @@ class OutputFields(Body):
         )
 
 
+_ELSEWHERE = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"}  # may name further fields
+
+
 def _as_object(fields: JsonObject | bool) -> str:
     """Raises InputInvalid."""
     if isinstance(fields, dict) and fields.get("type") not in (None, "object"):
         raise InputInvalid(where="fields", detail='must be a schema of an object: {"type": "object", "properties": …}')
-    schema = {"type": "object", "additionalProperties": False, **fields} if isinstance(fields, dict) else {}
+    schema = {"type": "object", **fields} if isinstance(fields, dict) else {}
+    if "properties" in schema and not _ELSEWHERE & schema.keys():
+        schema = {"additionalProperties": False, **schema}
     prepared(schema, "fields")
     return json.dumps(schema, ensure_ascii=False)
 
 
-def task_constraint(outputs: Outputs, messages: tuple[Message, ...]) -> list[Constraint]:
-    """That the answer has the form of its task, where it has one. A question in the caller's own words is answered
-    freely, unless the caller says the fields. messages: before `asked_for`. Raises InputInvalid."""
-    task = outputs.task
-    if task is None or (task.fields is None and _has_words(messages[-1])):
-        return []
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks beside the text. messages: with the task's words, where the last of the user has none of its
+    own, and with pictures kept at their size where they are drawn. forms: of the answer, by its task. A question in the
+    caller's own words is answered freely, unless the caller says the fields."""
+
+    outputs: Outputs
+    messages: tuple[Message, ...]
+    forms: tuple[Constraint, ...] = ()
+
+
+def asked(form: OutputFields, messages: tuple[Message, ...]) -> Asked:
+    """Raises InputInvalid."""
+    outputs = form.outputs()
     media = [part for message in messages for part in message.parts if isinstance(part, Media)]
-    schema = schema_of(task, sum(item.kind == "image" for item in media))
-    return [] if schema is None else [schema_constraint(schema, "task" if task.fields is None else "fields")]
+    num_images = sum(item.kind == "image" for item in media)
+    counts = MediaCounts(num_images, len(media) - num_images)
+    if not media and outputs.reads_objects and outputs.task is None:
+        name = next(name for name in ("objects", "annotate", "crops") if getattr(form, name))
+        raise InputInvalid(where=name, detail="needs a picture or video")
+    forms: tuple[Constraint, ...] = ()
+    if outputs.task is not None:
+        _check_media(TASKS[outputs.task.name], outputs.task.name, counts)
+        forms = tuple(_task_forms(outputs.task, messages[-1], counts))
+        messages = _with_words(messages, prompt_of(outputs.task, counts))
+    if outputs.draws:
+        messages = tuple(_at_own_size(message) for message in messages)
+    return Asked(outputs, messages, forms)
+
+
+def _task_forms(task: TaskCall, last: Message, counts: MediaCounts) -> Iterator[Constraint]:
+    schema = schema_of(task, counts)
+    if schema is not None and (task.fields is not None or not _has_words(last)):
+        yield schema_constraint(schema, "task" if task.fields is None else "fields")
 
 
 def _has_words(message: Message) -> bool:
     return any(isinstance(part, Text) and part.text.strip() for part in message.parts)
 
 
-def asked_for(messages: tuple[Message, ...], outputs: Outputs) -> tuple[Message, ...]:
-    """The messages with the task's words, where the last of the user has none of its own, and with pictures kept at
-    their size where they are drawn. Raises InputInvalid."""
-    media = [part for message in messages for part in message.parts if isinstance(part, Media)]
-    if outputs.task is not None:
-        _check_media(TASKS[outputs.task.name], outputs.task.name, media)
-        messages = _with_words(messages, prompt_of(outputs.task))
-    if outputs.draws:
-        messages = tuple(_at_own_size(message) for message in messages)
-    return messages
-
-
-def _check_media(task: Task, name: str, media: list[Media]) -> None:
+def _check_media(task: Task, name: str, counts: MediaCounts) -> None:
     """Raises InputInvalid."""
-    num_images = sum(item.kind == "image" for item in media)
-    if num_images < task.min_images:
+    if counts.images < task.min_images:
         raise InputInvalid(where="task", detail=f"{name} needs {task.min_images} pictures or more")
-    if len(media) - num_images < task.min_videos:
+    if counts.videos < task.min_videos:
         raise InputInvalid(where="task", detail=f"{name} needs a video")
-    if not media:
+    if not counts.images and not counts.videos:
         raise InputInvalid(where="task", detail=f"{name} needs a picture or video")
+    if task.reads_objects and counts.images and counts.videos:
+        raise InputInvalid(where="task", detail=f"{name} takes pictures or videos, not both: send two requests")
 
 
 def _with_words(messages: tuple[Message, ...], words: str) -> tuple[Message, ...]:

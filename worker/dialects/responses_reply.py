@@ -7,7 +7,7 @@ from worker.core.errors import WorkerError
 from worker.core.safe_json import JsonObject
 from worker.core.tools import ToolCall
 from worker.dialects.base import Chunk, ReplyBody
-from worker.dialects.media_report import cost_report, media_report
+from worker.dialects.media_report import own_reason, work_report
 from worker.dialects.openai_reply import Faults
 from worker.dialects.sampling_fields import logprobs_of
 from worker.dialects.sse import named_event
@@ -54,6 +54,8 @@ class ResponsesReply(ReplyBody):
     store: Literal[False]
     media: list[JsonObject] | None = None
     timing: dict[str, float]
+    cost: dict[str, float] | None = None
+    worker_finish_reason: Literal["time", "repetition"] | None = None
 
 
 class ResponsesCount(ReplyBody):
@@ -97,7 +99,8 @@ def shape(answer: Answer) -> JsonObject:
     [choice], writer = answer.choices, EventWriter(answer.meta)
     for piece in choice.pieces:
         writer.values(piece)
-    done = Done(reasons=(choice.reason,), usage=answer.usage, media=answer.media, timing=answer.timing)
+    work = {"media": answer.media, "timing": answer.timing, "cost": answer.cost}
+    done = Done(reasons=(choice.reason,), usage=answer.usage, **work)
     response: JsonObject = writer.values(done)[-1]["response"]
     return response
 
@@ -215,7 +218,7 @@ class EventWriter:
         said = [] if self._output else self._opened("message")  # an answer without a word has a message, too
         said += self._closed(status)
         response = _response(self._meta, status, self._output, done.usage)
-        response |= {**media_report(done.media), "timing": done.timing, **cost_report(done.cost)}
+        response |= {**own_reason(done.reasons[0]), **work_report(done)}
         return [*said, self._event(f"response.{status}", response=response)]
 
     def _at(self) -> JsonObject:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from worker.core.contract import ChatRequest, Done, Event, MediaInfo, Piece, TokenLogprob
 from worker.core.outcome import Outcome
-from worker.core.tasks import TASKS
 from worker.parsers.confidence import confidence_of
 from worker.parsers.objects import ObjectParser
 from worker.parsers.results import NotInFormError, result_of
@@ -19,7 +18,7 @@ class OutcomeParser:
     def __init__(self, request: ChatRequest) -> None:
         outputs = request.outputs
         self._task = outputs.task
-        self._reads_objects = outputs.reads_objects or (self._task is not None and TASKS[self._task.name].reads_objects)
+        self._reads_objects = outputs.reads_objects
         self._wants_confidence = request.sampling.wants_confidence
         self._keeps_logprobs = request.sampling.logprobs is not None
         self._is_idle = not (self._reads_objects or self._task or self._wants_confidence)
