@@ -1,8 +1,6 @@
 """The tiny model behind the whole path of a request, media and all, and pictures whose truth is known."""
 
 import asyncio
-import base64
-import io
 import json
 import random
 from collections.abc import Iterator
@@ -84,21 +82,7 @@ def drawn(scene: scenes.Scene, width: int, height: int) -> Image.Image:
     return scenes.draw(scene, width, height, random.Random(0))
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def true_box(thing: scenes.Thing, width: int, height: int) -> tuple[float, float, float, float]:
     """Of a thing in pixels of a picture of that size."""
     left, top, right, bottom = thing.box
     return left * width / 1000, top * height / 1000, right * width / 1000, bottom * height / 1000
-
-
-def iou(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    common = max(0.0, across) * max(0.0, down)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return common / (sum(areas) - common)

@@ -13,20 +13,20 @@ import pytest
 from PIL import Image
 
 from builder.tiny_model import scenes
+from builder.tiny_model.evaluate import iou
 from tests.answering import (
     answering,
     as_openai,
     chunks_of,
     drawn,
-    encoded,
     failure_of,
-    iou,
     outputs_of,
     reply_of,
     scene_of,
     true_box,
 )
 from tests.engine.serving import Serve
+from tests.fakes import as_base64
 from worker.core.timeline import Timeline
 from worker.service import Service
 
@@ -54,7 +54,7 @@ def test_a_box_is_in_pixels_of_the_source(service: Service, width: int, height: 
     for seed in range(2):
         scene = scene_of(seed, width / height)
         prompt, thing = question(scene)
-        reply = reply_of(service, prompt=prompt, image=encoded(drawn(scene, width, height)), objects=True)
+        reply = reply_of(service, prompt=prompt, image=as_base64(drawn(scene, width, height)), objects=True)
         [found] = reply["objects"]
         assert found["label"] == f"{thing.colour} {thing.shape}"
         assert (found["image"], found["valid"]) == (0, True)
@@ -80,7 +80,7 @@ def test_a_box_of_a_turned_picture_is_in_both_frames(service: Service, orientati
     stored = upright.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    reply = reply_of(service, prompt=prompt, image=encoded(stored, exif=exif), objects=True)
+    reply = reply_of(service, prompt=prompt, image=as_base64(stored, exif=exif), objects=True)
     [found], [info] = reply["objects"], reply["media"]
     assert (info["orientation"], info["source_width"], info["source_height"]) == (orientation, width, height)
     truth = true_box(thing, width, height)
@@ -95,7 +95,7 @@ def test_streams_say_an_object_as_soon_as_it_is_whole(service: Service) -> None:
     scene = scene_of(9, 1.25, 4)
     two = scenes.Scene(scene.background, tuple(scene.things))
     prompt, _ = question(two)
-    body = {"prompt": prompt, "image": encoded(drawn(two, 300, 240)), "objects": True, "temperature": 0}
+    body = {"prompt": prompt, "image": as_base64(drawn(two, 300, 240)), "objects": True, "temperature": 0}
     [[plain], native, [whole], openai] = outputs_of(
         service, body, {**body, "stream": True}, as_openai(body), as_openai({**body, "stream": True})
     )
@@ -116,7 +116,7 @@ def test_streams_say_an_object_as_soon_as_it_is_whole(service: Service) -> None:
 def test_what_is_cut_off_says_so_and_keeps_what_is_whole(service: Service) -> None:
     scene = scene_of(9, 1.25, 4)
     prompt, _ = question(scene)
-    body = {"prompt": prompt, "image": encoded(drawn(scene, 300, 240)), "objects": True}
+    body = {"prompt": prompt, "image": as_base64(drawn(scene, 300, 240)), "objects": True}
     reply = reply_of(service, **body, max_tokens=12)
     assert (reply["objects"], reply["finish_reason"]) == ([], "length")
     assert reply["objects_status"]["is_whole"] is False
@@ -124,7 +124,7 @@ def test_what_is_cut_off_says_so_and_keeps_what_is_whole(service: Service) -> No
 
 def test_without_the_option_nothing_is_read(service: Service) -> None:
     scene = scene_of(1, 1.25)
-    reply = reply_of(service, prompt=question(scene)[0], image=encoded(drawn(scene, 300, 240)))
+    reply = reply_of(service, prompt=question(scene)[0], image=as_base64(drawn(scene, 300, 240)))
     assert not {"objects", "objects_status", "result", "confidence", "annotated", "crops"} & reply.keys()
 
 
@@ -133,7 +133,7 @@ def test_the_picture_comes_back_with_its_boxes_and_the_cut_out(service: Service,
     scene = scene_of(4, 1.5)
     prompt, thing = question(scene)
     picture = drawn(scene, 1500, 1000)
-    body = {"prompt": prompt, "image": encoded(picture, "JPEG", quality=95), "objects": True}
+    body = {"prompt": prompt, "image": as_base64(picture, "JPEG", quality=95), "objects": True}
     reply = reply_of(service, **body, annotate={"format": form}, crops={"format": form})
     [shown], [crop], [found] = reply["annotated"], reply["crops"], reply["objects"]
     image, cut = (opened(each["data"], form) for each in (shown, crop))
@@ -160,7 +160,8 @@ def opened(uri: str, form: str) -> Image.Image:
 def test_pictures_that_come_back_are_within_the_limit(serve: Serve) -> None:
     scene = scene_of(4, 1.5)
     with answering(serve, max_result_bytes=80_000) as service:
-        body = {"prompt": question(scene)[0], "image": encoded(drawn(scene, 1500, 1000)), "annotate": {"format": "png"}}
+        image = as_base64(drawn(scene, 1500, 1000))
+        body = {"prompt": question(scene)[0], "image": image, "annotate": {"format": "png"}}
         reply = reply_of(service, **body)
         assert len(json.dumps(reply)) < 80_000
         assert reply["annotated"][0]["width"] < 1500
@@ -173,7 +174,7 @@ def test_pictures_that_come_back_are_within_the_limit(serve: Serve) -> None:
 
 def test_pictures_of_several_answers_come_once_and_fit(serve: Serve) -> None:
     scene = scene_of(4, 1.5)
-    body = {"prompt": question(scene)[0], "image": encoded(drawn(scene, 900, 600)), "annotate": True, "n": 3}
+    body = {"prompt": question(scene)[0], "image": as_base64(drawn(scene, 900, 600)), "annotate": True, "n": 3}
     with answering(serve, max_result_bytes=150_000, max_chunk_bytes=150_000) as service:
         [[plain], stream] = outputs_of(service, body, {**body, "stream": True})
         assert "annotated" not in plain
@@ -187,14 +188,14 @@ def test_an_answer_whose_pictures_cannot_be_drawn_is_not_lost(
 ) -> None:
     monkeypatch.setattr("worker.media.annotate._draw", lambda *_, **__: [].pop())
     scene = scene_of(4, 1.5)
-    reply = reply_of(service, prompt=question(scene)[0], image=encoded(drawn(scene, 300, 200)), annotate=True)
+    reply = reply_of(service, prompt=question(scene)[0], image=as_base64(drawn(scene, 300, 200)), annotate=True)
     assert reply["objects"]
     assert reply["drawing_error"]["code"] == "INTERNAL"
 
 
 def test_the_report_says_what_became_of_a_picture(service: Service) -> None:
     scene = scene_of(2, 1.5)
-    picture = encoded(drawn(scene, 1800, 1200), "JPEG")
+    picture = as_base64(drawn(scene, 1800, 1200), "JPEG")
     body = {"prompt": "Describe the picture.", "image": picture, "temperature": 0}
     first, again = (reply_of(service, **body)["media"][0] for _ in range(2))
     assert (first["type"], first["bytes"]) == ("image/jpeg", len(base64.b64decode(picture)))
@@ -213,7 +214,7 @@ def test_the_report_says_what_became_of_a_picture(service: Service) -> None:
 
 def test_the_report_says_which_frames_were_seen(service: Service) -> None:
     clip = scenes.random_clip(random.Random(3), 1.0, 4)
-    frames = [encoded(drawn(scene, 128, 128)) for scene in clip.frames]
+    frames = [as_base64(drawn(scene, 128, 128)) for scene in clip.frames]
     reply = reply_of(service, prompt="What moves where, and when?", video={"frames": frames, "fps": 2})
     [info] = reply["media"]
     assert (info["kind"], info["times"]) == ("video", [0.0, 0.5, 1.0, 1.5])
@@ -226,7 +227,7 @@ def test_the_seconds_of_all_answers_are_those_of_the_device(serve: Serve) -> Non
         engine = service._engine
         bodies: list[dict[str, Any]] = []
         for seed in range(6):
-            picture = encoded(drawn(scene_of(seed, 1.25), 300, 240))
+            picture = as_base64(drawn(scene_of(seed, 1.25), 300, 240))
             bodies.append({"prompt": "Describe the picture.", "image": picture, "n": 1 + seed % 2, "temperature": 0.5})
         bodies.append({"prompt": "Who are you?", "max_tokens": 200, "ignore_eos": True, "max_gpu_seconds": 0.05})
         replies = [outputs[0] for outputs in outputs_of(service, *bodies)]
@@ -279,7 +280,7 @@ def test_a_limit_of_cost_needs_a_price(serve: Serve) -> None:
 
 def test_confidence_is_of_each_field(service: Service) -> None:
     scene = scene_of(3, 1.25)
-    body = {"prompt": "How many objects are there?", "image": encoded(drawn(scene, 300, 240)), "json_schema": COUNT}
+    body = {"prompt": "How many objects are there?", "image": as_base64(drawn(scene, 300, 240)), "json_schema": COUNT}
     reply = reply_of(service, **body)
     confidence = reply["confidence"]
     assert confidence["calibrated"] is False
@@ -298,7 +299,7 @@ def test_confidence_is_of_each_field(service: Service) -> None:
 
 def test_tasks_have_typed_results(service: Service) -> None:
     scene = scene_of(5, 1.25, 3)
-    picture = encoded(drawn(scene, 300, 240))
+    picture = as_base64(drawn(scene, 300, 240))
     thing = scene.things[0]
     caption = reply_of(service, task="caption", image=picture)
     assert caption["result"] == {"caption": caption["text"]}
@@ -318,14 +319,14 @@ def test_tasks_have_typed_results(service: Service) -> None:
 
 
 def test_a_comparison_names_pictures(service: Service) -> None:
-    pictures = [encoded(drawn(scene_of(seed, 1.25, count), 300, 240)) for seed, count in ((1, 1), (2, 4))]
+    pictures = [as_base64(drawn(scene_of(seed, 1.25, count), 300, 240)) for seed, count in ((1, 1), (2, 4))]
     reply = reply_of(service, task="compare", prompt="Which picture has more objects?", images=pictures)
     assert reply["result"] == {"text": "The second.", "images": [1]}
 
 
 def test_events_have_their_times(service: Service) -> None:
     clip = scenes.random_clip(random.Random(3), 1.0, 6, late=True)
-    frames = [encoded(drawn(scene, 128, 128)) for scene in clip.frames]
+    frames = [as_base64(drawn(scene, 128, 128)) for scene in clip.frames]
     body = {"task": "video_events", "prompt": "What moves where, and when?"}
     reply = reply_of(service, **body, video={"frames": frames, "fps": clip.fps})
     [event] = reply["result"]["events"]
@@ -381,7 +382,7 @@ COLOR = {"type": "object", "properties": {"color": {"type": "string"}}, "require
     ],
 )
 def test_fields_may_be_any_schema_of_an_object(service: Service, fields: dict[str, Any], names: set[str]) -> None:
-    picture = encoded(drawn(scene_of(0, 1.5), 300, 200))
+    picture = as_base64(drawn(scene_of(0, 1.5), 300, 200))
     reply = reply_of(service, task="extract", image=picture, fields=fields, max_tokens=80)
     assert names <= reply["result"].keys()
     assert reply_of(service, task="extract", image=picture, fields={"type": "object"}, max_tokens=80)["result"]
@@ -389,7 +390,7 @@ def test_fields_may_be_any_schema_of_an_object(service: Service, fields: dict[st
 
 def test_objects_of_a_film_say_when_they_are_seen(service: Service) -> None:
     clip = scenes.random_clip(random.Random(3), 1.0, 4)
-    frames = [encoded(drawn(scene, 128, 128)) for scene in clip.frames]
+    frames = [as_base64(drawn(scene, 128, 128)) for scene in clip.frames]
     bias = {str(service._engine.builder._spec.tokenizer.encode("]")[0]): -100}  # type: ignore[attr-defined]
     body = {"task": "detect", "video": {"frames": frames, "fps": 2}, "logit_bias": bias, "max_tokens": 60}
     found = reply_of(service, **body)["objects"]

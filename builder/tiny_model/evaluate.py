@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -324,10 +324,10 @@ def _boxes(text: str) -> list[tuple[tuple[int, ...], str]]:
         return []
 
 
-def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes x1, y1, x2, y2."""
 
-    def area(box: tuple[int, ...]) -> int:
+    def area(box: Sequence[float]) -> float:
         return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
 
     common = area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))

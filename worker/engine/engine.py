@@ -147,8 +147,15 @@ class Engine:
                 grammar = await self._grammar(request)
                 prompt = await on_thread(self._pool, self.builder.build, request, media)
         del media  # pixels and files are needed no more
-        submitted = self.submit(prompt, request.sampling, bridge.emit, deadline, grammar, request.max_gpu_seconds)
-        submitted.preprocess_s = submitted.came_at - came_at
+        submitted = self.submit(
+            prompt,
+            request.sampling,
+            bridge.emit,
+            deadline,
+            grammar,
+            max_gpu_seconds=request.max_gpu_seconds,
+            preprocess_s=time.monotonic() - came_at,
+        )
         del prompt
         try:
             while True:
@@ -180,15 +187,24 @@ class Engine:
         emit: Emit,
         deadline: Deadline | None = None,
         grammar: CompiledGrammar | None = None,
+        *,
         max_gpu_seconds: float | None = None,
+        preprocess_s: float = 0.0,
     ) -> Request:
         """Hand over a prompt; `emit` is called on the engine's thread. grammar: of the answers; max_gpu_seconds: the
-        request's share of the device's time after which they end.
+        request's share of the device's time after which they end; preprocess_s: that the prompt took.
 
         Raises QueueFull, PromptTooLong, InputInvalid, EngineStopped.
         """
-        request = Request(prompt, self._max_tokens(prompt, sampling), emit, sampling.n, deadline or Deadline())
-        request.max_gpu_seconds = math.inf if max_gpu_seconds is None else max_gpu_seconds
+        request = Request(
+            prompt,
+            self._max_tokens(prompt, sampling),
+            emit,
+            sampling.n,
+            deadline or Deadline(),
+            max_gpu_seconds=math.inf if max_gpu_seconds is None else max_gpu_seconds,
+            preprocess_s=preprocess_s,
+        )
         self._check(request, sampling)
         resolved = resolve(sampling, self._spec.generation)
         ending = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._spec.eos_ids)

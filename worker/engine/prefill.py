@@ -106,13 +106,13 @@ def _see(
 ) -> Pass:
     """Pictures in one pass through the vision tower; the same one that is shown twice is computed once."""
     wanted: dict[bytes, tuple[MediaItem, list[tuple[Prefill, int]]]] = {}
-    sizes: dict[bytes, int] = {}
+    sizes, total = dict[bytes, int](), 0
     for prefill, pictures in zip(prefills, unseen, strict=True):
         for index, item, size in pictures:
             if item.key not in wanted:
-                if wanted and sum(sizes.values()) + size > budget:
+                if wanted and total + size > budget:
                     continue
-                wanted[item.key], sizes[item.key] = (item, []), size
+                wanted[item.key], sizes[item.key], total = (item, []), size, total + size
             wanted[item.key][1].append((prefill, index))
     said = runner.features([item for item, _ in wanted.values()])
     for (item, shown), of_item in zip(wanted.values(), said, strict=True):

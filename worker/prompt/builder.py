@@ -18,20 +18,19 @@ from worker.checkpoint.spec import FamilySpec
 from worker.checkpoint.tokenizer import Tokenizer
 from worker.core.contract import ChatRequest, Kind, MediaInfo
 from worker.core.errors import InputInvalid, ModelError, PromptTooLong
-from worker.core.media_warnings import MediaWarning, warning
-from worker.core.opened import Clip, Opened, Picture, Source
+from worker.core.opened import Clip, Opened, Picture
 from worker.core.settings import Settings
 from worker.core.units import context_length
 from worker.prompt import patches
 from worker.prompt.control_tokens import ControlTokens
 from worker.prompt.conversation import conversation_text
+from worker.prompt.media_info import media_info
 from worker.prompt.patches import Patches
 from worker.prompt.positions import IMAGE, TEXT, VIDEO, positions
 from worker.prompt.sizes import Size, image_size, video_size, video_tokens
 from worker.prompt.types import MediaItem, Prompt
 
 SCOPE_BYTES = 16
-SHRUNK = 2  # of each side, from which on small text may be lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,28 +144,9 @@ class PromptBuilder:
 
     def _info(self, where: str, shown: _Shown) -> MediaInfo:
         _, rows, columns = shown.item.patches.grid
-        height, width = shown.opened.size
-        source = shown.opened.source or Source(height, width)
-        seen_width, seen_height = columns * self._spec.preprocessor.patch, rows * self._spec.preprocessor.patch
-        return MediaInfo(
-            where=where,
-            kind=shown.kind,
-            width=seen_width,
-            height=seen_height,
-            tokens=shown.num_tokens,
-            times=tuple(round(at, 3) for at in shown.times),
-            source_width=width,
-            source_height=height,
-            orientation=source.orientation,
-            coordinates=self._spec.family.coordinates,
-            frames_lost=source.frames_lost,
-            truncated=source.is_truncated,
-            warnings=(*source.warnings, *_shrunk(shown.kind, (width, height), (seen_width, seen_height))),
-            type=source.type,
-            num_bytes=source.num_bytes,
-            fetch_s=round(source.fetch_s, 3),
-            decode_s=round(source.decode_s, 3),
-        )
+        seen = (columns * self._spec.preprocessor.patch, rows * self._spec.preprocessor.patch)
+        coordinates = self._spec.family.coordinates
+        return media_info(where, shown.opened, seen, shown.num_tokens, shown.times, coordinates)
 
     def _picture(self, picture: Picture) -> Patches:
         config = self._spec.preprocessor
@@ -228,14 +208,6 @@ class PromptBuilder:
         """Positions from a temporal patch of a video to the next."""
         config, rate = self._spec.preprocessor, self._spec.tokens_per_second
         return 1.0 if rate is None else rate * config.temporal * _frame_interval(times, config.video_fps)
-
-
-def _shrunk(kind: Kind, source: tuple[int, int], seen: tuple[int, int]) -> tuple[MediaWarning, ...]:
-    """Widths and heights: a warning where less than a quarter of the pixels is left."""
-    if min(of / to for of, to in zip(source, seen, strict=True)) < SHRUNK:
-        return ()
-    sizes = {"source": "{}x{}".format(*source), "seen": "{}x{}".format(*seen)}
-    return (warning("IMAGE_SHRUNK" if kind == "image" else "VIDEO_SHRUNK", **sizes),)
 
 
 def _item(kind: Kind, seen: Patches, scope: bytes, times: Sequence[float] = ()) -> MediaItem:

@@ -13,12 +13,13 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from worker.checkpoint.chat_template import opens_thought
-from worker.core.contract import ChatRequest, Controls, Kind, MediaInfo, Message, Text
+from worker.core.contract import ChatRequest, Controls, Kind, Message, Text
 from worker.core.errors import InputInvalid, MediaParamInvalid, MediaUnsupportedType, PromptTooLong
 from worker.core.opened import RGB, Opened, Picture
 from worker.core.settings import Settings
 from worker.core.units import context_length
 from worker.prompt.control_tokens import ControlTokens
+from worker.prompt.media_info import media_info
 from worker.prompt.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class HfPromptBuilder:
             offset_of=nothing,
             fingerprint=nothing,
             media=tuple(
-                _info(asked.where, opened, image, count)
+                media_info(asked.where, opened, image.size, count)
                 for asked, opened, image, count in zip(request.media, media, pictures, counts, strict=True)
             ),
             text=text,
@@ -141,21 +142,6 @@ def _refuse_unbuilt(request: ChatRequest) -> None:
     spoken = [message for message in request.messages if message.tool_calls or message.role == "tool"]
     if request.tools.usable or spoken or not is_plain:
         raise InputInvalid(where="messages", detail=_NO_TOOLS)
-
-
-def _info(where: str, opened: Opened, image: Image.Image, tokens: int) -> MediaInfo:
-    height, width = opened.size
-    return MediaInfo(
-        where=where,
-        kind="image",
-        width=image.width,
-        height=image.height,
-        tokens=tokens,
-        source_width=width,
-        source_height=height,
-        orientation=1 if opened.source is None else opened.source.orientation,
-        warnings=() if opened.source is None else opened.source.warnings,
-    )
 
 
 def max_pixels(settings: Settings) -> int:
