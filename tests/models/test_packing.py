@@ -124,16 +124,13 @@ def test_products_with_packed_weights(rows: int, has_bias: bool, layout: Any, ki
         (torch.randn(32, 32), False),  # was float32 in the checkpoint
         (torch.full((32, 32), 1e6).bfloat16().float(), False),
         (torch.full((32, 32), torch.nan), False),
-        (
-            torch.randn(32, 32).bfloat16(),
-            not multiplies(torch.bfloat16),
-        ),
+        (torch.randn(32, 32).bfloat16(), not multiplies(torch.bfloat16)),  # else its own instructions are faster
     ],
 )
 @needs_float16
 def test_weights_are_in_float16_only_where_they_stay_the_same(weight: torch.Tensor, fits: bool) -> None:
     if not fits:
-        with pytest.raises(ValueError, match="float"):
+        with pytest.raises(ValueError, match=r"float16|instructions"):
             in_float16(weight, None)
         return
     x = torch.randn(5, 32)
