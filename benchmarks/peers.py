@@ -4,11 +4,11 @@ make peers  (once: vLLM in an environment of its own, 3.5 GB)
 python -m benchmarks.peers [--jobs 1,4,8,16] [--rounds 3] [--dtype bfloat16] [--eager] [--other FOLDER] [--save]
 
 A Qwen3-VL of 256 million random parameters is asked, by so many clients at once, about a picture of 256 x 192 that
-nobody has sent before, for 64 streamed tokens. All servers run all the time, each on all cores, and are asked in turns;
-the figures are medians of the rounds, with the least and the most. `generate` answers one request after the other.
-`--eager` starts vLLM without its compiler. `--other` adds the worker of another checkout, as `git worktree add FOLDER
-COMMIT` makes one. Start: from the process's first moment to the first token of one request, weights in the page cache.
-Memory: what the processes of a server share out among them (PSS), half a minute after all is over.
+nobody has sent before, for 64 streamed tokens. All servers run all the time, each on all cores, and are asked in turns,
+two seconds apart; the figures are medians of the rounds, with the least and the most. `generate` answers one request
+after the other. `--eager` starts vLLM without its compiler. `--other` adds the worker of another checkout, as `git
+worktree add FOLDER COMMIT` makes one. Start: from the process's first moment to the first token of one request, weights
+in the page cache. Memory: what the processes of a server share out among them (PSS), half a minute after all is over.
 """
 
 import argparse
@@ -46,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 TOKENS = 64
 GENERATE, MOST_ALONE = "`generate`", 4  # jobs; it answers them one after the other, at the same rate
+PAUSE_S = 2.0  # behind a burst: the threads of a server may look for work for a second after it
 REST_S = 35  # a little longer than it takes this worker to give memory back
 READY_S = 600
 VLLM = {
@@ -56,7 +57,7 @@ VLLM = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(ROOT / "benchmarks" / "vllm_cpu"),
 }
-NOT_GIVEN = ("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+NOT_GIVEN = ("PYTHONPATH", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 VLLM_OPTIONS = ("--max-model-len", "4096", "--max-num-seqs", "32", "--skip-mm-profiling", "--limit-mm-per-prompt")
 VLLM_LIMITS = '{"image": {"count": 4, "width": 512, "height": 512}, "video": 0}'
 
@@ -224,6 +225,7 @@ def measure(peers: Sequence[Peer], jobs: Sequence[int], rounds: int) -> None:
                 if peer.name == GENERATE and count > MOST_ALONE:
                     continue
                 rate, first = asyncio.run(burst(peer, asked))
+                time.sleep(PAUSE_S)
                 if turn:
                     peer.rates[count].append(rate)
                     peer.firsts[count].append(first)

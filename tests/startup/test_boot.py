@@ -29,10 +29,14 @@ def test_phases_add_up_to_the_total() -> None:
     assert report["overlapped_reading"] == 1.5
 
 
-def in_a_process_of_its_own(code: str) -> list[str]:
+def in_a_process_of_its_own(code: str, *variables: str) -> list[str]:
     """What it prints, word by word."""
     done = subprocess.run(
-        ["env", "DEVICE=cpu", sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        ["env", "DEVICE=cpu", *variables, sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -46,6 +50,21 @@ def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str
         "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
     )
     assert in_a_process_of_its_own(code) == [str(allowed == "0")]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", "3000"), ("GOMP_SPINCOUNT=7", "7"), ("OMP_WAIT_POLICY=passive", "None")]
+)
+def test_threads_that_compute_look_for_work_for_a_moment_unless_something_else_is_asked_for(
+    given: str, found: str
+) -> None:
+    code = (
+        "import ctypes, os; variable = ctypes.CDLL(None).getenv; variable.restype = ctypes.c_char_p\n"
+        "from worker.startup import preload\n"
+        "with preload.linking_torch(): pass\n"
+        "print((variable(b'GOMP_SPINCOUNT') or b'None').decode())"
+    )
+    assert in_a_process_of_its_own(code, *given.split()) == [found]
 
 
 def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:

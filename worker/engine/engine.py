@@ -40,6 +40,7 @@ from worker.models.capacity import sizes_for
 from worker.models.kv_cache import KVCache
 from worker.models.kv_widths import KVLayout
 from worker.models.loading import LoadedModel, ServedModel
+from worker.models.openmp import compute_alone, end_team
 from worker.models.sizes import Sizes
 from worker.prompt.builder import PromptBuilder
 from worker.prompt.types import Prompt
@@ -89,9 +90,12 @@ class Engine:
         self._scheduler, self._caches = parts.scheduler, parts.caches
         limit, stuck_s = parts.sizes.max_num_seqs + settings.max_queue, settings.engine_stuck_s
         self._loop = EngineLoop(parts.scheduler, parts.batch, parts.recovery, limit=limit, stuck_s=stuck_s)
-        self._pool = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        begin = compute_alone if self.info.device == "cpu" else None
+        self._pool = ThreadPoolExecutor(settings.prepare_threads, "prepare", begin)
 
     def start(self) -> None:
+        """By the thread that has loaded the model."""
+        end_team()
         self._loop.start()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from worker.core.errors import WorkerError
 from worker.core.opened import RGB, Clip, Opened, Picture
 from worker.core.sampling import Sampling
 from worker.engine.engine import Engine
+from worker.models.openmp import end_team
 
 SIDE = 128  # of the picture, in pixels: what is made at the first use is made for small ones too
 NUM_FRAMES = 4
@@ -30,7 +31,9 @@ class WarmUp:
         request = ChatRequest(messages=(Message(role="user", parts=(*media, Text(text="?"))),), sampling=_SAMPLING)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
-            engine.submit(engine.builder.build(request, [opened for _, opened in shown]), _SAMPLING, self._events.put)
+            prompt = engine.builder.build(request, [opened for _, opened in shown])
+            end_team()
+            engine.submit(prompt, _SAMPLING, self._events.put)
             on_failure.pop_all()
 
     def wait(self) -> None:

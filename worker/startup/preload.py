@@ -14,6 +14,9 @@ from typing import Any
 
 UNUSED = ("paramiko", "tomlkit")  # a third of the SDK's import, for its command line
 PROBE = "cpuinfo"  # the module with which the SDK asks for the processor's name
+# How often a thread of OpenMP's looks for work before it sleeps: some 40 us. Its default, 4 ms, is the fastest on cores
+# that nobody else uses; beside one busy process it makes steps on two cores twenty times slower (docs/log.md).
+SPINS = b"3000"
 _TORCH = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", os.RTLD_LOCAL))  # as torch itself begins
 
 
@@ -29,8 +32,11 @@ def linking_torch() -> Iterator[None]:
 
     spec = importlib.util.find_spec("torch")
     folder = Path(spec.origin).parent / "lib" if spec is not None and spec.origin is not None else Path()
-    opened = ctypes.CDLL(None).dlopen
-    opened.restype = ctypes.c_void_p
+    system = ctypes.CDLL(None)
+    opened, variable = system.dlopen, system.getenv
+    opened.restype = variable.restype = ctypes.c_void_p
+    if not variable(b"OMP_WAIT_POLICY"):
+        system.setenv(b"GOMP_SPINCOUNT", SPINS, 0)  # OpenMP reads it when it is linked; another value is left
     thread = threading.Thread(target=link, name="linking", daemon=True)
     thread.start()
     try:
