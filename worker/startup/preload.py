@@ -33,10 +33,9 @@ def linking_torch() -> Iterator[None]:
     spec = importlib.util.find_spec("torch")
     folder = Path(spec.origin).parent / "lib" if spec is not None and spec.origin is not None else Path()
     system = ctypes.CDLL(None)
-    opened, variable = system.dlopen, system.getenv
-    opened.restype = variable.restype = ctypes.c_void_p
-    if not variable(b"OMP_WAIT_POLICY"):
-        system.setenv(b"GOMP_SPINCOUNT", SPINS, 0)  # OpenMP reads it when it is linked; another value is left
+    opened = system.dlopen
+    opened.restype = ctypes.c_void_p
+    system.setenv(b"GOMP_SPINCOUNT", SPINS, 0)  # OpenMP reads it when it is linked; another value is left
     thread = threading.Thread(target=link, name="linking", daemon=True)
     thread.start()
     try:
