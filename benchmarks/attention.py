@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import environment, in_turns, milliseconds_table, save
+from benchmarks.report import environment, in_turns, save, table_of
 from worker.models.kv_pools import grouped
 from worker.models.native.attention import Segments, causal_attention, causal_mask
 
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with torch.inference_mode():
         rows = {name: in_turns(ways, options.rounds) for name, ways in work().items()}
-    table = milliseconds_table("", rows)
+    table = table_of("", rows)
     print(table)
     if options.save:
         command = f"python -m benchmarks.attention --threads {options.threads}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import environment, in_turns, milliseconds_table, save
+from benchmarks.report import environment, in_turns, save, table_of
 from worker.checkpoint.weights import DTYPES
 from worker.models.native.linear import Linear
 from worker.models.native.packing import LAYOUTS, is_right
@@ -66,7 +66,7 @@ def main() -> None:
     with torch.inference_mode():
         found = steps(dtype)
         rows = {count: in_turns(ways(found, count, dtype), options.rounds) for count in ROWS}
-    table = milliseconds_table("rows", rows)
+    table = table_of("rows", rows)
     print(table)
     if options.save:
         command = f"python -m benchmarks.products --threads {options.threads} --dtype {options.dtype}"

@@ -64,10 +64,10 @@ def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: statistics.median(each[1:]) for name, each in took.items()}
 
 
-def milliseconds_table(title: str, rows: Mapping[Any, Mapping[str, float]]) -> str:
-    """A row for each key, with the milliseconds of each way."""
+def table_of(title: str, rows: Mapping[Any, Mapping[str, float]], unit: str = "ms", digits: int = 2) -> str:
+    """A row for each key, with the figure of each way."""
     names = list(next(iter(rows.values())))
-    lines = [f"| {title} | " + ", ms | ".join(names) + ", ms |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| {title} | " + " | ".join(f"{name}, {unit}" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for key, took in rows.items():
-        lines.append(f"| {key} | " + " | ".join(f"{each:.2f}" for each in took.values()) + " |")
+        lines.append(f"| {key} | " + " | ".join(f"{each:.{digits}f}" for each in took.values()) + " |")
     return "\n".join(lines) + "\n"

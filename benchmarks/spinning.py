@@ -1,10 +1,10 @@
-"""For how long threads that compute look for work before they sleep: tokens a second alone and beside a busy process.
+"""For how long OpenMP's threads spin before they sleep: tokens a second alone and beside a busy process.
 
 python -m benchmarks.spinning [--counts 100,3000,300000] [--rounds 2] [--save]
 
-The server of `benchmarks.peers`, bfloat16, streamed over HTTP, with each value of GOMP_SPINCOUNT (300000 is OpenMP's
-own): one stream and sixteen while nothing else runs, one and eight while a process counts. Medians of the rounds; in
-each one all values take turns, with a server started anew.
+The server of `benchmarks.peers`, bfloat16, streamed over HTTP, with each value of GOMP_SPINCOUNT (300000 is libgomp's
+default): one stream and sixteen while nothing else runs, one and eight beside a process that never waits. Medians of
+the rounds; in each one all values take turns, each with a server of its own.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import models, peers
-from benchmarks.report import environment, save
+from benchmarks.report import environment, save, table_of
 
 WARM, ALONE, BESIDE = 16, (1, 16), (1, 8)
 
 
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
-    """A process that counts, on any core."""
+    """Beside a process that never waits, on any core."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield
@@ -73,14 +73,8 @@ def main() -> None:
             for count in counts:
                 for kind, rate in measured(Path(temporary) / "model", count).items():
                     rates[count][kind].append(rate)
-    kinds = list(rates[counts[0]])
-    lines = [
-        f"| times it looks | {' | '.join(f'{kind}, tokens/s' for kind in kinds)} |",
-        "|---" * (len(kinds) + 1) + "|",
-    ]
-    for count in counts:
-        lines.append(f"| {count} | {' | '.join(f'{statistics.median(rates[count][kind]):.1f}' for kind in kinds)} |")
-    table = "\n".join(lines)
+    medians = {count: {kind: statistics.median(seen) for kind, seen in of.items()} for count, of in rates.items()}
+    table = table_of("GOMP_SPINCOUNT", medians, "tokens/s", 1)
     print(table)
     if options.save:
         save("spinning-cpu", environment("python -m benchmarks.spinning", tokens_per_second=rates), table)

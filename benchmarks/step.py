@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import models
-from benchmarks.report import environment, milliseconds_table, save
+from benchmarks.report import environment, save, table_of
 from benchmarks.throughput import decoding
 from worker.core.settings import load as settings
 from worker.models.loading import LoadedModel, load
@@ -83,7 +83,7 @@ def main() -> None:
             for rows in map(int, options.rows.split(",")):
                 found[f"{rows}, {layout}"] = profiled(model, rows)
         runner.close()
-    table = milliseconds_table("rows, weights", found)
+    table = table_of("rows, weights", found)
     print(table)
     if options.save:
         command = f"python -m benchmarks.step --threads {options.threads} --dtype {options.dtype}"

@@ -1,13 +1,11 @@
 """Who begins next, with rows that count bytes and answers that are numbers. No torch."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.processes import printed
 from worker.engine.scheduler import MAX_OVERTAKEN, PrefillGroup, Scheduler
 from worker.models.kv_widths import POOLS, Wanted, most_answers, rows_for, width_for
 
@@ -170,6 +168,4 @@ def test_alone_a_request_needs_its_rows_and_its_prompt(answers: int) -> None:
 
 def test_it_needs_no_torch() -> None:
     code = "import sys, worker.engine.scheduler; print('torch' in sys.modules)"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert printed(code) == "False"

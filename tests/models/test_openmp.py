@@ -1,10 +1,10 @@
 """One team of OpenMP's threads in the process, the engine's: seen in a child process whose torch has two threads."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import printed
 
 PRELUDE = """
 import asyncio, os, threading
@@ -31,10 +31,7 @@ def on_thread(*work):
 
 def seen(script: str) -> list[str]:
     """What the script prints, word by word."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", PRELUDE + script]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
-    return done.stdout.split()
+    return printed(PRELUDE + script, variables=("OMP_NUM_THREADS=2", "MKL_NUM_THREADS=2")).split()
 
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")

@@ -109,10 +109,11 @@ def laid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     shutil.rmtree(folder)
 
 
-def test_it_starts_without_settings_of_the_model(laid: Laid) -> None:
+def test_it_starts_with_default_settings(laid: Laid) -> None:
     native = FAMILIES[model(laid.name).kind].native
-    assert laid.served.code == ("transformers" if native is None else "native")
-    spec, of = laid.served.spec, model(laid.name)
+    served = load(Settings(device="cpu", model_path=laid.folder))
+    assert served.code == ("transformers" if native is None else "native")
+    spec, of = served.spec, model(laid.name)
     ends = {of.words.id_of(token) for token in ("<|im_end|>", "<|endoftext|>")}
     assert spec.eos_ids == ends
     assert spec.max_model_len == of.context

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.builder.hub import Hub
+from tests.processes import printed
 from worker.core.settings import EMBEDDED_MODEL
 from worker.core.timeline import Timeline
 
@@ -29,19 +30,6 @@ def test_phases_add_up_to_the_total() -> None:
     assert report["overlapped_reading"] == 1.5
 
 
-def in_a_process_of_its_own(code: str, *variables: str) -> list[str]:
-    """What it prints, word by word."""
-    done = subprocess.run(
-        ["env", "DEVICE=cpu", *variables, sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
 @pytest.mark.parametrize("allowed", ["0", "1"])
 def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str) -> None:
     code = (
@@ -49,20 +37,18 @@ def test_the_hubs_libraries_ask_nobody_unless_a_download_is_allowed(allowed: str
         "from worker.startup import boot; boot.begin().loaded.close()\n"
         "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
     )
-    assert in_a_process_of_its_own(code) == [str(allowed == "0")]
+    assert printed(code) == str(allowed == "0")
 
 
 @pytest.mark.parametrize(("given", "found"), [("", "3000"), ("GOMP_SPINCOUNT=7", "7")])
-def test_threads_that_compute_look_for_work_for_a_moment_unless_something_else_is_asked_for(
-    given: str, found: str
-) -> None:
+def test_threads_spin_for_a_moment_unless_the_environment_says_otherwise(given: str, found: str) -> None:
     code = (
-        "import ctypes, os; variable = ctypes.CDLL(None).getenv; variable.restype = ctypes.c_char_p\n"
+        "import ctypes; variable = ctypes.CDLL(None).getenv; variable.restype = ctypes.c_char_p\n"
         "from worker.startup import preload\n"
         "with preload.linking_torch(): pass\n"
         "print(variable(b'GOMP_SPINCOUNT').decode())"
     )
-    assert in_a_process_of_its_own(code, *given.split()) == [found]
+    assert printed(code, variables=tuple(given.split())) == found
 
 
 def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> None:
@@ -73,7 +59,7 @@ def test_the_start_leaves_the_collector_on_and_its_own_objects_out_of_it() -> No
         "began.loaded.wait(began.timeline); began.loaded.close(); boot.settle();"
         "print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
     )
-    assert in_a_process_of_its_own(code) == ["True", "True"]
+    assert printed(code).split() == ["True", "True"]
     assert gc.isenabled()
 
 
@@ -85,7 +71,7 @@ def test_what_warms_up_is_gone_with_its_answer() -> None:
         "print(*[sum(isinstance(one, kind) for one in gc.get_objects()) for kind in (Engine, NativeRunner)])\n"
         "print([one.name for one in threading.enumerate() if one.name == 'engine']); began.loaded.close()"
     )
-    assert in_a_process_of_its_own(code) == ["1", "1", "['engine']"]
+    assert printed(code).split() == ["1", "1", "['engine']"]
 
 
 def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> None:
@@ -99,7 +85,7 @@ def test_what_the_sdk_does_not_use_in_a_worker_is_not_read_and_still_there() -> 
         "import cpuinfo, paramiko\n"
         "print(cpuinfo.__spec__ is not None, paramiko.RSAKey is functions.paramiko.RSAKey)\n"
     )
-    assert in_a_process_of_its_own(code) == ["none", "paramiko.rsakey", "True", "True", "True"]
+    assert printed(code).split() == ["none", "paramiko.rsakey", "True", "True", "True"]
 
 
 def test_the_sdk_is_told_the_name_that_it_would_find_itself() -> None:
@@ -107,7 +93,7 @@ def test_the_sdk_is_told_the_name_that_it_would_find_itself() -> None:
         "import cpuinfo; from worker.startup import preload; own = cpuinfo.get_cpu_info()['brand_raw']\n"
         "print(own == preload.processor())"
     )
-    assert in_a_process_of_its_own(code) == ["True"]
+    assert printed(code).split() == ["True"]
 
 
 def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:

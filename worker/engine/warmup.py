@@ -32,7 +32,7 @@ class WarmUp:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
             prompt = engine.builder.build(request, [opened for _, opened in shown])
-            end_team()
+            end_team()  # this thread computes no more
             engine.submit(prompt, _SAMPLING, self._events.put)
             on_failure.pop_all()
 

@@ -3,7 +3,7 @@
 Every thread that computes has a team of its own, and keeps it. Once all teams together have more threads than there are
 cores, OpenMP's threads sleep while they wait for work, and each of a step's 140 parallel operations begins by waking
 one: a step takes 1.25 to 1.3 times as long (docs/log.md). So on a CPU the engine's thread alone keeps a team.
-`startup.preload` says for how long threads wait before they sleep.
+`startup.preload` says for how long threads spin before they sleep.
 """
 
 import contextlib

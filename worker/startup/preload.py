@@ -14,8 +14,8 @@ from typing import Any
 
 UNUSED = ("paramiko", "tomlkit")  # a third of the SDK's import, for its command line
 PROBE = "cpuinfo"  # the module with which the SDK asks for the processor's name
-# How often a thread of OpenMP's looks for work before it sleeps: some 40 us. Its default, 4 ms, is the fastest on cores
-# that nobody else uses; beside one busy process it makes steps on two cores twenty times slower (docs/log.md).
+# How often OpenMP's threads spin before they sleep: 40 us. The default, 4 ms, is a little faster on cores that nobody
+# else uses; on two cores beside one busy process it is eleven times slower (`benchmarks.spinning`).
 SPINS = b"3000"
 _TORCH = (("libtorch_global_deps.so", os.RTLD_GLOBAL), ("libtorch.so", os.RTLD_LOCAL))  # as torch itself begins
 
